@@ -1,0 +1,77 @@
+"""PSNR and SSIM as the field scores them, one value per image; training validates with the same code.
+
+The usual protocol is `psnr(rgb_to_y(round_to_8bit(sr)), rgb_to_y(hr), border=scale)`, and the mean over images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BT601_STUDIO = (65.481, 128.553, 24.966)  # ITU-R BT.601, R'G'B' in 0..1 to Y' in 16..235; MATLAB's rgb2ycbcr
+BT601_BLACK = 16.0
+SSIM_WINDOW = 11  # Wang et al. 2004, sec. III-C, as the next three
+SSIM_SIGMA = 1.5
+SSIM_C1 = 0.01**2
+SSIM_C2 = 0.03**2
+
+
+def round_to_8bit(image: Tensor) -> Tensor:
+    """The image (0..1, any shape) as it would be read again from an 8-bit file."""
+    return (image.clamp(0, 1) * 255).round() / 255
+
+
+def rgb_to_y(rgb: Tensor) -> Tensor:
+    """Studio-range luma (B, 1, H, W) in 16/255..235/255 of RGB (B, 3, H, W) in 0..1, in float64."""
+    weights = _exact(rgb).new_tensor(BT601_STUDIO).view(3, 1, 1)
+    return ((_exact(rgb) * weights).sum(dim=-3, keepdim=True) + BT601_BLACK) / 255
+
+
+def psnr(sr: Tensor, hr: Tensor, *, border: int) -> Tensor:
+    """PSNR of each image, in dB.
+
+    sr, hr   (B, C, H, W), 0..1; `border` pixels are cut from each side
+    returns  (B,) float64; inf where the images are equal
+    raises   ValueError if shapes differ or nothing is left after the cut
+    """
+    sr, hr = _cut(sr, hr, border, least=1)
+    return -10 * (sr - hr).square().mean(dim=(1, 2, 3)).log10()
+
+
+def ssim(sr: Tensor, hr: Tensor, *, border: int) -> Tensor:
+    """SSIM of each image: Gaussian window of 11 and sigma 1.5, no padding, mean over pixels and channels.
+
+    sr, hr   (B, C, H, W), 0..1; `border` pixels are cut from each side
+    returns  (B,) float64; 1 where the images are equal
+    raises   ValueError if shapes differ or less than one window is left after the cut
+    """
+    sr, hr = _cut(sr, hr, border, least=SSIM_WINDOW)
+    mean_sr, mean_hr = _blur(sr), _blur(hr)
+    variance_sr = _blur(sr * sr) - mean_sr**2
+    variance_hr = _blur(hr * hr) - mean_hr**2
+    covariance = _blur(sr * hr) - mean_sr * mean_hr
+    luminance = (2 * mean_sr * mean_hr + SSIM_C1) / (mean_sr**2 + mean_hr**2 + SSIM_C1)
+    structure = (2 * covariance + SSIM_C2) / (variance_sr + variance_hr + SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _exact(image: Tensor) -> Tensor:
+    # Apple's GPUs have no float64
+    return image.cpu().double() if image.device.type == "mps" else image.double()
+
+
+def _cut(sr: Tensor, hr: Tensor, border: int, *, least: int) -> tuple[Tensor, Tensor]:
+    if sr.shape != hr.shape or sr.ndim != 4:
+        raise ValueError(f"images of shapes {tuple(sr.shape)} and {tuple(hr.shape)}: expected two equal (B, C, H, W)")
+    height, width = sr.shape[-2] - 2 * border, sr.shape[-1] - 2 * border
+    if min(height, width) < least:
+        raise ValueError(f"{sr.shape[-1]} x {sr.shape[-2]} image: less than {least} pixels left after cutting {border}")
+    inside = (..., slice(border, border + height), slice(border, border + width))
+    return _exact(sr[inside]), _exact(hr[inside])
+
+
+def _blur(image: Tensor) -> Tensor:
+    offset = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
+    window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
+    window = (window / window.sum()).expand(image.shape[1], 1, 1, -1)
+    rows = F.conv2d(image, window, groups=image.shape[1])
+    return F.conv2d(rows, window.transpose(2, 3), groups=image.shape[1])

@@ -1,0 +1,160 @@
+"""Which windows a training step reads: a pure function of (seed, step), so that a run goes on from its step number.
+
+Steps draw from an endless row of slots, `samples_per_epoch` of them to an epoch. An epoch is cut into visits of
+`crops_per_visit` windows in one image; the visits are shuffled, and the windows of each `pool_visits` visits are
+shuffled among themselves. One crop per visit is therefore the plain uniform order. With more, the windows of a visit
+lie side by side in one band of rows, so that a store larger than memory is read in long runs, and a batch still holds
+windows from many images.
+
+Nothing is drawn in advance and nothing is remembered: each slot's numbers are a hash of (seed, epoch, slot).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from store.errors import ConfigError
+
+Weighting = Literal["crops", "images"]
+
+# SplitMix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17 (mix variant 13)
+GOLDEN, FIRST, SECOND = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+FEISTEL_ROUNDS = 6
+PURPOSES = ("offset", "visit order", "pool order", "y", "x", "variant")  # each draws from a key of its own
+
+
+class Place(NamedTuple):
+    """One window: `crop_px` LR pixels square at (y, x) of the upright image, then transformed by `variant`."""
+
+    image: int
+    y: int
+    x: int
+    variant: str
+
+
+def mix(values: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """64 random bits for each value under a key, as uint64."""
+    z = (values.astype(np.uint64) + np.uint64(1)) * GOLDEN + key
+    z = (z ^ (z >> np.uint64(30))) * FIRST
+    z = (z ^ (z >> np.uint64(27))) * SECOND
+    return z ^ (z >> np.uint64(31))
+
+
+def permute(index: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Where each `index` goes in a random permutation of 0..n-1, without making the permutation.
+
+    A Feistel network over the next power of four, walked until it lands below n (Black and Rogaway 2002, section 4).
+    """
+    half = np.maximum(1, (np.ceil(np.log2(np.maximum(n, 2))) + 1) // 2).astype(np.uint64)
+    place, outside = index.astype(np.uint64), np.full(index.shape, True)
+    while outside.any():
+        place[outside] = _feistel(place[outside], half[outside], key[outside])
+        outside = place >= n.astype(np.uint64)
+    return place.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = value >> half, value & mask
+    for turn in range(FEISTEL_ROUNDS):
+        left, right = right, left ^ (mix(right + np.uint64(turn << 48), key) & mask)
+    return left << half | right
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The random numbers of one step that are not places, such as Mixup's."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{name}={count}: must be at least 1")
+
+
+class Sampler:
+    """The windows of every step over images of the given LR sizes.
+
+    weighting    "crops": each window of the set is as likely as any other; "images": each image is
+    repeat_factor  windows an image and epoch, on average
+    raises       ConfigError if an image is smaller than the crop
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        batch_size: int,
+        crop_px: int,
+        seed: int,
+        variants: Sequence[str] = ("identity",),
+        repeat_factor: int = 20,
+        weighting: Weighting = "crops",
+        crops_per_visit: int = 1,
+        pool_visits: int = 64,
+    ) -> None:
+        self.free = np.asarray(sizes, dtype=np.int64).reshape(-1, 2) - crop_px + 1  # (image, 2): positions along y, x
+        self.batch_size, self.seed, self.variants = batch_size, seed, tuple(variants)
+        self.crops, self.pool = crops_per_visit, pool_visits
+        _at_least_one(
+            images=len(self.free),
+            batch_size=batch_size,
+            crop_px=crop_px,
+            repeat_factor=repeat_factor,
+            crops_per_visit=crops_per_visit,
+            pool_visits=pool_visits,
+        )
+        if (small := np.flatnonzero((self.free < 1).any(axis=1))).size:
+            raise ConfigError(
+                f"crop_px={crop_px}: {small.size} of {len(sizes)} images are smaller, such as number {small[0]} "
+                f"with {sizes[small[0]][0]} x {sizes[small[0]][1]} LR pixels"
+            )
+        weights = self.free.prod(axis=1) if weighting == "crops" else np.ones(len(self.free))
+        self.shares = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+        self.visits = -(-len(self.free) * repeat_factor // self.crops)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.visits * self.crops
+
+    def epoch(self, step: int) -> float:
+        """How many epochs lie before the step."""
+        return step * self.batch_size / self.samples_per_epoch
+
+    def places(self, step: int) -> list[Place]:
+        """The step's whole batch, the same whatever the number of ranks that share it."""
+        slots = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epoch, slot = np.divmod(slots, self.samples_per_epoch)
+        visit, crop = self._visit(epoch, slot)
+        image = self._image(epoch, visit)
+        y, x = self._window(epoch, visit, crop, self.free[image])
+        variant = self._draw("variant", epoch, visit * self.crops + crop) % np.uint64(len(self.variants))
+        rows = zip(image.tolist(), y.tolist(), x.tolist(), variant.tolist(), strict=True)
+        return [Place(i, top, left, self.variants[v]) for i, top, left, v in rows]
+
+    def _visit(self, epoch: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pool, inside = np.divmod(slot, self.pool * self.crops)
+        visits_here = np.minimum(self.pool, self.visits - pool * self.pool)
+        key = mix(pool, self._key("pool order", epoch))
+        rank, crop = np.divmod(permute(inside, visits_here * self.crops, key), self.crops)
+        all_visits = np.full(slot.shape, self.visits)
+        return permute(pool * self.pool + rank, all_visits, self._key("visit order", epoch)), crop
+
+    def _image(self, epoch: np.ndarray, visit: np.ndarray) -> np.ndarray:
+        # systematic sampling: each image gets its share of the visits, rounded down or up
+        offset = self._draw("offset", epoch, np.zeros_like(visit)) / 2.0**64
+        return np.minimum(np.searchsorted(self.shares, (visit + offset) / self.visits, "right"), len(self.free) - 1)
+
+    def _window(self, epoch, visit, crop, free) -> tuple[np.ndarray, np.ndarray]:
+        rows, cols = free[:, 0], free[:, 1]
+        y = (self._draw("y", epoch, visit) % rows.astype(np.uint64)).astype(np.int64)
+        x = (self._draw("x", epoch, visit) % cols.astype(np.uint64)).astype(np.int64)
+        return y, (x + crop * cols // self.crops) % cols
+
+    def _draw(self, purpose: str, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return mix(index, self._key(purpose, epoch))
+
+    def _key(self, purpose: str, epoch: np.ndarray) -> np.ndarray:
+        seed = np.array([self.seed % 2**64], dtype=np.uint64)
+        return mix(epoch, mix(seed, np.uint64(PURPOSES.index(purpose))))

@@ -44,7 +44,11 @@ def ssim(sr: Tensor, hr: Tensor, *, border: int) -> Tensor:
     returns  (B,) float64; 1 where the images are equal
     raises   ValueError if shapes differ or less than one window is left after the cut
     """
-    sr, hr = _cut(sr, hr, border, least=SSIM_WINDOW)
+    return structural_similarity(*_cut(sr, hr, border, least=SSIM_WINDOW))
+
+
+def structural_similarity(sr: Tensor, hr: Tensor) -> Tensor:
+    """SSIM of each image in the precision of the tensors, without a border, for `ssim` and for the loss."""
     mean_sr, mean_hr = _blur(sr), _blur(hr)
     variance_sr = _blur(sr * sr) - mean_sr**2
     variance_hr = _blur(hr * hr) - mean_hr**2

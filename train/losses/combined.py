@@ -1,0 +1,54 @@
+"""The weighted sum of losses, of which a weight of zero costs and loads nothing."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from store.errors import ConfigError
+from train.losses.clip import CLIPSemantic
+from train.losses.edge import SobelEdge
+from train.losses.pixel import L1, Charbonnier
+from train.losses.spectrum import LogSpectrum
+from train.losses.ssim import SSIM
+from train.losses.vgg import VGGPerceptual
+from train.losses.wavelet import StationaryWavelet
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "l1": L1,
+    "charbonnier": Charbonnier,
+    "ssim": SSIM,
+    "vgg": VGGPerceptual,
+    "swt": StationaryWavelet,
+    "fft": LogSpectrum,
+    "edge": SobelEdge,
+    "clip": CLIPSemantic,
+}
+
+
+class Criterion(nn.Module):
+    """The sum of weight x loss over the losses that are ever used.
+
+    names    losses to build, of LOSSES; those of weight 0 in every stage are left out by the caller
+    weights  files for the losses that need some: "vgg", "clip"
+    """
+
+    def __init__(self, names: Iterable[str], weights: Mapping[str, Path | None] | None = None) -> None:
+        super().__init__()
+        files = {name: {"weights": path} for name, path in (weights or {}).items()}
+        unknown = sorted(set(names) - set(LOSSES))
+        if unknown:
+            raise ConfigError(f"losses: no loss is called {unknown[0]!r}; there are {', '.join(LOSSES)}")
+        self.losses = nn.ModuleDict({name: LOSSES[name](**files.get(name, {})) for name in names})
+
+    def forward(self, sr: Tensor, hr: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and each loss that was used, unweighted and detached.
+
+        Computed in float32 whatever the network's precision is: fp16 has no room for a spectrum or a variance.
+        """
+        with torch.autocast(sr.device.type, enabled=False):
+            sr, hr = sr.float(), hr.float()
+            values = {name: self.losses[name](sr, hr) for name, weight in weights.items() if weight}
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        return total, {name: value.detach() for name, value in values.items()}

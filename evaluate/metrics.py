@@ -1,0 +1,141 @@
+"""What evaluation adds to `train.metrics`: metrics by name, their protocol in words, and the learned ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.errors import ConfigError, WeightsError
+from train.metrics import psnr, rgb_to_y, ssim
+
+NTIRE_EXTRA_BORDER = 6  # Timofte et al. 2017, "NTIRE 2017 Challenge": 6 + scale pixels ignored, RGB
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is written, and which way is better."""
+
+    title: str
+    channel: str
+    digits: int
+    higher_is_better: bool = True
+    pyiqa: str | None = None  # its name there; None: computed here
+
+
+METRICS = {
+    "psnr_y": Metric("PSNR-Y", "BT.601 luma", 3),
+    "ssim_y": Metric("SSIM-Y", "BT.601 luma", 4),
+    "psnr_rgb": Metric("PSNR-RGB", "RGB", 3),
+    "ssim_rgb": Metric("SSIM-RGB", "RGB", 4),
+    "lpips": Metric("LPIPS", "RGB, AlexNet", 4, higher_is_better=False),
+    "dists": Metric("DISTS", "RGB", 4, higher_is_better=False, pyiqa="dists"),
+    "niqe": Metric("NIQE", "luma", 3, higher_is_better=False, pyiqa="niqe"),
+    "musiq": Metric("MUSIQ", "RGB", 3, pyiqa="musiq"),
+    "maniqa": Metric("MANIQA", "RGB", 4, pyiqa="maniqa-pipal"),
+    "clipiqa": Metric("CLIP-IQA", "RGB", 4, pyiqa="clipiqa"),
+}
+PERCEPTUAL_PARTS = ("lpips", "dists", "clipiqa", "maniqa", "musiq", "niqe")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared with what: printed beside every number."""
+
+    scale: int
+    border: int
+    lr: str = "as stored"
+
+    def describe(self, metrics: Sequence[str]) -> str:
+        """The protocol in one line."""
+        channels = "; ".join(f"{METRICS[name].title} on {METRICS[name].channel}" for name in metrics)
+        return (
+            f"x{self.scale}; {channels}; {self.border} pixels cut from each side; outputs rounded to 8 bits; "
+            f"whole images, one value an image, mean over images; LR {self.lr}"
+        )
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(1, 3, H, W) in 0..1, float64, of an image (H, W, 3) in uint8 or uint16."""
+    values = torch.from_numpy(image.astype(np.float64) / np.iinfo(image.dtype).max)
+    return values.permute(2, 0, 1)[None]
+
+
+class Scorer:
+    """Scores images against one HR image, whose luma is computed once.
+
+    hr       (H, W, 3), uint8 or uint16
+    metrics  names of `METRICS`
+    """
+
+    def __init__(self, hr: np.ndarray, metrics: Sequence[str], border: int) -> None:
+        self.metrics, self.border = tuple(metrics), border
+        self._hr = to_tensor(hr)
+        self._hr_y = rgb_to_y(self._hr)
+
+    def __call__(self, sr: np.ndarray) -> dict[str, float]:
+        """Metric -> value of an image (H, W, 3) in uint8; inf where it equals HR."""
+        image = to_tensor(sr)
+        return {name: self._score(name, image) for name in self.metrics}
+
+    def _score(self, name: str, sr: Tensor) -> float:
+        if name in ("psnr_y", "ssim_y"):
+            metric = psnr if name == "psnr_y" else ssim
+            return metric(rgb_to_y(sr), self._hr_y, border=self.border).item()
+        if name in ("psnr_rgb", "ssim_rgb"):
+            metric = psnr if name == "psnr_rgb" else ssim
+            return metric(sr, self._hr, border=self.border).item()
+        return learned_metric(name)(self._inside(sr), self._inside(self._hr))
+
+    def _inside(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2] - 2 * self.border, image.shape[-1] - 2 * self.border
+        return image[..., self.border : self.border + height, self.border : self.border + width].float()
+
+
+@cache
+def learned_metric(name: str) -> Callable[[Tensor, Tensor], float]:
+    """A metric with weights, from the packages `lpips` or `pyiqa`.
+
+    raises  ConfigError if the package is not installed, WeightsError if its weights cannot be had
+    """
+    try:
+        return _lpips() if name == "lpips" else _pyiqa(METRICS[name].pyiqa)
+    except ImportError as error:
+        package = "'.[perceptual]'" if name == "lpips" else "pyiqa"
+        raise ConfigError(f"metric {name}: {error}. Run: pip install {package}") from None
+    except OSError as error:
+        raise WeightsError(
+            f"metric {name}: its weights are neither in torch's cache ({torch.hub.get_dir()}) "
+            f"nor could they be downloaded: {error}"
+        ) from None
+
+
+def _lpips() -> Callable[[Tensor, Tensor], float]:
+    from lpips import LPIPS
+
+    network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    return lambda sr, hr: network(sr * 2 - 1, hr * 2 - 1).item()
+
+
+def _pyiqa(name: str) -> Callable[[Tensor, Tensor], float]:
+    from pyiqa import create_metric
+
+    metric = create_metric(name, device="cpu")
+    return lambda sr, hr: (metric(sr, hr) if metric.metric_mode == "FR" else metric(sr)).item()
+
+
+def ntire_perceptual(means: Mapping[str, float]) -> float:
+    """The NTIRE perceptual score of a method, from its means over images.
+
+    source  NTIRE 2025 Challenge on Image Super-Resolution (x4), weighted score of the perceptual track
+    """
+    return (
+        (1 - means["lpips"])
+        + (1 - means["dists"])
+        + means["clipiqa"]
+        + means["maniqa"]
+        + means["musiq"] / 100
+        + max(0.0, (10 - means["niqe"]) / 10)
+    )

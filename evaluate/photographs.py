@@ -1,0 +1,38 @@
+"""The demo's photographs: those in colour that scikit-image carries in its wheel."""
+
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+# the two halves of the stereo pair show one scene: they stay on one side of the split
+TRAINING = ("astronaut", "hubble_deep_field", "motorcycle_left", "motorcycle_right", "retina")
+VALIDATION = ("immunohistochemistry",)
+HELD_OUT = ("chelsea", "coffee", "rocket")
+
+
+def photograph(name: str) -> np.ndarray:
+    """The photograph as (H, W, 3) uint8, cut at the bottom and right to multiples of 4."""
+    if name.startswith("motorcycle"):
+        image = skimage.data.stereo_motorcycle()[name == "motorcycle_right"]
+    else:
+        image = getattr(skimage.data, name)()
+    height, width = (n - n % 4 for n in image.shape[:2])
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def write_photographs(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Writes the HR photographs as PNG; those that are there already stay.
+
+    returns  split ("training", "validation", "held_out") -> image ids
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {"training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT}
+    for name in (name for names in splits.values() for name in names):
+        path = folder / f"{name}.png"
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            Image.fromarray(photograph(name)).save(temporary, format="PNG")
+            temporary.replace(path)
+    return splits

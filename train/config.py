@@ -1,0 +1,223 @@
+"""What a training run is made of, as frozen dataclasses; every value is read by something.
+
+Lengths (of the run, of stages, warm-up and intervals) are steps, epochs or per cent of the run: `500`,
+`"500 steps"`, `"20 epochs"`, `"40 %"`.
+"""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from store.config import config_dataclass
+from train.fusion.config import FusionConfig
+from train.losses.combined import LOSSES
+from train.sampler import Weighting
+from train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
+
+
+def _length(value: int | str) -> int | str:
+    parse_length(value)
+    return value
+
+
+def _loss_name(name: str) -> str:
+    if name not in LOSSES:
+        raise ValueError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
+    return name
+
+
+Length = Annotated[int | str, AfterValidator(_length)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+LossName = Annotated[str, AfterValidator(_loss_name)]
+
+
+@config_dataclass
+class LiveConfig:
+    """What only live experts can answer to: they are run on the changed image. Refused on a store."""
+
+    experts: tuple[str, ...] = ()  # names of configs/experts or YAML files; empty: those that the store records
+    colour_jitter: Share = 0.0  # probability
+    colour_strength: Share = 0.05  # brightness, contrast and saturation change by up to this
+    blur: Share = 0.0  # probability
+    blur_sigma_px: NotNegative = 0.5  # in LR pixels
+    crop_scale: tuple[float, float] = (1.0, 1.0)  # a window's size before it is resized to crop_px, smallest and largest
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0.5 <= low <= high <= 2:
+            raise ValueError(f"crop_scale={list(self.crop_scale)}: must be two factors between 0.5 and 2, the smaller first")
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The augmentations that are on."""
+        on = {
+            "colour_jitter": self.colour_jitter > 0,
+            "blur": self.blur > 0,
+            "crop_scale": tuple(self.crop_scale) != (1.0, 1.0),
+        }
+        return tuple(name for name, used in on.items() if used)
+
+
+@config_dataclass
+class DataConfig:
+    """Which windows a step sees. See train/sampler.py for the order and train/augment.py for the mixing."""
+
+    batch_size: Positive = 16  # windows an optimiser step, over all processes and micro-batches
+    accumulation: Positive = 1  # micro-batches a step: the same result in less memory
+    crop_px: Annotated[int, Field(ge=8)] = 64  # side of a window, LR pixels
+    repeat_factor: Positive = 20  # windows an image and epoch, on average
+    weighting: Weighting = "crops"
+    crops_per_visit: Positive = 1  # more: longer reads of a store that is larger than memory
+    pool_visits: Positive = 64
+    augment: Literal["none", "stored", "approximate"] = "stored"
+    cutblur: Share = 0.0  # probability, each window
+    mixup: Share = 0.0
+    mixup_alpha: Annotated[float, Field(gt=0)] = 1.2  # of the Beta distribution; Yoo et al. 2020 (CutBlur), table 1
+
+
+@config_dataclass
+class StageConfig:
+    """One stage of the curriculum."""
+
+    length: Length
+    weights: dict[LossName, NotNegative]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not any(self.weights.values()):
+            raise ValueError("weights: at least one loss needs a weight above 0")
+
+
+@config_dataclass
+class LossConfig:
+    """The stages, and files for the losses that need weights."""
+
+    stages: tuple[StageConfig, ...] = (StageConfig("100 %", {"l1": 1.0}, "pixels"),)
+    vgg_weights: Path | None = None  # None: torch's cache
+    clip_weights: Path | None = None  # None: the cache of huggingface_hub
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: at least one is needed")
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The losses that any stage gives a weight to."""
+        return tuple(name for name in LOSSES if any(stage.weights.get(name) for stage in self.stages))
+
+
+@config_dataclass
+class OptimiserConfig:
+    """AdamW."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: NotNegative = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: NotNegative = 1.0  # of the gradient; 0 does not clip
+
+
+@config_dataclass
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    kind: Literal["cosine", "restarts", "constant"] = "cosine"
+    warmup: Length = "2 %"
+    warmup_from: NotNegative = 5e-7
+    lowest: NotNegative = 5e-8
+    first_cycle: Length = "100 %"  # of restarts
+    cycle_factor: Annotated[float, Field(ge=1)] = 2.0
+
+
+@config_dataclass
+class ValidationConfig:
+    """Whole images that are never trained on, by which checkpoints are chosen.
+
+    One of: a `store` of their own; the `images` of the training store with these ids; `hr` folders (with `lr`,
+    or LR made by the bicubic recipe), extracted into the run first; or else `hold_out` images of the training
+    store, spread over it.
+    """
+
+    every: Length = 500
+    store: Path | None = None
+    images: tuple[str, ...] = ()
+    hr: tuple[Path, ...] = ()
+    lr: tuple[Path, ...] = ()
+    hold_out: Positive = 4
+    pictures: Annotated[int, Field(ge=0)] = 2  # shown in TensorBoard
+    patience: Annotated[int, Field(ge=0)] = 0  # validations without a better PSNR before the run stops; 0: never
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("store", "images", "hr") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; choose one of them")
+        if self.lr and not self.hr:
+            raise ValueError("lr is given without hr")
+
+
+@config_dataclass
+class CheckpointConfig:
+    """When a checkpoint is written, besides at each validation, and which are kept."""
+
+    every: Length = 500
+    best: Positive = 5  # by validation PSNR
+    last: Positive = 10
+    milestones: tuple[Length, ...] = ("25 %", "50 %", "75 %", "100 %")
+
+
+@config_dataclass
+class TrainConfig:
+    """A training run."""
+
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    experts: tuple[str, ...] = ()  # empty: all of the store
+    steps: Length = 20_000
+    data: DataConfig = field(default_factory=DataConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9995
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU, else bf16 or fp16
+    device: str = "auto"
+    log_every: Length = 50
+    tensorboard: bool = True
+    allow_random_weights: bool = False  # train on a store whose experts have random weights
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if parse_length(self.steps)[1] == "%":
+            raise ValueError(f"steps={self.steps}: the run's own length is in steps or epochs")
+
+
+def span(config: TrainConfig, samples_per_epoch: int) -> Span:
+    """The run's length, given how many windows an epoch has."""
+    per_epoch = samples_per_epoch / config.data.batch_size
+    steps = Span(0, per_epoch).in_steps(config.steps)
+    if steps < 1:
+        raise ValueError(f"train.steps={config.steps}: less than one step")
+    return Span(steps, per_epoch)
+
+
+def learning_rate(config: TrainConfig, run: Span) -> LearningRate:
+    """The learning rate of each step."""
+    schedule = config.schedule
+    rates = {
+        "peak": config.optimiser.learning_rate,
+        "lowest": schedule.lowest,
+        "warmup_from": schedule.warmup_from,
+        "warmup": schedule.warmup,
+    }
+    if schedule.kind == "restarts":
+        return restarts(run, first_cycle=schedule.first_cycle, cycle_factor=schedule.cycle_factor, **rates)
+    return {"cosine": cosine, "constant": constant}[schedule.kind](run, **rates)
+
+
+def loss_stages(config: TrainConfig, run: Span) -> Stages:
+    """Which of `config.losses.stages` each step belongs to."""
+    return stages(run, [stage.length for stage in config.losses.stages])

@@ -1,0 +1,199 @@
+"""Values to raw numbers and back, each with a stated error; the way back works on numpy arrays and torch tensors.
+
+A codec's name is `base` or `base+compression`: `float16`, `uint8`, `pca64-int8`, `float16+zstd`. The base says what
+the numbers mean, the compression only how their chunks lie in the file.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from store.compression import Compression, get_compression
+from store.errors import ConfigError, StoreError
+
+Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw numbers
+
+BASES = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pcaK-int8")
+FLOAT16_MAX = 65504.0
+INT8_MAX = 127
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A codec as it stands: float32, nothing lost. The others are below."""
+
+    name: str
+    compression: Compression | None = None
+    raw_dtype: np.dtype = np.dtype(np.float32)
+    limit: float = np.inf  # no finite raw number stands for more than this
+    components: int | None = None  # of a basis that must be fitted before the first image
+
+    def raw_channels(self, channels: int) -> int:
+        """Channels of the raw array."""
+        return self.components or channels
+
+    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+        """What is particular to this array, and what it shares with the expert's others (`basis`)."""
+        return {}
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        """Raw numbers of float32 (rows, cols, C)."""
+        return values.astype(self.raw_dtype)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        """float32 (..., C) of raw (..., raw channels); params may have leading axes that broadcast."""
+        return _float(raw)
+
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        """The largest distance between neighbouring decoded numbers at these values; encoding errs by half of it."""
+        return np.abs(values) * 2.0**-23
+
+
+class Float16(Codec):
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.maximum(np.abs(values) * 2.0**-10, 2.0**-24)
+
+
+class Bfloat16(Codec):
+    """The upper half of a float32, rounded to even; zarr and h5py know it as uint16."""
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        if isinstance(raw, np.ndarray):
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        import torch
+
+        return raw.view(torch.bfloat16).float()
+
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.maximum(np.abs(values) * 2.0**-7, 2.0**-126)
+
+
+class Unit(Codec):
+    """Images: 0..1 as an integer of the whole range; what lies outside is clipped, as every metric does."""
+
+    @property
+    def levels(self) -> int:
+        return int(np.iinfo(self.raw_dtype).max)
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.rint(np.clip(values, 0, 1) * np.float32(self.levels)).astype(self.raw_dtype)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        return _float(raw) / self.levels
+
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.full_like(values, 1 / self.levels)
+
+
+class Scaled(Codec):
+    """int8 with one scale a channel and array: the channel's largest magnitude is 127."""
+
+    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+        return {"scale": _scales(values)}
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        scaled = np.rint(values / np.asarray(params["scale"], np.float32))
+        return np.clip(scaled, -INT8_MAX, INT8_MAX).astype(np.int8)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        return _float(raw) * _like(params["scale"], raw)
+
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.broadcast_to(params["scale"], values.shape)
+
+
+class Principal(Scaled):
+    """Principal components of the features, each in int8 with a scale an array; the basis is the expert's."""
+
+    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+        if basis is None:
+            raise StoreError(f"codec {self.name} has no basis: fit_pca makes one, Manifest.add_expert takes it")
+        return {**basis, "scale": _scales(self._project(values, basis))}
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return super().encode(self._project(values, params), params)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        return super().decode(raw, params) @ _like(params["basis"], raw) + _like(params["mean"], raw)
+
+    def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
+        return np.broadcast_to(np.abs(params["basis"]).T @ params["scale"], values.shape)
+
+    @staticmethod
+    def _project(values: np.ndarray, basis: Params) -> np.ndarray:
+        return (values - basis["mean"]) @ basis["basis"].T
+
+
+@lru_cache
+def get_codec(name: str) -> Codec:
+    """The codec of this name.
+
+    raises  ConfigError for a name that is none, StoreError where the library for it is missing
+    """
+    base, plus, suffix = name.partition("+")
+    compression = get_compression(suffix, name) if plus else None
+    principal = re.fullmatch(r"pca([1-9]\d*)-int8", base)
+    if principal:
+        return Principal(name, compression, np.dtype(np.int8), components=int(principal.group(1)))
+    match base:
+        case "float32":
+            return Codec(name, compression)
+        case "float16":
+            return Float16(name, compression, np.dtype(np.float16), limit=FLOAT16_MAX)
+        case "bfloat16":
+            return Bfloat16(name, compression, np.dtype(np.uint16))
+        case "uint8" | "uint16":
+            return Unit(name, compression, np.dtype(base))
+        case "int8":
+            return Scaled(name, compression, np.dtype(np.int8))
+    raise ConfigError(f"codec {name!r}: expected one of {', '.join(BASES)}, with +zstd or +blosc if wanted")
+
+
+def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndarray]:
+    """The basis of `pcaK-int8`: {"mean": (C,), "basis": (K, C)}, float32, largest variance first.
+
+    samples     float (..., C): features of a few tiles or whole images, all of one expert and tap; they decide the
+                bytes, so take the same ones whatever part of the images is extracted here
+    components  K, `get_codec(name).components`
+    raises      StoreError if the samples span fewer than K components
+    """
+    count, total, square = 0, 0.0, 0.0
+    for sample in samples:
+        flat = np.asarray(sample, np.float64).reshape(-1, np.shape(sample)[-1])
+        count, total, square = count + len(flat), total + flat.sum(0), square + flat.T @ flat
+    channels = np.shape(total)[0] if count else 0
+    if components > channels or count <= components:
+        raise StoreError(
+            f"pca{components}-int8: {channels} channels at {count} pixels do not span {components} components"
+        )
+    mean = total / count
+    _, vectors = np.linalg.eigh(square / count - np.outer(mean, mean))
+    basis = vectors[:, ::-1].T[:components]
+    signs = np.sign(basis[np.arange(components), np.abs(basis).argmax(1)])  # else the library is free to choose them
+    return {"mean": mean.astype(np.float32), "basis": (basis * signs[:, None]).astype(np.float32)}
+
+
+def _scales(values: np.ndarray) -> np.ndarray:
+    largest = np.abs(values).reshape(-1, values.shape[-1]).max(0)
+    return np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
+
+
+def _float(raw: Any) -> Any:
+    return raw.astype(np.float32) if isinstance(raw, np.ndarray) else raw.float()
+
+
+def _like(value: Any, raw: Any) -> Any:
+    """The parameter on the raw numbers' side: numpy beside numpy, a tensor on the same device beside a tensor."""
+    if isinstance(raw, np.ndarray) or not isinstance(value, np.ndarray):
+        return value
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(value)).to(raw.device)

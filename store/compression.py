@@ -1,0 +1,79 @@
+"""Chunk compression, as Zarr and HDF5 name it: a choice of capacity, since compressed chunks cannot be mapped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from store.errors import ConfigError, StoreError
+
+ZSTD_LEVEL = 3
+BLOSC_LEVEL = 5
+BLOSC_BITSHUFFLE = 2
+HDF5_ZSTD, HDF5_BLOSC = 32015, 32001  # registered with The HDF Group; plain h5py reads them with `import hdf5plugin`
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One of numcodecs' compressors, with the names that the containers have for it."""
+
+    name: str
+
+    def _codec(self) -> Any:
+        import numcodecs
+
+        if self.name == "zstd":
+            return numcodecs.Zstd(level=ZSTD_LEVEL, checksum=True)
+        return numcodecs.Blosc(cname="zstd", clevel=BLOSC_LEVEL, shuffle=BLOSC_BITSHUFFLE)
+
+    def encode(self, chunk: Any) -> bytes:
+        """The compressed bytes of one contiguous array."""
+        return bytes(self._codec().encode(chunk))
+
+    def decode(self, stored: Any, where: str) -> Any:
+        """The bytes of a chunk.
+
+        raises  StoreError naming `where` if they are damaged
+        """
+        try:
+            return self._codec().decode(stored)
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(f"{where}: a {self.name} chunk is damaged ({error})") from None
+
+    def zarr_codec(self, itemsize: int) -> Mapping[str, Any]:
+        """The entry in a Zarr array's list of codecs."""
+        if self.name == "zstd":
+            return {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
+        options = {
+            "typesize": itemsize,
+            "cname": "zstd",
+            "clevel": BLOSC_LEVEL,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        }
+        return {"name": "blosc", "configuration": options}
+
+    def hdf5_filter(self, itemsize: int, chunk_bytes: int) -> tuple[int, tuple[int, ...]]:
+        """The filter's number and its parameters in an HDF5 dataset."""
+        if self.name == "zstd":
+            return HDF5_ZSTD, (ZSTD_LEVEL,)
+        zstd_inside_blosc = 5
+        return HDF5_BLOSC, (2, 2, itemsize, chunk_bytes, BLOSC_LEVEL, BLOSC_BITSHUFFLE, zstd_inside_blosc)
+
+
+@lru_cache
+def get_compression(name: str, codec: str) -> Compression:
+    """The compression of this name, for the codec that asks for it.
+
+    raises  ConfigError for a name that is none, StoreError where numcodecs or its part is missing
+    """
+    if name not in ("zstd", "blosc"):
+        raise ConfigError(f"codec {codec!r}: compression {name!r} is neither zstd nor blosc")
+    compression = Compression(name)
+    try:
+        compression._codec()
+    except (ImportError, AttributeError):
+        raise StoreError(
+            f"codec {codec} needs numcodecs with {name}, which is not installed: pip install numcodecs"
+        ) from None
+    return compression

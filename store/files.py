@@ -1,0 +1,117 @@
+"""Files that appear whole or not at all, and locks that die with their process."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from store.errors import StoreError
+
+TMP = ".tmp"  # ends the name of whatever isn't finished; the next writer that holds the lock removes it
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100
+
+
+class ShardBusy(StoreError):
+    """Somebody else writes the shard, or has just written it: come back later."""
+
+
+def sync(path: Path) -> None:
+    """Put a file's or a folder's own entries on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Put a file, or a folder with everything in it, on the disk; contents before the names that lead to them."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path, topdown=False):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+    else:
+        sync(path)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; call it with the lock that guards the file."""
+    unfinished = path.with_name(path.name + TMP)
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync(path.parent)
+
+
+def publish(unfinished: Path, final: Path) -> None:
+    """Sync a finished file or folder and give it its name; what had the name without being recorded goes."""
+    sync_tree(unfinished)
+    remove(final)
+    unfinished.rename(final)
+    sync(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system has no such step."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            return False
+        raise OSError(number, os.strerror(number), str(one))
+    sync(one.parent)
+    return True
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file alone while the block runs.
+
+    flock and not a file that merely exists: the kernel lets it go however the process ends. It also keeps
+    two threads of one process apart, which fcntl's record locks do not.
+
+    raises  ShardBusy if another process holds it and `wait` is false
+    """
+    handle = _open_locked(path, wait)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()  # before the lock is let go: whoever waits for it sees below that the file is another
+        os.close(handle)
+
+
+def _open_locked(path: Path, wait: bool) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise ShardBusy(f"{path.with_suffix('')}: being written by another process") from None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

@@ -1,0 +1,123 @@
+"""Files mapped into memory, and bounded caches of what is open.
+
+mmap(2) is called directly: Python's mmap keeps a file descriptor for each map, and 1,024 of those is all that a
+process gets by default, where a store has tens of thousands of files.
+"""
+
+import ctypes
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.errors import StoreError
+
+PAGE = 4096
+_PROT_READ, _MAP_SHARED = 1, 1
+_MADV_RANDOM, _MADV_WILLNEED = 1, 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class FileMap:
+    """A whole file, read only; it goes when the last array that views it goes."""
+
+    def __init__(self, path: Path, n_bytes: int):
+        """Map the file.
+
+        raises  StoreError if it is missing or not of this size
+        """
+        self._address = None
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{path}: missing, although its shard is recorded as whole; run store verify --repair"
+            ) from None
+        try:
+            found = os.fstat(handle).st_size
+            if found != n_bytes:
+                raise StoreError(f"{path}: {found} bytes, expected {n_bytes} (truncated or of another store)")
+            address = _libc.mmap(None, n_bytes, _PROT_READ, _MAP_SHARED, handle, 0)
+        finally:
+            os.close(handle)
+        if address == _MAP_FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+        self._address, self._n_bytes = address, n_bytes
+        # the kernel's read-ahead would read several times what a window needs; `prefetch` says exactly what
+        _libc.madvise(address, n_bytes, _MADV_RANDOM)
+        self.__array_interface__ = {"data": (address, True), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:
+        """An array on the map, which keeps it alive."""
+        n_bytes = dtype.itemsize
+        for size in shape:
+            n_bytes *= size
+        return np.asarray(self)[offset : offset + n_bytes].view(dtype).reshape(shape)
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            _libc.munmap(self._address, self._n_bytes)
+
+
+def prefetch(address: int, n_bytes: int) -> None:
+    """Ask for these mapped bytes' pages; returns before they are there."""
+    start = address & -PAGE
+    _libc.madvise(start, address + n_bytes - start, _MADV_WILLNEED)
+
+
+class Cache:
+    """The values used last, up to a total cost; safe in threads and after fork.
+
+    `make` may run twice for one key in two threads; both results are right, one is kept.
+    """
+
+    _all: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self.clear()
+        Cache._all.add(self)
+
+    def clear(self) -> None:
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._cost = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Hashable, make: Callable[[], Any], cost: Callable[[Any], int] = lambda value: 1) -> Any:
+        """The value of the key, made if it isn't there."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+                return found[0]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value, cost(value)
+                self._cost += cost(value)
+                while self._cost > self._limit and len(self._values) > 1:
+                    self._cost -= self._values.popitem(last=False)[1][1]
+        return value
+
+
+def _after_fork() -> None:
+    for cache in list(Cache._all):  # another thread may have held the lock, and will never let it go here
+        cache.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

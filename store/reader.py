@@ -1,0 +1,329 @@
+"""Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
+
+import json
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store import hdf5_shard, maps, zarr_shard
+from store.codecs import Codec, Params, get_codec
+from store.compression import Compression
+from store.errors import StoreError
+from store.layout import FORMAT_VERSION, PAIRS, array_key, grid
+from store.manifest import Expert, Image, Manifest
+
+MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
+MAX_RECORDS = 4096  # shards whose records are kept
+DECODED_MIB = 128  # of compressed chunks kept decoded
+NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
+_CONTAINERS = {"zarr": zarr_shard, "hdf5": hdf5_shard}
+
+
+class Store:
+    """A store that is whole for these experts; it can be pickled, forked and used from threads.
+
+    root     the store's folder
+    experts  their names, in the order in which `experts` then has them; None for all
+    raises   StoreError naming what is missing and the command that makes it
+    """
+
+    def __init__(self, root: Path, experts: Sequence[str] | None = None):
+        self.manifest = Manifest.load(root)
+        self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
+        names = list(self.manifest.experts) if experts is None else list(experts)
+        self.experts = _whole_experts(self.manifest, names)
+        self._bases = {name: self.manifest.basis(name) for name in names}
+        self._codecs = {
+            (name, spec.name): (get_codec(spec.codec), spec) for name in names for spec in self.experts[name].arrays
+        }
+        self._records = maps.Cache(MAX_RECORDS)
+        self._views = maps.Cache(MAX_VIEWS)
+        self._chunks = maps.Cache(DECODED_MIB << 20)
+        self._files: weakref.WeakValueDictionary[Path, maps.FileMap] = weakref.WeakValueDictionary()
+
+    def __reduce__(self) -> tuple:
+        return Store, (self.root, list(self.experts))
+
+    def array(self, image: int, source: str, name: str, variant: str = "identity") -> "StoredArray":
+        """An array of the image with this index; nothing of it is read yet.
+
+        raises  StoreError if the store has no such array
+        """
+        where = self.images[image]
+        key = array_key(where.id, name, variant)
+        entries = self._records.get((source, where.shard), partial(self._read_record, source, where.shard))
+        entry = entries.get(key)
+        if entry is None:
+            raise StoreError(f"{self.root}: {source} has no {key} (has: {', '.join(_of_image(entries, where.id))})")
+        return StoredArray(self, source, where.shard, key, entry)
+
+    def _read_record(self, source: str, shard: int) -> dict[str, "Entry"]:
+        record = read_record(self.manifest, source, shard)
+        return {key: self._entry(source, key, content) for key, content in record["arrays"].items()}
+
+    def _entry(self, source: str, key: str, content: dict[str, Any]) -> "Entry":
+        raw_shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+        if source == PAIRS:
+            codec, channels, params = get_codec(content["dtype"]), raw_shape[2], {}
+        else:
+            name = key.partition("/")[2].partition("@")[0]
+            codec, spec = self._codecs[source, name]
+            own = {part: np.asarray(value, np.float32) for part, value in content["params"].items()}
+            channels, params = spec.channels, {**self._bases[source].get(name, {}), **own}
+        chunk = tuple(content["chunk"]) if content["chunk"] else None
+        shape = (*raw_shape[:2], channels)
+        return Entry(shape, raw_shape, dtype, codec, params, chunk, content["offset"], content["file_bytes"])
+
+    def _view(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
+        return self._views.get((array.source, array.key), partial(self._open, array))
+
+    def _open(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
+        entry = array.entry
+        shard = self.manifest.shard_path(array.source, array.shard)
+        container = _CONTAINERS[self.manifest.container]
+        path = container.data_file(shard, array.key)
+        mapped = self._files.get(path)
+        if mapped is None:
+            mapped = self._files[path] = maps.FileMap(path, entry.file_bytes)
+        if entry.offset is None:
+            counts = grid(entry.raw_shape, entry.chunk)
+            table = container.chunk_table(shard, array.key, int(np.prod(counts)))
+            if table.sum(1).max() > entry.file_bytes:
+                raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
+            return _Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
+        if entry.chunk is None or entry.chunk[1] == entry.raw_shape[1]:
+            return _Rows(mapped, entry)
+        return _Tiles(mapped, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a record says about one array, ready for use."""
+
+    shape: tuple[int, int, int]
+    raw_shape: tuple[int, int, int]
+    dtype: np.dtype
+    codec: Codec
+    params: Params
+    chunk: tuple[int, int, int] | None
+    offset: int | None  # of the first chunk, the others following in C order; None: the container has a table
+    file_bytes: int
+
+
+class StoredArray:
+    """One array on disk: windows of it, raw or decoded."""
+
+    __slots__ = ("_store", "entry", "key", "shard", "source")
+
+    def __init__(self, store: Store, source: str, shard: int, key: str, entry: Entry):
+        self._store, self.source, self.shard, self.key, self.entry = store, source, shard, key, entry
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels as decoded."""
+        return self.entry.shape
+
+    @property
+    def raw_dtype(self) -> np.dtype:
+        return self.entry.dtype
+
+    @property
+    def raw_channels(self) -> int:
+        return self.entry.raw_shape[2]
+
+    @property
+    def codec(self) -> Codec:
+        return self.entry.codec
+
+    @property
+    def params(self) -> Params:
+        """What the codec's `decode` takes beside raw numbers."""
+        return self.entry.params
+
+    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
+        """Copy the raw window at (y, x) of out's rows and columns into out (rows, cols, raw channels)."""
+        self._inside(y, x, *out.shape[:2])
+        self._store._view(self).read_into(out, y, x)
+
+    def read(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
+        """The raw window, to the array's end where rows or cols are not given."""
+        height, width, channels = self.entry.raw_shape
+        shape = (height - y if rows is None else rows, width - x if cols is None else cols, channels)
+        out = np.empty(shape, self.entry.dtype)
+        self.read_into(out, y, x)
+        return out
+
+    def load(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
+        """The decoded window, float32; lr and hr as the integers that they are."""
+        raw = self.read(y, x, rows, cols)
+        return raw if self.source == PAIRS else self.entry.codec.decode(raw, self.entry.params)
+
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+        """Start reading exactly the window's pages from the disk; for windows that are needed soon."""
+        self._inside(y, x, rows, cols)
+        self._store._view(self).prefetch(y, x, rows, cols)
+
+    def _inside(self, y: int, x: int, rows: int, cols: int) -> None:
+        height, width, _ = self.entry.raw_shape
+        if not (0 <= y and 0 <= x and 0 < rows and 0 < cols and y + rows <= height and x + cols <= width):
+            raise ValueError(
+                f"{self.source}: {self.key}: window {rows}x{cols} at ({y}, {x}) is not inside {height}x{width}"
+            )
+
+
+class _Rows:
+    """Whole rows, one after the other: a window is one strided copy."""
+
+    def __init__(self, mapped: maps.FileMap, entry: Entry):
+        self._array = mapped.view(entry.raw_shape, entry.dtype, entry.offset)
+        self._address = self._array.ctypes.data
+
+    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
+        np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
+
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+        pitch, step, _ = self._array.strides
+        first, n_bytes = self._address + y * pitch + x * step, cols * step
+        if pitch - n_bytes <= NEAR:
+            maps.prefetch(first, (rows - 1) * pitch + n_bytes)
+            return
+        for row in range(rows):
+            maps.prefetch(first + row * pitch, n_bytes)
+
+
+class _Tiles:
+    """Tiles in C order: a window is at most nine copies, of its corners, its edges and its inside."""
+
+    def __init__(self, mapped: maps.FileMap, entry: Entry):
+        self._rows, self._cols, channels = entry.chunk
+        counts = grid(entry.raw_shape, entry.chunk)[:2]
+        self._tiles = mapped.view((*counts, *entry.chunk), entry.dtype, entry.offset)
+        self._address = self._tiles.ctypes.data
+        self._channels = channels
+
+    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
+        for ty, ny, top, n_rows, at_y in _pieces(y, out.shape[0], self._rows):
+            for tx, nx, left, n_cols, at_x in _pieces(x, out.shape[1], self._cols):
+                tiles = self._tiles[ty : ty + ny, tx : tx + nx, top : top + n_rows, left : left + n_cols]
+                place = out[at_y : at_y + ny * n_rows, at_x : at_x + nx * n_cols]
+                split = place.reshape(ny, n_rows, nx, n_cols, self._channels)  # a view: axes are only cut
+                np.copyto(split, tiles.transpose(0, 2, 1, 3, 4))
+
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+        pitch, step = self._tiles.strides[:2]
+        first, last = x // self._cols, (x + cols - 1) // self._cols
+        for ty in range(y // self._rows, (y + rows - 1) // self._rows + 1):
+            maps.prefetch(self._address + ty * pitch + first * step, (last - first + 1) * step)
+
+
+class _Chunks:
+    """Chunks anywhere in the file, compressed or not: decoded one by one and kept in the store's bounded cache."""
+
+    def __init__(self, mapped: maps.FileMap, table: np.ndarray, entry: Entry, cache: maps.Cache, where: str):
+        self._bytes, self._table, self._entry, self._cache, self._where = np.asarray(mapped), table, entry, cache, where
+        self._counts = grid(entry.raw_shape, entry.chunk)
+        self._address = self._bytes.ctypes.data
+
+    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
+        n_rows, n_cols, _ = self._entry.chunk
+        for ty in range(y // n_rows, (y + out.shape[0] - 1) // n_rows + 1):
+            for tx in range(x // n_cols, (x + out.shape[1] - 1) // n_cols + 1):
+                chunk = self._chunk(ty * self._counts[1] + tx)
+                top, left = ty * n_rows - y, tx * n_cols - x
+                inside = chunk[max(-top, 0) : out.shape[0] - top, max(-left, 0) : out.shape[1] - left]
+                top, left = max(top, 0), max(left, 0)
+                out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+        n_rows, n_cols, _ = self._entry.chunk
+        for ty in range(y // n_rows, (y + rows - 1) // n_rows + 1):
+            for tx in range(x // n_cols, (x + cols - 1) // n_cols + 1):
+                offset, n_bytes = self._table[ty * self._counts[1] + tx]
+                maps.prefetch(self._address + int(offset), int(n_bytes))
+
+    def _chunk(self, number: int) -> np.ndarray:
+        compression = self._entry.codec.compression
+        if compression is None:
+            return self._decoded(number, None)
+        make = partial(self._decoded, number, compression)
+        return self._cache.get((self._where, number), make, lambda chunk: chunk.nbytes)
+
+    def _decoded(self, number: int, compression: Compression | None) -> np.ndarray:
+        offset, n_bytes = self._table[number]
+        stored = self._bytes[offset : offset + n_bytes]
+        content = compression.decode(stored, self._where) if compression else stored
+        return np.frombuffer(content, self._entry.dtype).reshape(self._entry.chunk)
+
+
+def _pieces(start: int, size: int, step: int) -> list[tuple[int, int, int, int, int]]:
+    """A run cut at the tiles: (first tile, tiles, first place in each, places in each, place in the window)."""
+    end = start + size
+    first, inside = divmod(start, step)
+    if end <= (first + 1) * step:
+        return [(first, 1, inside, size, 0)]
+    pieces = []
+    if inside:
+        pieces.append((first, 1, inside, step - inside, 0))
+        first += 1
+    last, rest = divmod(end, step)
+    if last > first:
+        pieces.append((first, last - first, 0, step, first * step - start))
+    if rest:
+        pieces.append((last, 1, 0, rest, last * step - start))
+    return pieces
+
+
+def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
+    """A shard's record, if it is of this store's images and of the source as it is now.
+
+    raises  StoreError if it is missing, damaged or of another store
+    """
+    path = manifest.record_path(source, shard)
+    try:
+        record = json.loads(path.read_bytes())
+        version, fingerprint, images = (record[key] for key in ("format_version", "fingerprint", "images"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {_remedy(source)}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged ({error}); run store verify --repair, then: {_remedy(source)}") from None
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path}: format version {version!r}; this program knows {FORMAT_VERSION}")
+    if (record.get("source"), record.get("shard")) != (source, shard):
+        raise StoreError(f"{path}: records shard {record.get('shard')} of {record.get('source')}, not this one")
+    if fingerprint != manifest.fingerprint(source):
+        raise StoreError(
+            f"{path}: a shard of another {source}: made with other weights or settings than its expert.yaml says"
+        )
+    if images != manifest.lr_identity(shard):
+        raise StoreError(f"{path}: a shard of other images than {manifest.root} has: from another store")
+    return record
+
+
+def _whole_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
+    unknown = [name for name in names if name not in manifest.experts]
+    if unknown:
+        raise StoreError(
+            f"{manifest.root}: no features for {', '.join(unknown)} (has: {', '.join(manifest.experts) or 'none'}). "
+            f"Run: {_remedy(unknown[0])}"
+        )
+    for source in (PAIRS, *names):
+        missing = manifest.missing_shards(source)
+        if missing:
+            raise StoreError(
+                f"{manifest.root}: {source} lacks {len(missing)} of {manifest.n_shards} shards, "
+                f"the first is {missing[0]}. Run: {_remedy(source)}"
+            )
+    return {name: manifest.experts[name] for name in names}
+
+
+def _remedy(source: str) -> str:
+    return "pipeline.py extract" + ("" if source == PAIRS else f" --expert {source}")
+
+
+def _of_image(entries: dict[str, Entry], image_id: str) -> list[str]:
+    return [key.partition("/")[2] for key in entries if key.partition("/")[0] == image_id]

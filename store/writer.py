@@ -1,0 +1,191 @@
+"""A shard appears whole or not at all: written beside its name, synced, renamed, and recorded last."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store import files, hdf5_shard, zarr_shard
+from store.codecs import Codec, Params, get_codec
+from store.errors import StoreError
+from store.layout import (
+    FORMAT_VERSION,
+    PAIRS,
+    array_key,
+    parsed_chunk,
+    shard_stem,
+    source_dir,
+    variant_size,
+)
+from store.manifest import ArraySpec, Image, Manifest
+
+SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
+_WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWriter}
+
+
+@contextmanager
+def write_shard(
+    manifest: Manifest, source: str, shard: int, *, rebuild: bool = False, chunks: str = "default"
+) -> Iterator["ShardWriter"]:
+    """The shard's writer, alone with it until the block ends; an exception leaves no trace of it.
+
+    rebuild  beside the shards that there are, see `Manifest.swap_rebuilt`
+    chunks   `default`, `rows` or `tiles:ROWSxCOLUMNS`
+    raises   ShardBusy if another process writes it or has just done so; StoreError if the disk is too full, if an
+             image is missing at the end, or for values that cannot be stored
+    """
+    folder = source_dir(manifest.root, source, rebuild)
+    if source == PAIRS:
+        folder.mkdir(exist_ok=True)
+    with files.locked(folder / f"{shard_stem(shard)}.lock"):
+        if manifest.record_path(source, shard, rebuild).exists():
+            raise files.ShardBusy(
+                f"{manifest.shard_path(source, shard, rebuild)}: written by another process meanwhile"
+            )
+        out = ShardWriter(manifest, source, shard, rebuild, chunks)
+        try:
+            yield out
+            out.finish()
+        except BaseException:
+            out.abandon()
+            raise
+
+
+class ShardWriter:
+    """Takes the arrays of one shard's images, in any order."""
+
+    def __init__(self, manifest: Manifest, source: str, shard: int, rebuild: bool, chunks: str):
+        self._manifest, self._source, self._shard, self._chunks = manifest, source, shard, chunks
+        self._images = {image.id: image for image in manifest.images_of(shard)}
+        self._specs = {spec.name: spec for spec in manifest.specs(source, rebuild)}
+        self._variants = manifest.variants(source, rebuild)
+        self._fingerprint = manifest.fingerprint(source, rebuild)
+        self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
+        self._final = manifest.shard_path(source, shard, rebuild)
+        self._record = manifest.record_path(source, shard, rebuild)
+        self._unfinished = self._final.with_name(self._final.name + files.TMP)
+        self._arrays: dict[str, dict[str, Any]] = {}
+        _check_space(self._final.parent, self.expected_bytes(), self._final.name)
+        for leftover in (self._unfinished, self._final, self._record.with_name(self._record.name + files.TMP)):
+            files.remove(leftover)
+        self._writer = _WRITERS[manifest.container](self._unfinished)
+
+    def expected_bytes(self) -> int:
+        """Bytes of the shard's uncompressed arrays."""
+        return sum(
+            prod(self._shape(image, spec, variant)[:2]) * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
+            for image in self._images.values()
+            for spec in self._specs.values()
+            for variant in self._variants
+            for codec in [get_codec(spec.codec)]
+        )
+
+    def add(self, image_id: str, arrays: Mapping[str, np.ndarray], variant: str = "identity") -> None:
+        """Encode and write one image's arrays; float32, or integers for the pairs.
+
+        raises  StoreError for values that are not finite or beyond the codec's range, and for arrays that do not fit
+        """
+        image = self._images.get(image_id)
+        if image is None:
+            raise StoreError(f"{self._final}: image {image_id} belongs to another shard or store")
+        if variant not in self._variants or arrays.keys() != self._specs.keys():
+            raise StoreError(
+                f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; expected "
+                f"{', '.join(sorted(self._specs))} of {', '.join(self._variants)}"
+            )
+        for name, spec in self._specs.items():
+            self._put(image, spec, variant, np.asarray(arrays[name]))
+
+    def finish(self) -> None:
+        """Publish the shard and record it.
+
+        raises  StoreError if arrays are missing
+        """
+        wanted = {array_key(i, name, v) for i in self._images for name in self._specs for v in self._variants}
+        missing = sorted(wanted - self._arrays.keys())
+        if missing:
+            raise StoreError(f"{self._final}: {len(missing)} arrays were never added, such as {missing[0]}")
+        self._writer.close()
+        if self._manifest.container == "hdf5":
+            size = self._unfinished.stat().st_size
+            for entry in self._arrays.values():
+                entry["file_bytes"] = size
+        files.publish(self._unfinished, self._final)
+        files.write_atomic(self._record, json.dumps(self._content(), indent=1).encode())
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._writer.close()
+        files.remove(self._unfinished)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": self._source,
+            "shard": self._shard,
+            "fingerprint": self._fingerprint,
+            "images": self._manifest.lr_identity(self._shard),
+            "arrays": dict(sorted(self._arrays.items())),
+        }
+
+    def _shape(self, image: Image, spec: ArraySpec, variant: str) -> tuple[int, int, int]:
+        rows, cols = variant_size(image.lr_size, variant)
+        return rows * spec.resolution, cols * spec.resolution, spec.channels
+
+    def _put(self, image: Image, spec: ArraySpec, variant: str, values: np.ndarray) -> None:
+        what = f"{self._source}: image {image.id}, {array_key(image.id, spec.name, variant).partition('/')[2]}"
+        if values.shape != self._shape(image, spec, variant):
+            raise StoreError(f"{what}: shape {values.shape}, expected {self._shape(image, spec, variant)}")
+        codec, params, raw = self._encoded(spec, values, what)
+        chunk = parsed_chunk(
+            self._chunks, raw.shape, raw.itemsize, codec.compression is not None, self._manifest.container
+        )
+        own = {key: value.tolist() for key, value in params.items() if key not in self._basis.get(spec.name, {})}
+        attributes = {"codec": codec.name, "image": image.name, "variant": variant, **own}
+        key = array_key(image.id, spec.name, variant)
+        place = self._writer.put(key, raw, chunk, codec.compression, attributes)
+        self._arrays[key] = {
+            "shape": list(raw.shape),
+            "dtype": raw.dtype.name,
+            "sha256": hashlib.sha256(raw.data).hexdigest(),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "finite": True,
+            "chunk": list(chunk) if chunk else None,
+            "params": own,
+            **place,
+        }
+
+    def _encoded(self, spec: ArraySpec, values: np.ndarray, what: str) -> tuple[Codec, Params, np.ndarray]:
+        if self._source == PAIRS:
+            if values.dtype not in (np.uint8, np.uint16):
+                raise StoreError(f"{what}: {values.dtype}, expected uint8 or uint16")
+            return get_codec(values.dtype.name), {}, np.ascontiguousarray(values)
+        codec = get_codec(spec.codec)
+        values = np.ascontiguousarray(values, np.float32)
+        _check_range(values, codec, what)
+        params = codec.params(values, self._basis.get(spec.name))
+        return codec, params, np.ascontiguousarray(codec.encode(values, params))
+
+
+def _check_range(values: np.ndarray, codec: Codec, what: str) -> None:
+    largest = max(-float(values.min()), float(values.max()))  # not a number spreads through min and max
+    if not np.isfinite(largest):
+        count = int((~np.isfinite(values)).sum())
+        raise StoreError(f"{what}: {count} values are not finite; compute the expert in float32 or bfloat16")
+    if largest > codec.limit:
+        raise StoreError(
+            f"{what}: a value of {largest:g} is beyond {codec.name} ({codec.limit:g}); choose bfloat16 or int8"
+        )
+
+
+def _check_space(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise StoreError(f"{folder / what}: needs {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")

@@ -1,0 +1,94 @@
+"""A small store of random numbers, written by the real writer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store.codecs import fit_pca, get_codec
+from store.layout import PAIRS, variant_size
+from store.manifest import ArraySpec, Expert, Image, Manifest, assign_shards
+from store.writer import write_shard
+
+SIZES = ((12, 17), (9, 8), (16, 16))
+
+
+def random_image(index: int, size: tuple[int, int], scale: int) -> dict[str, np.ndarray]:
+    """The pair of the image with this index: the same for every store."""
+    rng = np.random.default_rng([0, index])
+    rows, cols = size
+    return {
+        "lr": rng.integers(0, 256, (rows, cols, 3), np.uint8),
+        "hr": rng.integers(0, 256, (rows * scale, cols * scale, 3), np.uint8),
+    }
+
+
+def random_features(seed: int, index: int, size: tuple[int, int], channels: int, scale: int) -> dict[str, np.ndarray]:
+    """What an expert of this seed says about an image: the same for every store."""
+    rng = np.random.default_rng([1, seed, index])
+    rows, cols = size
+    return {
+        "sr": rng.random((rows * scale, cols * scale, 3), np.float32),
+        "features": rng.standard_normal((rows, cols, channels), np.float32),
+    }
+
+
+def build_store(
+    root: Path,
+    experts: Mapping[str, int] | None = None,
+    n_images: int = 3,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    container: str = "zarr",
+    codecs: Mapping[str, str] | None = None,
+    scale: int = 4,
+    images_per_shard: int = 2,
+    variants: Sequence[str] = ("identity",),
+    shards: Sequence[int] | None = None,
+    chunks: str = "default",
+) -> Path:
+    """A whole store; image i has the LR size sizes[i % len(sizes)], `experts` are name -> feature channels.
+
+    codecs  array name -> codec, for those that aren't float16
+    shards  of the experts, None for all: the others stay missing
+    """
+    images = [
+        Image(f"img{i:03d}", f"photo {i}", sizes[i % len(sizes)], f"lr{i}", f"hr{i}", 0, "file")
+        for i in range(n_images)
+    ]
+    manifest = Manifest.create(root, scale=scale, container=container, images=assign_shards(images, images_per_shard))
+    for shard in manifest.missing_shards(PAIRS):
+        with write_shard(manifest, PAIRS, shard, chunks=chunks) as out:
+            for image in manifest.images_of(shard):
+                out.add(image.id, random_image(manifest.images.index(image), image.lr_size, scale))
+    for seed, (name, channels) in enumerate((experts or {"a": 5, "b": 7}).items()):
+        add_expert(manifest, name, channels, seed, codecs or {}, variants, shards, chunks)
+    return root
+
+
+def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, chunks="default", rebuild=False):
+    """An expert with all its shards, or with those given."""
+    scale = manifest.scale
+    arrays = (
+        ArraySpec("sr", 3, scale, codecs.get("sr", "float16")),
+        ArraySpec("features", channels, 1, codecs.get("features", "float16")),
+    )
+    expert = Expert(name, arrays, {"weights_sha256": f"{name}{seed}", "variants": list(variants)}, {"seed": seed})
+    basis = {}
+    for spec in manifest.needs_basis(expert, rebuild):
+        sample = random_features(seed, 0, (64, 64), channels, scale)[spec.name]
+        basis[spec.name] = fit_pca([sample], get_codec(spec.codec).components)
+    manifest.add_expert(expert, rebuild=rebuild, basis=basis)
+    for shard in manifest.missing_shards(name, rebuild) if shards is None else shards:
+        with write_shard(manifest, name, shard, rebuild=rebuild, chunks=chunks) as out:
+            for image in manifest.images_of(shard):
+                for number, variant in enumerate(variants):
+                    size = variant_size(image.lr_size, variant)
+                    index = manifest.images.index(image) + 1000 * number
+                    out.add(image.id, random_features(seed, index, size, channels, scale), variant)
+
+
+@pytest.fixture
+def make_store() -> Callable[..., Path]:
+    """`build_store`: a whole small store of random numbers in a folder of the test's own."""
+    return build_store

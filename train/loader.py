@@ -1,0 +1,278 @@
+"""Windows of a store as float batches on the device; on the way each raw byte is copied once on the host.
+
+Threads copy raw windows from the mapped shards into a ring of buffers (pinned where the device is a GPU), some steps
+ahead of the training. The device undoes the codecs and turns the windows. Threads suffice: numpy and the kernel do
+the host's work without Python's lock, and processes would have to hand their batches over.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store.codecs import get_codec
+from store.errors import ConfigError
+from store.layout import PAIRS, inverse, variant_size, window_before
+from store.reader import Store, StoredArray
+from train.augment import Augment, transformed, variants_for
+from train.sampler import Place, Sampler, Weighting
+
+MIB = 2**20
+SR = "sr"  # an expert's image; its other arrays are features
+MOST_SLOTS = 8
+LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
+
+Submit = Callable[..., Future]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input on the device: float32, images in 0..1, in channels_last order of memory.
+
+    lr        (B, 3, h, w)
+    hr        (B, 3, H, W)
+    images    (B, E, 3, H, W), the experts in their order
+    features  expert -> (B, C, h, w); several arrays of an expert are joined along the channels
+    places    (image id, y, x, variant) of each sample, in LR pixels of the upright image
+    """
+
+    lr: Tensor
+    hr: Tensor
+    images: Tensor
+    features: dict[str, Tensor]
+    places: list[tuple[str, int, int, str]]
+
+
+class Field(NamedTuple):
+    """An array that every image has."""
+
+    source: str
+    name: str
+    resolution: int
+
+
+@dataclass
+class Slot:
+    """The raw windows of one step, overwritten by a later step once they have been decoded."""
+
+    raw: dict[Field, Tensor]  # (B, rows, cols, raw channels)
+    arrays: dict[Field, list[StoredArray]]  # where each sample's window comes from: its codec and parameters
+    places: list[Place]
+    left: "torch.cuda.Event | None" = None  # when the device has taken its copy
+
+    @property
+    def nbytes(self) -> int:
+        return sum(raw.nbytes for raw in self.raw.values())
+
+
+class Loader:
+    """Batches of random windows, the same for any number of threads and, taken together, of ranks.
+
+    experts      in the order of `Batch.images`; () gives lr and hr alone; None: all of the store
+    images       which of the store's images, by index; None: all
+    batch_size   over all ranks; each gets its share, in rank order
+    features     False leaves the features out, for a fusion without them
+    threads      that copy; 0 copies in the caller's thread
+    buffer_mib   host memory for raw batches; one batch at the least
+    ahead_mib    the kernel is asked for so many bytes before they are copied; 0: never
+    The others   see `Sampler` and `variants_for`
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experts: Sequence[str] | None = None,
+        *,
+        batch_size: int,
+        crop_px: int,
+        seed: int,
+        images: Sequence[int] | None = None,
+        features: bool = True,
+        device: torch.device | str = "cpu",
+        augment: Augment = "none",
+        repeat_factor: int = 20,
+        weighting: Weighting = "crops",
+        crops_per_visit: int = 1,
+        pool_visits: int = 64,
+        threads: int = 2,
+        buffer_mib: int = 256,
+        ahead_mib: int = 128,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % world:
+            raise ConfigError(f"batch_size={batch_size}: {world} ranks cannot share it evenly")
+        self.store, self.crop_px, self.device = store, crop_px, torch.device(device)
+        self.experts = tuple(store.experts if experts is None else experts)
+        self.images = tuple(range(len(store.images)) if images is None else images)
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.stored_variants = augment == "stored"
+        self.threads, self.buffer_mib, self.ahead_mib = threads, buffer_mib, ahead_mib
+        self.sampler = Sampler(
+            [store.images[image].lr_size for image in self.images],
+            batch_size=batch_size,
+            crop_px=crop_px,
+            seed=seed,
+            variants=variants_for(augment, store, self.experts),
+            repeat_factor=repeat_factor,
+            weighting=weighting,
+            crops_per_visit=crops_per_visit,
+            pool_visits=pool_visits,
+        )
+        self.fields = _fields(store, self.experts, features)
+        self.dtypes = {field: self._widest(field) for field in self.fields}
+
+    def places(self, step: int) -> list[Place]:
+        """This rank's share of the step's windows, images by their index in the store."""
+        return [place._replace(image=self.images[place.image]) for place in self.sampler.places(step)[self.share]]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, whatever came before."""
+        slot = self._slot()
+        for filled in self._fill(_run_now, slot, step):
+            filled.result()
+        return self._decoded(slot)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of every step from `start` on, without end; closing the iterator ends its threads.
+
+        raises  StoreError naming the image whose window cannot be read
+        """
+        for slot in self.filled(start):
+            yield self._decoded(slot)
+
+    def filled(self, start: int = 0) -> Iterator[Slot]:
+        """The raw windows of every step from `start` on; each slot is good until the next one is asked for."""
+        steps = count(start)
+        with _workers(self.threads) as submit:
+            ring = deque((slot, self._fill(submit, slot, next(steps))) for slot in self._slots())
+            while True:
+                slot, filling = ring.popleft()
+                for sample in filling:
+                    sample.result()
+                yield slot
+                ring.append((slot, self._fill(submit, slot, next(steps))))
+
+    def _slots(self) -> Iterator[Slot]:
+        first = self._slot()
+        yield first
+        for _ in range(1, min(MOST_SLOTS, self.buffer_mib * MIB // first.nbytes) if self.threads else 1):
+            yield self._slot()
+
+    def _slot(self) -> Slot:
+        size = self.share.stop - self.share.start
+        raw = {}
+        for field in self.fields:
+            side, channels = self.crop_px * field.resolution, self._array(field, self.images[0]).raw_channels
+            dtype = torch.from_numpy(np.empty(0, self.dtypes[field])).dtype
+            raw[field] = torch.empty(size, side, side, channels, dtype=dtype, pin_memory=self.device.type == "cuda")
+        return Slot(raw, {field: [None] * size for field in self.fields}, places=[])
+
+    def _fill(self, submit: Submit, slot: Slot, step: int) -> list[Future]:
+        slot.places = self.places(step)
+        return [submit(self._fill_sample, slot, row) for row in range(len(slot.places))]
+
+    def _fill_sample(self, slot: Slot, row: int) -> None:
+        if slot.left is not None:
+            slot.left.synchronize()
+        for field, raw in slot.raw.items():
+            array, y, x = self._window(field, slot.places[row])
+            _read(array, raw[row].numpy(), y, x)
+            slot.arrays[field][row] = array
+
+    def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
+        """The array that holds this field of the place, and where the place begins in it."""
+        y, x, variant = place.y, place.x, place.variant
+        if variant == "identity" or not self._stored_turned(field):
+            return self._array(field, place.image), y * field.resolution, x * field.resolution
+        turned = variant_size(self.store.images[place.image].lr_size, variant)
+        y, x, _, _ = window_before((y, x, self.crop_px, self.crop_px), inverse(variant), turned)
+        return self._array(field, place.image, variant), y * field.resolution, x * field.resolution
+
+    def _array(self, field: Field, image: int, variant: str = "identity") -> StoredArray:
+        return self.store.array(image, field.source, field.name, variant)
+
+    def _widest(self, field: Field) -> np.dtype:
+        # photographs of 8 and of 16 bits may lie in one store
+        images = self.images if field.source == PAIRS else self.images[:1]
+        return max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
+
+    def _stored_turned(self, field: Field) -> bool:
+        return self.stored_variants and field.source != PAIRS
+
+    def _decoded(self, slot: Slot) -> Batch:
+        values = {field: self._values(slot, field) for field in self.fields}
+        if self.device.type == "cuda":
+            slot.left = torch.cuda.current_stream(self.device).record_event()
+        lr, hr = (values.pop(field) for field in self.fields[:2])
+        images = [values.pop(field) for field in self.fields if field.name == SR]
+        by_expert = {name: [part for field, part in values.items() if field.source == name] for name in self.experts}
+        return Batch(
+            lr=lr.permute(0, 3, 1, 2),
+            hr=hr.permute(0, 3, 1, 2),
+            images=(torch.stack(images, 1) if images else hr[:, None][:, :0]).permute(0, 1, 4, 2, 3),
+            features={name: _joined(parts).permute(0, 3, 1, 2) for name, parts in by_expert.items() if parts},
+            places=[(self.store.images[place.image].id, *place[1:]) for place in slot.places],
+        )
+
+    def _values(self, slot: Slot, field: Field) -> Tensor:
+        raw = slot.raw[field].to(self.device, non_blocking=True)
+        if not self._stored_turned(field):
+            raw = transformed(raw, [place.variant for place in slot.places])
+        codec = get_codec(self.dtypes[field].name) if field.source == PAIRS else slot.arrays[field][0].codec
+        values = codec.decode(raw, _params(slot.arrays[field]))
+        return values.clone() if values.data_ptr() == slot.raw[field].data_ptr() else values
+
+
+def _fields(store: Store, experts: Sequence[str], features: bool) -> tuple[Field, ...]:
+    """LR, HR, and then what the experts made."""
+    pairs = (Field(PAIRS, "lr", 1), Field(PAIRS, "hr", store.scale))
+    made = (Field(name, spec.name, spec.resolution) for name in experts for spec in store.experts[name].arrays)
+    return pairs + tuple(field for field in made if features or field.name == SR)
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[Submit]:
+    """What starts a call: in one of so many threads, or here and now."""
+    if threads == 0:
+        yield _run_now
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_now(function: Callable[..., None], *args: object) -> Future:
+    done: Future = Future()
+    done.set_result(function(*args))
+    return done
+
+
+def _read(array: StoredArray, out: np.ndarray, y: int, x: int) -> None:
+    if array.raw_dtype == out.dtype:
+        array.read_into(out, y, x)
+    else:
+        np.multiply(array.read(y, x, *out.shape[:2]), LEVELS_OF_8_IN_16_BITS, out=out, dtype=out.dtype)
+
+
+def _params(arrays: Sequence[StoredArray]) -> dict[str, np.ndarray]:
+    """The codec's parameters for a batch: what the arrays share once, what differs stacked to (B, 1, 1, ...)."""
+    result = {}
+    for key, value in arrays[0].params.items():
+        values = [array.params[key] for array in arrays]
+        shared = all(each is value for each in values)
+        result[key] = value if shared else np.stack([np.asarray(each) for each in values])[:, None, None]
+    return result
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -15,7 +15,7 @@ from store.codecs import Codec, Params, get_codec
 from store.compression import Compression
 from store.errors import StoreError
 from store.layout import FORMAT_VERSION, PAIRS, array_key, grid
-from store.manifest import Expert, Image, Manifest
+from store.manifest import Expert, Manifest
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept
@@ -29,14 +29,18 @@ class Store:
 
     root     the store's folder
     experts  their names, in the order in which `experts` then has them; None for all
+    whole    False: shards may be missing, which is only found when one of them is read
     raises   StoreError naming what is missing and the command that makes it
     """
 
-    def __init__(self, root: Path, experts: Sequence[str] | None = None):
+    def __init__(self, root: Path, experts: Sequence[str] | None = None, whole: bool = True):
         self.manifest = Manifest.load(root)
         self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
         names = list(self.manifest.experts) if experts is None else list(experts)
-        self.experts = _whole_experts(self.manifest, names)
+        self._whole = whole
+        self.experts = _known_experts(self.manifest, names)
+        if whole:
+            _check_whole(self.manifest, names)
         self._bases = {name: self.manifest.basis(name) for name in names}
         self._codecs = {
             (name, spec.name): (get_codec(spec.codec), spec) for name in names for spec in self.experts[name].arrays
@@ -47,7 +51,7 @@ class Store:
         self._files: weakref.WeakValueDictionary[Path, maps.FileMap] = weakref.WeakValueDictionary()
 
     def __reduce__(self) -> tuple:
-        return Store, (self.root, list(self.experts))
+        return Store, (self.root, list(self.experts), self._whole)
 
     def array(self, image: int, source: str, name: str, variant: str = "identity") -> "StoredArray":
         """An array of the image with this index; nothing of it is read yet.
@@ -170,7 +174,7 @@ class StoredArray:
 
     def _inside(self, y: int, x: int, rows: int, cols: int) -> None:
         height, width, _ = self.entry.raw_shape
-        if not (0 <= y and 0 <= x and 0 < rows and 0 < cols and y + rows <= height and x + cols <= width):
+        if min(y, x) < 0 or min(rows, cols) < 1 or y + rows > height or x + cols > width:
             raise ValueError(
                 f"{self.source}: {self.key}: window {rows}x{cols} at ({y}, {x}) is not inside {height}x{width}"
             )
@@ -304,13 +308,17 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
     return record
 
 
-def _whole_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
+def _known_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
     unknown = [name for name in names if name not in manifest.experts]
     if unknown:
         raise StoreError(
             f"{manifest.root}: no features for {', '.join(unknown)} (has: {', '.join(manifest.experts) or 'none'}). "
             f"Run: {_remedy(unknown[0])}"
         )
+    return {name: manifest.experts[name] for name in names}
+
+
+def _check_whole(manifest: Manifest, names: list[str]) -> None:
     for source in (PAIRS, *names):
         missing = manifest.missing_shards(source)
         if missing:
@@ -318,7 +326,6 @@ def _whole_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
                 f"{manifest.root}: {source} lacks {len(missing)} of {manifest.n_shards} shards, "
                 f"the first is {missing[0]}. Run: {_remedy(source)}"
             )
-    return {name: manifest.experts[name] for name in names}
 
 
 def _remedy(source: str) -> str:

@@ -20,6 +20,7 @@ Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw 
 BASES = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pcaK-int8")
 FLOAT16_MAX = 65504.0
 INT8_MAX = 127
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Codec:
 
     name: str
     compression: Compression | None = None
-    raw_dtype: np.dtype = np.dtype(np.float32)
+    raw_dtype: np.dtype = _FLOAT32
     limit: float = np.inf  # no finite raw number stands for more than this
     components: int | None = None  # of a basis that must be fitted before the first image
 

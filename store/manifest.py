@@ -49,7 +49,7 @@ class ArraySpec:
 class Expert:
     """One expert's folder.
 
-    identity      everything that decides the bytes; `identity["variants"]` lists the variants (identity alone if absent)
+    identity      everything that decides the bytes; `identity["variants"]` lists the variants, if there are several
     notes         what is worth knowing and decides nothing
     basis_sha256  of basis.safetensors, where a codec has one
     """

@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Cache:
     `make` may run twice for one key in two threads; both results are right, one is kept.
     """
 
-    _all: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+    _all: ClassVar["weakref.WeakSet[Cache]"] = weakref.WeakSet()
 
     def __init__(self, limit: int):
         self._limit = limit

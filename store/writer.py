@@ -96,8 +96,8 @@ class ShardWriter:
             raise StoreError(f"{self._final}: image {image_id} belongs to another shard or store")
         if variant not in self._variants or arrays.keys() != self._specs.keys():
             raise StoreError(
-                f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; expected "
-                f"{', '.join(sorted(self._specs))} of {', '.join(self._variants)}"
+                f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; "
+                f"expected {', '.join(sorted(self._specs))} of {', '.join(self._variants)}"
             )
         for name, spec in self._specs.items():
             self._put(image, spec, variant, np.asarray(arrays[name]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,12 @@ def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, ch
                     size = variant_size(image.lr_size, variant)
                     index = manifest.images.index(image) + 1000 * number
                     out.add(image.id, random_features(seed, index, size, channels, scale), variant)
+
+
+@pytest.fixture(scope="session")
+def samples() -> SimpleNamespace:
+    """The functions above, for tests that compare with what `make_store` wrote."""
+    return SimpleNamespace(image=random_image, features=random_features, build=build_store, add_expert=add_expert)
 
 
 @pytest.fixture

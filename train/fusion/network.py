@@ -1,0 +1,175 @@
+"""The fusion network: phases 2 to 7, from the experts' images and features to one image."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from store.errors import ConfigError
+from train.fusion.bands import CrossBand
+from train.fusion.blocks import resize
+from train.fusion.collaboration import REST, Collaboration, modulated
+from train.fusion.config import PHASES, FusionConfig, Widths, check_phases
+from train.fusion.frequency import N_BANDS, TIERS, FrequencySplit
+from train.fusion.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
+from train.fusion.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
+from train.fusion.rival import PlainCNN
+from train.fusion.selection import Selection
+from train.fusion.views import Views
+
+
+class FusionNetwork(nn.Module):
+    """Frozen experts' images (B, E, 3, H, W) and features, expert -> (B, C, h, w), to one image (B, 3, H, W).
+
+    The image is not clamped. Sizes are any from 8 x 8 LR pixels; experts any number from 1, in the order of `channels`.
+    """
+
+    def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
+        super().__init__()
+        self.config, self.scale, self.experts = config, scale, tuple(channels)
+        self.off = frozenset(config.without)
+        self.at_lr = config.profile == "swift"
+        neutral = config.start == "mean"
+        widths = self.widths = config.widths
+        self.rest = REST if neutral else 0.0
+        if not config.features:
+            channels = dict.fromkeys(channels, 3 * scale**2)
+        if self.at_lr:
+            phases = _swift_phases(widths, channels, scale, neutral, with_images=config.features)
+        else:
+            phases = _document_phases(widths, channels, scale, neutral, plain=config.profile == "direct")
+        for name in PHASES:
+            setattr(self, name, None if name in self.off else phases[name])
+        self.residual_scale = nn.Parameter(torch.tensor(0.0 if neutral else RESIDUAL_SCALE))
+        if config.profile != "direct":
+            self.to(memory_format=torch.channels_last)
+
+    def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        return self.fuse(lr, images, features)["image"]
+
+    @torch.no_grad()
+    def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the network decides at each pixel: difficulty (B, 1, H, W), gates and modulation (B, E, H, W)."""
+        result = self.fuse(lr, images, features)
+        return {name: result[name] for name in ("difficulty", "gates", "modulation")}
+
+    def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The fused image, and the maps that led to it."""
+        views = self.views(lr, images)
+        if not self.config.features:
+            features = dict(zip(self.experts, views.per_expert.unbind(1), strict=True))
+
+        bands, guidance = self.phase("frequency", lr)
+        bands = self.phase("bands", bands)
+        routing = torch.cat([bands, guidance], dim=1).flatten(1, 2)
+        consensus, modulation = self.phase("collaboration", features, views, images.shape[-2:])
+        images = images * modulated(modulation, self.rest).unsqueeze(2)
+        fused, guide = self.phase("hierarchy", images, consensus, routing, views)
+        fused, difficulty, gates = self.phase("selection", fused, images, lr, guide)
+        fused = self.phase("refinement", fused, views, guide, consensus, routing)
+        fused = self.phase("edges", fused)
+        image = fused + self.residual_scale * resize(lr, fused.shape[-2:])
+        return {"image": image, "difficulty": difficulty, "gates": gates, "modulation": modulation}
+
+    def phase(self, name: str, *inputs: Any) -> Any:
+        """What the phase makes of its inputs, or what stands for it where it is switched off."""
+        if name in self.off:
+            return self.neutral(name, *inputs)
+        module = getattr(self, name)
+        if self.config.checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
+
+    def neutral(self, name: str, x: Any, *others: Any) -> Any:
+        """What a phase would return if it had nothing to say."""
+        if name == "frequency":
+            third = x.unsqueeze(1) / len(TIERS)
+            return third.repeat(1, N_BANDS, 1, 1, 1), third.repeat(1, len(TIERS), 1, 1, 1)
+        if name == "collaboration":
+            some = next(iter(x.values()))
+            consensus = some.new_zeros(some.shape[0], self.widths.experts, *some.shape[-2:])
+            return consensus, some.new_full((some.shape[0], len(self.experts), *others[-1]), self.rest)
+        if name == "hierarchy":
+            consensus = others[0]
+            guide = consensus.new_zeros(consensus.shape[0], self.widths.hierarchy, *consensus.shape[-2:])
+            return x.mean(1), guide
+        if name == "selection":
+            images = others[0]
+            gates = torch.full_like(images[:, :, 0], 1 / images.shape[1])
+            return x, torch.zeros_like(gates[:, :1]), gates
+        return x
+
+    @contextmanager
+    def switched_off(self, *names: str) -> Iterator[None]:
+        """The same weights without these phases, for an ablation.
+
+        raises  ConfigError if a name is no phase
+        """
+        check_phases(names, "phases to switch off")
+        before = self.off
+        self.off = before | set(names)
+        try:
+            yield
+        finally:
+            self.off = before
+
+    def views(self, lr: Tensor, images: Tensor) -> Views | None:
+        """How the network at LR sees the images; the document's layers need it only in place of features.
+
+        raises  ValueError if the inputs do not fit together
+        """
+        expected = lr.shape[0], len(self.experts), 3, lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
+        if tuple(images.shape) != expected:
+            raise ValueError(f"images {tuple(images.shape)}: expected {expected} for LR {tuple(lr.shape)}")
+        return Views(lr, images, self.scale) if self.at_lr or not self.config.features else None
+
+
+def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int) -> nn.Module:
+    """The network of a configuration.
+
+    channels  expert -> channels of its features, in the order of the images
+    """
+    if not channels:
+        raise ConfigError("fusion: no experts to fuse")
+    return PlainCNN(config, channels, scale) if config.profile == "cnn" else FusionNetwork(config, channels, scale)
+
+
+def _document_phases(
+    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, plain: bool
+) -> dict[str, nn.Module]:
+    experts = len(channels)
+    return {
+        "frequency": FrequencySplit(),
+        "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion, plain=plain),
+        "collaboration": Collaboration(
+            channels, widths.experts, widths.expert_heads, widths.expert_expansion, plain=plain, neutral=neutral
+        ),
+        "hierarchy": Hierarchy(experts, scale, widths.hierarchy, widths.experts, plain=plain, neutral=neutral),
+        "selection": Selection(experts, widths.selection, neutral=neutral),
+        "refinement": Refinement(widths.refinement, widths.refinement_layers, plain=plain, neutral=neutral),
+        "edges": Edges(widths.edges, neutral=neutral),
+    }
+
+
+def _swift_phases(
+    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, with_images: bool
+) -> dict[str, nn.Module]:
+    experts, pixel = len(channels), 3 * scale**2
+    return {
+        "frequency": FrequencySplit(),
+        "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion),
+        "collaboration": Collaboration(
+            channels, widths.experts, widths.expert_heads, widths.expert_expansion,
+            with_images=with_images, scale=scale, subpixels=scale, neutral=neutral,
+        ),
+        "hierarchy": SwiftHierarchy(experts, scale, widths.hierarchy, widths.experts, neutral=neutral),
+        "selection": Selection(experts, widths.selection, guide=widths.hierarchy, subpixels=scale, neutral=neutral),
+        "refinement": SwiftRefinement(
+            2 * pixel + widths.hierarchy + widths.experts + ROUTING,
+            widths.refinement, widths.refinement_layers, scale, neutral=neutral,
+        ),
+        "edges": Edges(widths.edges, subpixels=scale, neutral=neutral),
+    }  # fmt: skip

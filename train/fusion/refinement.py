@@ -1,0 +1,106 @@
+"""Phase 7: a deep residual, then sharper edges by a Laplacian pyramid."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.fusion.blocks import ResidualBlock, conv3, gelu_conv, shuffle, zero
+from train.fusion.views import Views
+
+RESIDUAL_SCALE = 0.1  # the document's, for both profiles
+EDGE_STRENGTH = 0.15
+LEVELS = 3
+BLUR_SIGMA = 1.0
+BLUR_TAPS = 5
+
+
+class Refinement(nn.Module):
+    """The document's phase 7a: 3 -> C -> ... -> C -> 3 channels at HR, a tenth of it added to the image."""
+
+    def __init__(self, channels: int, layers: int, *, plain: bool, neutral: bool) -> None:
+        super().__init__()
+        widths = [3, *[channels] * (layers - 1), 3]
+        self.convs = nn.ModuleList(conv3(a, b) for a, b in pairwise(widths))
+        self.plain = plain
+        if neutral:
+            zero(self.convs[-1])
+
+    def forward(self, fused: Tensor, *_seen: object) -> Tensor:
+        x = fused if self.plain else fused.contiguous(memory_format=torch.channels_last)
+        x = self.convs[0](x)
+        for conv in self.convs[1:]:
+            x = gelu_conv(x, conv, plain=self.plain)
+        return fused + RESIDUAL_SCALE * x
+
+
+class SwiftRefinement(nn.Module):
+    """Phase 7a at LR: sees what was fused so far and what the phases before made of it."""
+
+    def __init__(self, inputs: int, channels: int, layers: int, scale: int, *, neutral: bool) -> None:
+        super().__init__()
+        self.enter = conv3(inputs, channels)
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range((layers - 2) // 2)))
+        self.leave = conv3(channels, 3 * scale**2)
+        self.scale = scale
+        if neutral:
+            zero(self.leave)
+
+    def forward(self, fused: Tensor, views: Views, *seen: Tensor) -> Tensor:
+        x = torch.cat([views.of(fused - views.mean), views.detail, *seen], dim=1)
+        x = self.blocks(self.enter(x))
+        return fused + RESIDUAL_SCALE * shuffle(gelu_conv(x, self.leave), self.scale)
+
+
+class Edges(nn.Module):
+    """Phase 7b: image + 0.15 x the sum of its three refined Laplacians.
+
+    subpixels   1: the refining convolutions run at HR; scale: at LR, on the channels of whole LR pixels
+    """
+
+    def __init__(self, channels: int, *, subpixels: int = 1, neutral: bool = True) -> None:
+        super().__init__()
+        width = 3 * subpixels**2
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                conv3(width, channels), nn.ReLU(), conv3(channels, channels), nn.ReLU(), conv3(channels, width)
+            )
+            for _ in range(LEVELS)
+        )
+        # the document adds each Laplacian itself too: sharpening that the mean of experts does not want at the start
+        self.skip = nn.Parameter(torch.full((LEVELS,), 0.0 if neutral else 1.0))
+        self.subpixels = subpixels
+        if neutral:
+            for level in self.levels:
+                zero(level[-1])
+
+    def forward(self, image: Tensor) -> Tensor:
+        total = 0.0
+        for level, skip, edges in zip(self.levels, self.skip, laplacians(image), strict=True):
+            total = total + skip * edges + self._refined(level, edges)
+        return image + EDGE_STRENGTH * total
+
+    def _refined(self, level: nn.Module, edges: Tensor) -> Tensor:
+        if self.subpixels == 1:
+            return level(edges)
+        return shuffle(level(Views.GAIN * F.pixel_unshuffle(edges, self.subpixels)), self.subpixels)
+
+
+def laplacians(image: Tensor) -> list[Tensor]:
+    """Each level minus its blur, the next level being that blur: three images of the same size."""
+    levels = []
+    for _ in range(LEVELS):
+        blurred = blur(image)
+        levels.append(image - blurred)
+        image = blurred
+    return levels
+
+
+def blur(image: Tensor) -> Tensor:
+    """The image under a 5 x 5 Gaussian of sigma 1, edges repeated."""
+    at = torch.arange(BLUR_TAPS, device=image.device, dtype=image.dtype) - BLUR_TAPS // 2
+    taps = torch.softmax(-(at**2) / (2 * BLUR_SIGMA**2), dim=0)
+    planes = F.pad(image, [BLUR_TAPS // 2] * 4, mode="replicate").flatten(0, 1).unsqueeze(1)
+    planes = F.conv2d(F.conv2d(planes, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
+    return planes.view_as(image)

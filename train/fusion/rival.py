@@ -1,0 +1,52 @@
+"""The honest rival of the seven phases: a plain residual CNN with the same inputs and parameter count."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from train.fusion.blocks import ResidualBlock, blend, conv3, shuffle, zero
+from train.fusion.collaboration import scaled
+from train.fusion.config import FusionConfig
+from train.fusion.views import Views
+
+BLOCKS = 6
+WIDTH = 96
+
+
+class PlainCNN(nn.Module):
+    """Everything that `swift` sees, at LR, through residual blocks, to weights of the experts and a residual."""
+
+    def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
+        super().__init__()
+        self.config, self.scale, self.experts = config, scale, tuple(channels)
+        pixel, n_experts = 3 * scale**2, len(channels)
+        seen = 3 + pixel * (n_experts + 1)
+        if config.features:
+            seen += sum(channels.values()) + n_experts
+        self.enter = nn.Conv2d(seen, WIDTH, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(WIDTH) for _ in range(BLOCKS)))
+        self.weights = conv3(WIDTH, n_experts * scale**2)
+        self.residual = conv3(WIDTH, pixel)
+        zero(self.weights)
+        zero(self.residual)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        x = self.trunk(lr, images, features)
+        return blend(images, self.gates(x)) + 0.1 * shuffle(self.residual(x), self.scale)
+
+    @torch.no_grad()
+    def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the experts (B, E, H, W), the only map that it has."""
+        return {"gates": self.gates(self.trunk(lr, images, features))}
+
+    def trunk(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        views = Views(lr, images, self.scale)
+        seen = [lr, views.per_expert.flatten(1, 2), views.detail]
+        if self.config.features:
+            seen += [scaled(features[name]) for name in self.experts]
+        return self.blocks(self.enter(torch.cat(seen, dim=1)))
+
+    def gates(self, x: Tensor) -> Tensor:
+        return torch.softmax(shuffle(self.weights(x), self.scale), dim=1)

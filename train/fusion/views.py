@@ -1,0 +1,30 @@
+"""The experts' images as a network that works at LR sees them."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.fusion.blocks import unshuffle
+
+
+class Views:
+    """Differences and details, brought to the order of 1; nothing here is learned.
+
+    differences   (B, 3E, H, W): from the experts' mean, brought to the order of 1
+    per_expert    (B, E, 3*scale^2, h, w): the same, as channels of LR pixels
+    detail        (B, 3*scale^2, h, w): the mean's own detail within each LR pixel
+    """
+
+    GAIN = 16.0  # experts differ by about 0.02, and from LR by about 0.05
+
+    def __init__(self, lr: Tensor, images: Tensor, scale: int) -> None:
+        mean = images.mean(1, keepdim=True)
+        differences = (images - mean) * self.GAIN
+        self.scale = scale
+        self.mean = mean[:, 0]
+        self.differences = differences.flatten(1, 2)
+        self.per_expert = unshuffle(differences, scale)
+        self.detail = self.of(self.mean - F.interpolate(lr, size=images.shape[-2:], mode="nearest")) / 4
+
+    def of(self, image: Tensor) -> Tensor:
+        """A small image (B, 3, H, W), such as a correction, at LR."""
+        return unshuffle(image * self.GAIN, self.scale)

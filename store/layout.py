@@ -18,7 +18,7 @@ VARIANTS = ("identity", "mirror", "rot90", "rot180", "rot270", "mirror_rot90", "
 
 WIDE_CHANNELS = 16  # arrays with fewer channels (images) lie in tiles, the others (features) in bands of whole rows
 BAND_ROWS = 8  # a last band is filled up to whole, so that more rows would waste space
-TILE = {1: (64, 64), 2: (32, 64), 4: (32, 32)}  # bytes a value -> rows, columns: three pages of three channels
+TILE = (32, 64)  # rows, columns of an image: measured in docs/log.md, "Store layout"
 COMPRESSED_TILE = (32, 32)  # of wide arrays: a window of 64 x 64 decodes 2.2 times its bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -109,23 +109,21 @@ def _flip(array: Any, axis: int) -> Any:
     return np.flip(array, axis) if isinstance(array, np.ndarray) else array.flip(axis)
 
 
-def default_chunk(
-    shape: tuple[int, int, int], itemsize: int, compressed: bool, container: str
-) -> tuple[int, ...] | None:
+def default_chunk(shape: tuple[int, int, int], compressed: bool, container: str) -> tuple[int, ...] | None:
     """The shape of an array's chunks; None for one contiguous block (HDF5 only)."""
     rows, cols, channels = shape
     if channels < WIDE_CHANNELS and (compressed or container == "zarr"):
-        return _tile(TILE.get(itemsize, (32, 32)), shape)
+        return _tile(TILE, shape)
     if compressed:
         return _tile(COMPRESSED_TILE, shape)
     return (min(BAND_ROWS, rows), cols, channels) if container == "zarr" else None
 
 
-def parsed_chunk(text: str, shape: tuple[int, int, int], itemsize: int, compressed: bool, container: str):
+def parsed_chunk(text: str, shape: tuple[int, int, int], compressed: bool, container: str) -> tuple[int, ...] | None:
     """The chunk shape that a word means: `default`, `rows`, or `tiles:32x64` (rows x columns)."""
     rows, cols, channels = shape
     if text == "default":
-        return default_chunk(shape, itemsize, compressed, container)
+        return default_chunk(shape, compressed, container)
     if text == "rows":
         return (min(BAND_ROWS, rows), cols, channels) if container == "zarr" or compressed else None
     found = re.fullmatch(r"tiles:([1-9]\d*)x([1-9]\d*)", text)

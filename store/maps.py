@@ -73,8 +73,8 @@ class FileMap:
 
 def prefetch(address: int, n_bytes: int) -> None:
     """Ask for these mapped bytes' pages; returns before they are there."""
-    start = address & -PAGE
-    _libc.madvise(start, address + n_bytes - start, _MADV_WILLNEED)
+    start = int(address) & -PAGE  # int: windows drawn by numpy come as its integers
+    _libc.madvise(start, int(address) + int(n_bytes) - start, _MADV_WILLNEED)
 
 
 class Cache:

@@ -143,9 +143,7 @@ class ShardWriter:
         if values.shape != self._shape(image, spec, variant):
             raise StoreError(f"{what}: shape {values.shape}, expected {self._shape(image, spec, variant)}")
         codec, params, raw = self._encoded(spec, values, what)
-        chunk = parsed_chunk(
-            self._chunks, raw.shape, raw.itemsize, codec.compression is not None, self._manifest.container
-        )
+        chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
         own = {key: value.tolist() for key, value in params.items() if key not in self._basis.get(spec.name, {})}
         attributes = {"codec": codec.name, "image": image.name, "variant": variant, **own}
         key = array_key(image.id, spec.name, variant)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from store.config import config_dataclass
+from train.augment import Augment
 from train.fusion.config import FusionConfig
 from train.losses.combined import LOSSES
 from train.sampler import Weighting
@@ -44,12 +45,17 @@ class LiveConfig:
     colour_strength: Share = 0.05  # brightness, contrast and saturation change by up to this
     blur: Share = 0.0  # probability
     blur_sigma_px: NotNegative = 0.5  # in LR pixels
-    crop_scale: tuple[float, float] = (1.0, 1.0)  # a window's size before it is resized to crop_px, smallest and largest
+    crop_scale: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # a window's size before it is resized to crop_px, smallest and largest
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if not 0.5 <= low <= high <= 2:
-            raise ValueError(f"crop_scale={list(self.crop_scale)}: must be two factors between 0.5 and 2, the smaller first")
+            raise ValueError(
+                f"crop_scale={list(self.crop_scale)}: must be two factors between 0.5 and 2, the smaller first"
+            )
 
     @property
     def augmentations(self) -> tuple[str, ...]:
@@ -73,9 +79,13 @@ class DataConfig:
     weighting: Weighting = "crops"
     crops_per_visit: Positive = 1  # more: longer reads of a store that is larger than memory
     pool_visits: Positive = 64
-    augment: Literal["none", "stored", "approximate"] = "stored"
-    cutblur: Share = 0.0  # probability, each window
-    mixup: Share = 0.0
+    threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
+    buffer_mib: Positive = 256
+    ahead_mib: Annotated[int, Field(ge=0)] = 128
+    augment: Augment = "none"
+    cutblur: Share = 0.0  # probability, each step
+    cutblur_share: Share = 0.5  # the box's sides are at most this share of the window's
+    mixup: Share = 0.0  # probability, each step
     mixup_alpha: Annotated[float, Field(gt=0)] = 1.2  # of the Beta distribution; Yoo et al. 2020 (CutBlur), table 1
 
 

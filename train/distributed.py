@@ -1,0 +1,92 @@
+"""One process or several under torchrun: ranks, and the mean over them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from store.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def mean(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces the float tensors by their mean over all processes, in one exchange."""
+        if self.size == 1:
+            return
+        joined = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(joined)
+        joined /= self.size
+        parts = joined.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(list(tensors), [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """The processes that torchrun started, or this one alone.
+
+    device  "auto" takes this process's GPU where there is one; otherwise as torch names it
+    """
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    place = pick_device(device, local)
+    if size == 1:
+        yield World(place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(place, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))  # set by torchrun
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of a name; "auto" is a GPU where there is one.
+
+    raises  ConfigError if the name is none, or the device isn't there
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name}: {' '.join(str(error).split())[:200]}") from None
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local_rank)
+    return device

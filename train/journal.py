@@ -1,0 +1,81 @@
+"""What a run says about itself: metrics.jsonl first, TensorBoard second."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from store import files
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The run's events in order; a last line that was torn is left out."""
+    path = run / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    # what follows the last newline is not whole
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Journal:
+    """Appends to a run's log, from a step on; what the log says about later steps, before a kill, goes.
+
+    Each event is a line {"event": ..., "step": ..., "time": ...} with
+      reference   psnr, ssim: method -> mean over the validation images
+      train       loss, losses, learning_rate, gradient_norm, stage, epoch, steps_per_second, waiting: means
+                  over the steps since the last such line; `waiting` is the share of the time spent on the loader
+      validation  psnr, ssim, seconds, images: id -> [psnr, ssim]
+      end         reason
+    """
+
+    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+        events = read_metrics(run) if step else []
+        kept = [event for event in events if event["step"] <= step and event["event"] != "end"]
+        files.write_atomic(run / METRICS_FILE, "".join(map(_line, kept)).encode())
+        self._file = open(run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115, closed by close
+        self._writer = _summary_writer(run, step) if tensorboard else None
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Adds an event; its numbers become scalars `event/name` in TensorBoard."""
+        self._file.write(_line({"event": event, "step": step, "time": round(time.time(), 3), **values}))
+        self._file.flush()
+        if self._writer:
+            for name, value in _scalars(values):
+                self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
+        """Shows images (3, H, W) in 0..1 in TensorBoard."""
+        if self._writer:
+            for name, picture in pictures.items():
+                self._writer.add_image(f"validation/{name}", picture, step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    return json.dumps(event, ensure_ascii=False) + "\n"
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != "images":
+            found += _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def _summary_writer(run: Path, step: int):
+    # a second to import, and not everybody's wish
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(run / "tensorboard", purge_step=step + 1)

@@ -1,0 +1,222 @@
+"""The training run: steps, validation, checkpoints, and an end that loses nothing."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from store.reader import Store
+from train import checkpoint
+from train.augment import cutblur, mixup
+from train.config import TrainConfig, learning_rate, loss_stages, span
+from train.distributed import World, world
+from train.fusion import build_fusion
+from train.journal import Journal
+from train.loader import Batch
+from train.losses import Criterion
+from train.run import begin, feature_channels
+from train.sampler import step_rng
+from train.setup import make_loader, make_validation, open_store
+from train.step import Trainer
+from train.watch import Meter, Watch, stop_signals
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
+    """Trains a fusion from a store and returns the run's folder, `out`.
+
+    resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
+    changes  with resume: take over a configuration that differs from the run's, except for the network's
+    raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
+             KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
+    """
+    store, out = Path(store), Path(out)
+    with world(config.device) as processes, stop_signals() as stopping:
+        source = open_store(store, config)
+        if processes.first:
+            begin(out, config, source.experts, store, resume=resume, changes=changes)
+        processes.wait()
+        with closing(Run(config, source, out, processes)) as run:
+            run.go(stopping)
+    return out
+
+
+class Run:
+    """A run in memory, standing after `step` steps; it goes on from the last checkpoint in its folder."""
+
+    def __init__(self, config: TrainConfig, store: Store, out: Path, processes: World) -> None:
+        self.config, self.out, self.world = config, out, processes
+        training, self.validation = make_validation(store, config, processes)
+        self.loader = make_loader(store, training, config, processes)
+        self.span = span(config, self.loader.sampler.samples_per_epoch)
+        self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
+        self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
+        self.trainer = Trainer(
+            new_network(config, store, processes.device),
+            new_criterion(config, processes.device),
+            config.optimiser,
+            ema_decay=config.ema_decay,
+            precision=config.precision,
+            accumulation=config.data.accumulation,
+            world=processes,
+        )
+        self.step, self.best, self.stale = 0, -math.inf, 0
+        self.watch, self.meter = Watch(processes, "No checkpoint was written"), Meter()
+        self._go_on()
+        self.journal = Journal(out, self.step, config.tensorboard) if processes.first else None
+        log.info("%s: %d steps on %d images, on %s", out, self.span.steps, len(training), processes.device)
+
+    def close(self) -> None:
+        if self.journal:
+            self.journal.close()
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.span.steps or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        return 0 < self.config.validation.patience <= self.stale
+
+    def go(self, stopping: threading.Event) -> None:
+        """Trains to the end; raises KeyboardInterrupt once `stopping` is set, with a checkpoint written."""
+        if self.step == 0:
+            self._reference_lines()
+        self.meter.restart()
+        with ExitStack() as stack:
+            batches = stack.enter_context(closing(self.loader.batches(self.step)))
+            bar = stack.enter_context(self._progress())
+            while not self.finished:
+                self._one_step(batches, stopping.is_set())
+                self._after_step(bar)
+                if self.watch.stop_wanted:
+                    raise KeyboardInterrupt
+        self._write("end", reason="patience" if self.out_of_patience else "steps", best_psnr=self.best)
+
+    def _one_step(self, batches: Iterator[Batch], stop: bool) -> None:
+        began = time.perf_counter()
+        batch = self._mixed(next(batches))
+        waited = time.perf_counter() - began
+        weights = self.config.losses.stages[self.stage_of(self.step)].weights
+        values, stop_share = self.trainer.step(
+            self.step, batch, weights=weights, learning_rate=self.rate(self.step), stop=stop
+        )
+        self.watch(self.step, batch.places, self.trainer.must_be_finite(values), stop_share)
+        self.meter.add(values, waited)
+        self.step += 1
+
+    def _mixed(self, batch: Batch) -> Batch:
+        data, rng = self.config.data, step_rng(self.config.seed, self.step)
+        if rng.random() < data.mixup:
+            batch = mixup(batch, alpha=data.mixup_alpha, rng=rng)
+        if rng.random() < data.cutblur:
+            batch = cutblur(batch, max_share=data.cutblur_share, rng=rng)
+        return batch
+
+    def _after_step(self, bar: tqdm) -> None:
+        last, psnr = self.step == self.span.steps, None
+        bar.update()
+        if last or self._due(self.config.log_every):
+            self._log(bar)
+        if last or self._due(self.config.validation.every):
+            self.watch.flush()
+            psnr = self._validate()
+        if last or psnr is not None or self._due(self.config.checkpoints.every) or self.step in self.milestones:
+            self._save(psnr)
+        elif self.watch.stop_wanted:
+            self._save(None)
+
+    def _due(self, every: int | str) -> bool:
+        return self.step % max(1, self.span.in_steps(every)) == 0
+
+    def _log(self, bar: tqdm) -> None:
+        means = self.meter.read()
+        stage = self.stage_of(self.step - 1)
+        self._write(
+            "train",
+            **means,
+            learning_rate=self.rate(self.step - 1),
+            stage=self.config.losses.stages[stage].name or str(stage + 1),
+            epoch=round(self.step / self.span.steps_per_epoch, 3),
+        )
+        best = {"PSNR": f"{self.best:.3f}"} if self.best > -math.inf else {}
+        bar.set_postfix({"loss": f"{means['loss']:.5f}", **best})
+
+    def _reference_lines(self) -> None:
+        scores = self.validation.references()
+        self._write(
+            "reference",
+            psnr={method: each.mean.psnr for method, each in scores.items()},
+            ssim={method: each.mean.ssim for method, each in scores.items()},
+        )
+
+    def _validate(self) -> float:
+        began = time.perf_counter()
+        scores = self.validation.score(self.trainer.ema.network)
+        psnr, ssim = scores.mean
+        self.best, self.stale = (psnr, 0) if psnr > self.best else (self.best, self.stale + 1)
+        self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)
+        if self.journal:
+            self.journal.pictures(self.step, scores.pictures)
+        log.info("step %d: %.3f dB, SSIM %.4f", self.step, psnr, ssim)
+        self.meter.restart()
+        return psnr
+
+    def _write(self, event: str, **values) -> None:
+        if self.journal:
+            self.journal.write(event, self.step, **values)
+
+    def _save(self, psnr: float | None) -> None:
+        self.watch.flush()  # a network that has diverged is not kept
+        if self.world.first:
+            trainer = self.trainer
+            checkpoint.save(
+                self.out,
+                self.step,
+                scored=trainer.ema.network,
+                network=trainer.network,
+                optimiser=trainer.optimiser,
+                psnr=psnr,
+                extra={"scaler": trainer.scaler.state_dict(), "best": self.best, "stale": self.stale},
+            )
+            checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
+        self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
+        self.meter.restart()
+        self.world.wait()
+
+    def _go_on(self) -> None:
+        found = checkpoint.checkpoints(self.out)
+        if not found:
+            return
+        trainer = self.trainer
+        extra = checkpoint.restore(
+            found[-1], scored=trainer.ema.network, network=trainer.network, optimiser=trainer.optimiser
+        )
+        trainer.scaler.load_state_dict(extra["scaler"])
+        self.step, self.best, self.stale = found[-1].step, extra["best"], extra["stale"]
+        self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
+
+    def _progress(self) -> tqdm:
+        hidden = None if self.world.first else True  # None: where stderr is no terminal
+        return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
+
+
+def new_network(config: TrainConfig, store: Store, device: torch.device) -> nn.Module:
+    """The untrained network for the store's experts, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    channels = {name: feature_channels(entry) for name, entry in store.experts.items()}
+    return build_fusion(config.fusion, channels, store.scale).to(device)
+
+
+def new_criterion(config: TrainConfig, device: torch.device) -> Criterion:
+    """The losses that any stage uses."""
+    files = {"vgg": config.losses.vgg_weights, "clip": config.losses.clip_weights}
+    return Criterion(config.losses.used, files).to(device)

@@ -1,0 +1,116 @@
+"""The folder of a run: its configuration, its experts, and the question whether it can go on.
+
+config.yaml     the resolved configuration, the section `train`
+experts.yaml    the store's entry of each expert, in the order of the network's inputs
+run.yaml        where the store was, and what trained
+metrics.jsonl   one line an event
+tensorboard/    the same to look at
+checkpoints/    see train/checkpoint.py
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from store import files
+from store.config import build, dump_yaml, read_yaml, to_plain
+from store.errors import ConfigError, StoreError
+from store.manifest import ArraySpec, Expert
+from train.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE, EXPERTS_FILE, RUN_FILE = "config.yaml", "experts.yaml", "run.yaml"
+FREE_TO_CHANGE = ("device", "data.threads", "data.buffer_mib", "data.ahead_mib", "log_every", "tensorboard")
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The resolved configuration of a run."""
+    path = run / CONFIG_FILE
+    return build(TrainConfig, read_yaml(path).get("train") or {}, str(path), "train")
+
+
+def read_experts(run: Path) -> dict[str, Expert]:
+    """The store's entries of the experts that the run was trained from, in the order of the network's inputs."""
+    entries = {}
+    for name, entry in read_yaml(run / EXPERTS_FILE).items():
+        arrays = tuple(ArraySpec(**spec) for spec in entry.pop("arrays"))
+        entries[name] = Expert(arrays=arrays, **entry)
+    return entries
+
+
+def read_store(run: Path) -> Path:
+    """Where the run's store was when it began."""
+    return Path(read_yaml(run / RUN_FILE)["store"])
+
+
+def begin(
+    run: Path, config: TrainConfig, entries: Mapping[str, Expert], store: Path, *, resume: bool, changes: bool
+) -> None:
+    """Makes the run's folder, or checks that the run in it may go on with this configuration and these experts.
+
+    resume   go on with a run that is there
+    changes  take over a configuration that differs, except for the network's
+    raises   ConfigError or StoreError naming what differs
+    """
+    if (run / CONFIG_FILE).exists():
+        if not resume:
+            raise ConfigError(f"{run}: holds a run already. Go on with --resume {run}, or choose another --out")
+        _check_config(run, config, changes)
+        _check_experts(run, entries)
+    elif run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run}: not a run and not empty; choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
+    made_by = {name: version(name) for name in ("torch", "numpy")}
+    files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "versions": made_by}).encode())
+    # last: with it the folder is a run
+    files.write_atomic(run / CONFIG_FILE, dump_yaml({"train": to_plain(config)}).encode())
+
+
+def scale_of(entries: Mapping[str, Expert]) -> int:
+    """How much larger the experts' images are than LR."""
+    return next(spec.resolution for entry in entries.values() for spec in entry.arrays if spec.name == "sr")
+
+
+def feature_channels(entry: Expert) -> int:
+    """How many channels the expert's features have, all its taps together."""
+    return sum(spec.channels for spec in entry.arrays if spec.name != "sr")
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted paths."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        result |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return result
+
+
+def _check_config(run: Path, config: TrainConfig, changes: bool) -> None:
+    old, new = flat(to_plain(read_config(run))), flat(to_plain(config))
+    differing = [
+        f"{key} is {old.get(key)} there, {new.get(key)} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+    ]
+    fixed = [line for line in differing if line.startswith(("fusion.", "experts "))]
+    if fixed or (differing and not changes):
+        raise ConfigError(f"{run}: a run with another configuration: {'; '.join(fixed or differing)}")
+    for line in differing:
+        log.warning("%s: %s", run, line)
+
+
+def _check_experts(run: Path, entries: Mapping[str, Expert]) -> None:
+    known = read_experts(run)
+    if list(known) != list(entries):
+        raise StoreError(f"{run}: trained from the experts {', '.join(known)}, not from {', '.join(entries)}")
+    for name, entry in entries.items():
+        old, new = flat(known[name].identity), flat(entry.identity)
+        keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if keys or known[name].fingerprint != entry.fingerprint:
+            differing = ", ".join(keys) or "its arrays"
+            raise StoreError(f"{run}: the store's {name} is not the one that the run began with: {differing} differ")

@@ -1,0 +1,164 @@
+"""The configuration of this stage: which images, which experts, how the store is filled."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from extract.pretrain import PretrainConfig
+from store.config import build, config_dataclass, read_yaml
+from store.errors import ConfigError
+from store.layout import VARIANTS, checked_name
+
+BUNDLED = "bundled:"  # weights that are package data, in extract/weights
+FEATURES = "features"  # the tap that training reads
+RESERVED_NAMES = ("lr", "hr", "sr")
+FULL_SIZE = ("hat-l", "drct-l", "grl-b", "edsr-l")
+
+
+@config_dataclass
+class TapConfig:
+    """A module of the network and which of its tensors is kept."""
+
+    path: str  # dotted, as in named_modules()
+    side: Literal["output", "input"] = "output"
+    item: int = 0  # which one, where the module takes or returns several
+    layout: Literal["auto", "channels_first", "channels_last", "tokens"] = "auto"
+    resample: Literal["area", "bilinear"] = "area"  # to the LR grid, where the tensor has another resolution
+
+
+@config_dataclass
+class ExpertConfig:
+    """A frozen network, its weights and its taps; docs/experts.md explains each key."""
+
+    name: str
+    weights: str  # a path, or `bundled:file`
+    tap: str | TapConfig | None = None  # short for taps: {features: ...}
+    taps: dict[str, str | TapConfig] = field(default_factory=dict)
+    architecture: str | None = None  # package.module:factory; absent: spandrel recognises the file
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    window_px: int | None = None  # images are padded to a multiple of it; absent: what the network says of itself
+    url: str | None = None
+    sha256: str | None = None  # of the weights file; the first 8 digits or more
+    licence: str | None = None
+    source: str | None = None
+    pretrain: PretrainConfig | None = None
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "name")
+        if bool(self.tap) == bool(self.taps):
+            raise ValueError("give one of tap and taps")
+        if FEATURES not in self.points:
+            raise ValueError(f"taps: one must be called {FEATURES}, found {', '.join(self.taps)}")
+        for name in self.points:
+            if name in RESERVED_NAMES:
+                raise ValueError(f"taps: {name} is a name of the store's own")
+            checked_name(name, "tap")
+        if self.architecture and ":" not in self.architecture:
+            raise ValueError(f"architecture must be package.module:factory, found {self.architecture}")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", self.sha256):
+            raise ValueError(f"sha256 must be 8 to 64 hexadecimal digits, found {self.sha256}")
+        if self.window_px is not None and self.window_px < 1:
+            raise ValueError(f"window_px must be at least 1, found {self.window_px}")
+
+    @property
+    def points(self) -> dict[str, TapConfig]:
+        """Array name -> tap."""
+        taps = {FEATURES: self.tap} if self.tap else self.taps
+        return {name: TapConfig(path=tap) if isinstance(tap, str) else tap for name, tap in taps.items()}
+
+
+@config_dataclass
+class DataConfig:
+    """Where the images are: data sets in a known layout, or folders of HR and, if they exist, LR images."""
+
+    roots: tuple[str, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
+    split: Literal["train", "val", "all"] = "train"  # of the roots that have one
+    hr: tuple[str, ...] = ()
+    lr: tuple[str, ...] = ()  # one for each of hr; none: LR is made from HR by the bicubic recipe
+
+    def __post_init__(self) -> None:
+        if not self.roots and not self.hr:
+            raise ValueError("give roots or hr: there are no images to read")
+        if self.lr and len(self.lr) != len(self.hr):
+            raise ValueError(f"lr must name one folder for each of hr, found {len(self.lr)} for {len(self.hr)}")
+
+
+@config_dataclass
+class ExtractConfig:
+    """One extraction: images, experts, store, and everything that decides the bytes."""
+
+    store: str
+    data: DataConfig
+    experts: tuple[str | dict[str, Any], ...] = FULL_SIZE  # names in configs/experts, YAML files or entries
+    scale: int = 4
+    container: Literal["zarr", "hdf5"] = "zarr"
+    codecs: dict[str, str] = field(default_factory=dict)  # array -> codec; float16 where absent
+    images_per_shard: int = 16
+    tile_px: int = 512  # images with a longer side run in tiles of at most this side, LR pixels
+    halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
+    batch_size: int = 1  # tiles of one image in one forward
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    variants: tuple[str, ...] = ("identity",)
+    device: str = "auto"
+    random_weights: bool = False  # to size a run before the weights are there; stamped into the store
+
+    def __post_init__(self) -> None:
+        for key in ("scale", "images_per_shard", "tile_px", "batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, found {getattr(self, key)}")
+        if not 0 <= 2 * self.halo_px < self.tile_px:
+            raise ValueError(f"halo_px must be at least 0 and under half of tile_px, found {self.halo_px}")
+        unknown = [variant for variant in self.variants if variant not in VARIANTS]
+        if unknown or "identity" not in self.variants:
+            raise ValueError(f"variants must hold identity and others of {', '.join(VARIANTS)}; found {self.variants}")
+
+
+def entries_dir() -> Traversable:
+    """The folder of the expert entries that come with the package."""
+    return resources.files("configs.experts")
+
+
+def entry_names() -> list[str]:
+    """The experts that come with the package, by name."""
+    return sorted(item.name.removesuffix(".yaml") for item in entries_dir().iterdir() if item.name.endswith(".yaml"))
+
+
+def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> ExpertConfig:
+    """The expert's configuration, from a name in configs/experts, a YAML file or the entry itself.
+
+    raises  ConfigError for an unknown name or a faulty entry
+    """
+    if isinstance(entry, ExpertConfig):
+        return entry
+    if isinstance(entry, Mapping):
+        return build(ExpertConfig, entry, f"expert {entry.get('name', '(without name)')}")
+    if str(entry).endswith((".yaml", ".yml")):
+        return build(ExpertConfig, read_yaml(Path(entry)), str(entry))
+    if entry not in entry_names():
+        raise ConfigError(f"expert {entry}: no such entry. Known are {', '.join(entry_names())}; or give a YAML file")
+    text = entries_dir().joinpath(f"{entry}.yaml").read_text(encoding="utf-8")
+    return build(ExpertConfig, yaml.safe_load(text), f"configs/experts/{entry}.yaml")
+
+
+def expert_configs(entries: tuple[str | dict[str, Any], ...], names: tuple[str, ...] = ()) -> list[ExpertConfig]:
+    """The configurations of the experts, all of them or those called `names`.
+
+    raises  ConfigError for a name that is not among them, or two experts of one name
+    """
+    configs = {}
+    for config in map(load_expert_config, entries):
+        if config.name in configs:
+            raise ConfigError(f"expert {config.name}: named twice")
+        configs[config.name] = config
+    missing = [name for name in names if name not in configs]
+    if missing:
+        raise ConfigError(f"expert {', '.join(missing)}: not in this configuration (has: {', '.join(configs)})")
+    return [configs[name] for name in names or configs]

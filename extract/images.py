@@ -1,0 +1,276 @@
+"""LR/HR pairs on disk: found, matched by name, checked by their headers, decoded as BasicSR does."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from extract.bicubic import downscale
+from extract.config import DataConfig
+from extract.pretrain import IMAGE_SUFFIXES
+from store.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+SHOWN_FAULTS = 10
+# (split, HR folder, LR folder) under a root, in the layouts in use; {s} is the scale
+LAYOUTS = (
+    ("train", "train_HR", "train_LR"),  # DF2K as the reference document has it
+    ("val", "val_HR", "val_LR"),
+    ("train", "DIV2K_train_HR", "DIV2K_train_LR_bicubic/X{s}"),  # DIV2K and Flickr2K as published, BasicSR's layout
+    ("val", "DIV2K_valid_HR", "DIV2K_valid_LR_bicubic/X{s}"),
+    ("train", "Flickr2K_HR", "Flickr2K_LR_bicubic/X{s}"),
+    ("train", "DF2K_train_HR", "DF2K_train_LR_bicubic/X{s}"),
+    ("all", "HR", "LR_bicubic/X{s}"),  # benchmarks: the official EDSR repository's, ours, BasicSR's
+    ("all", "HR", "LR_x{s}"),
+    ("all", "HR", "LR"),
+    ("all", "GTmod12", "LRbicx{s}"),
+    ("all", "HR", None),
+)
+
+
+class UnreadableImage(StoreError):
+    """A file that is no image, or a part of one."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One photograph: an HR file, and the LR file or none where LR is made from HR."""
+
+    id: str
+    name: str
+    hr: Path
+    lr: Path | None
+    scale: int
+
+    @property
+    def lr_source(self) -> str:
+        return "bicubic" if self.lr is None else "file"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.hr,) if self.lr is None else (self.lr, self.hr)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """LR (h, w, 3) uint8 and HR (scale*h, scale*w, 3) uint8 or uint16.
+
+        Without an LR file HR is cut to multiples of the scale and LR made by the bicubic recipe.
+        raises  UnreadableImage
+        """
+        hr = decode(self.hr)
+        if self.lr is not None:
+            return eight_bit(decode(self.lr)), hr
+        height, width = (n - n % self.scale for n in hr.shape[:2])
+        hr = np.ascontiguousarray(hr[:height, :width])
+        return eight_bit(downscale(hr, self.scale)), hr
+
+
+def eight_bit(image: np.ndarray) -> np.ndarray:
+    """The image as uint8; experts see 8-bit LR images, whatever the files have."""
+    return image if image.dtype == np.uint8 else np.round(image / 257).astype(np.uint8)
+
+
+def decode(path: Path) -> np.ndarray:
+    """The image as RGB (H, W, 3), uint8, or uint16 where the file has 16 bits; grey is repeated, alpha left out.
+
+    raises  UnreadableImage
+    """
+    try:
+        with Image.open(path) as image:
+            if _bits(image, path) == 16:
+                array = _decode_16_bit(image, path)
+            else:
+                array = np.asarray(image if image.mode in ("L", "RGB") else image.convert(_rgb_mode(image)))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{path}: {_reason(error)}") from None
+    if array.ndim == 2:
+        array = array[..., None]
+    array = array[..., :1].repeat(3, axis=2) if array.shape[2] < 3 else array[..., :3]
+    return np.ascontiguousarray(array)
+
+
+def _rgb_mode(image: Image.Image) -> str:
+    # through RGBA a transparent palette keeps the colours under its alpha, which is then left out
+    return "RGBA" if image.mode == "P" and "transparency" in image.info else "RGB"
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits a value, which Pillow hides for colour images of 16."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # the bit depth in IHDR
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))  # BitsPerSample
+    return 8
+
+
+def _decode_16_bit(image: Image.Image, path: Path) -> np.ndarray:
+    if image.format == "PNG":
+        from torchvision.io import decode_png, read_file
+
+        try:
+            return decode_png(read_file(str(path))).permute(1, 2, 0).numpy()
+        except RuntimeError as error:
+            raise ValueError(str(error).partition("\n")[0]) from None
+    import tifffile
+
+    array = tifffile.imread(path)
+    if array.dtype != np.uint16:
+        raise ValueError(f"holds {array.dtype}, expected 8 or 16 bits a value")
+    return array
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return f"truncated or damaged image ({' '.join(str(error).split())[:80]})"
+
+
+def find_pairs(data: DataConfig, scale: int) -> list[Pair]:
+    """Every pair of the data, in the order of the folders, then of the names.
+
+    raises  StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
+            files that are no images, empty folders
+    """
+    folders = _folders(data, scale)
+    faults: list[str] = []
+    pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, faults)]
+    pairs = _with_ids(pairs, faults)
+    modes: Counter[str] = Counter()
+    for pair in pairs:
+        faults += _header_faults(pair, modes)
+    if faults:
+        raise StoreError(joined(faults))
+    _say_once(pairs, modes)
+    return pairs
+
+
+def joined(faults: Sequence[str]) -> str:
+    """All faults in one line; the log has those that are too many for it."""
+    for fault in faults[SHOWN_FAULTS:]:
+        log.error("%s", fault)
+    more = f"; and {len(faults) - SHOWN_FAULTS} more, in the log" if len(faults) > SHOWN_FAULTS else ""
+    many = f"{len(faults)} images do not fit: " if len(faults) > 1 else ""
+    return many + "; ".join(faults[:SHOWN_FAULTS]) + more
+
+
+def _folders(data: DataConfig, scale: int) -> list[tuple[Path, Path | None]]:
+    """(HR folder, LR folder or None) of everything that the configuration names."""
+    folders: list[tuple[Path, Path | None]] = []
+    for root in map(Path, data.roots):
+        found = _known_layouts(root, data.split, scale)
+        if not found and root.is_dir():
+            found = [pair for child in sorted(root.iterdir()) for pair in _known_layouts(child, data.split, scale)]
+        if not found:
+            names = ", ".join(sorted({hr for _, hr, _ in LAYOUTS}))
+            raise StoreError(
+                f"{root}: no images in a known layout ({data.split} of {names}); name the folders as data.hr"
+            )
+        folders += found
+    folders += zip(map(Path, data.hr), map(Path, data.lr) if data.lr else [None] * len(data.hr), strict=True)
+    return folders
+
+
+def _known_layouts(root: Path, split: str, scale: int) -> list[tuple[Path, Path | None]]:
+    found: dict[Path, Path | None] = {}
+    for part, hr_name, lr_name in LAYOUTS:
+        if split not in ("all", part) and part != "all":
+            continue
+        hr, lr = root / hr_name, root / lr_name.format(s=scale) if lr_name else None
+        lr = lr if lr is not None and lr.is_dir() else None
+        if hr.is_dir() and found.get(hr) is None:
+            found[hr] = lr
+    return list(found.items())
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise StoreError(f"{folder}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[str]) -> Iterable[Pair]:
+    hr_files = _image_files(hr_folder)
+    if lr_folder is None:
+        return [Pair("", hr.name, hr, None, scale) for hr in hr_files]
+    partners: dict[str, Path] = {}
+    lr_files = _image_files(lr_folder)
+    for lr in sorted(lr_files, key=lambda path: _key(path, scale) == path.stem):  # a name of its own wins over x4
+        if _key(lr, scale) in partners and _key(lr, scale) != lr.stem:
+            faults.append(f"{lr}: stands for the same image as {partners[_key(lr, scale)].name}")
+        partners[_key(lr, scale)] = lr
+        partners[lr.stem] = lr
+    pairs, used = [], set()
+    for hr in hr_files:
+        lr = partners.get(hr.stem) or partners.get(_key(hr, scale))
+        if lr is None:
+            faults.append(f"{hr}: has no LR image in {lr_folder}")
+        else:
+            used.add(lr)
+            pairs.append(Pair("", hr.name, hr, lr, scale))
+    faults += [f"{lr}: has no HR image in {hr_folder}" for lr in lr_files if lr not in used]
+    return pairs
+
+
+def _key(path: Path, scale: int) -> str:
+    """The name without what tells an LR file from its HR file: 0001x4, img_x4, img_LR, img_HR."""
+    return re.sub(rf"(?:_?[xX]{scale})?(?:_(?:LR|HR))?$", "", path.stem) or path.stem
+
+
+def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
+    """The pairs with ids: the HR file's name, after its folder's where two folders have the same name."""
+    plain = Counter(_safe(pair.hr.stem) for pair in pairs)
+    named, seen = [], {}
+    for pair in pairs:
+        own = _safe(pair.hr.stem)
+        image_id = own if plain[own] == 1 else _safe(f"{pair.hr.parent.name}-{pair.hr.stem}")
+        if image_id in seen:
+            faults.append(f"{pair.hr}: would have the same id as {seen[image_id]}: {image_id}")
+        seen[image_id] = pair.hr
+        named.append(Pair(image_id, pair.name, pair.hr, pair.lr, pair.scale))
+    return named
+
+
+def _safe(name: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+    return name if name[:1].isalnum() else f"i{name}"
+
+
+def _header_faults(pair: Pair, modes: Counter[str]) -> list[str]:
+    sizes, faults = [], []
+    for path in pair.files:
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.size[::-1])
+                modes[image.mode] += 1
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            faults.append(f"{path}: {_reason(error)}")
+    if faults:
+        return faults
+    (height, width), scale = sizes[-1], pair.scale
+    if pair.lr is None:
+        small = min(height, width) < scale
+        return [f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}"] if small else []
+    if (height, width) != tuple(n * scale for n in sizes[0]):
+        lr = f"{sizes[0][0]} x {sizes[0][1]}"
+        return [f"{pair.hr}: {height} x {width} is not {scale} times {pair.lr.name}, {lr}"]
+    return []
+
+
+def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
+    made = sum(pair.lr is None for pair in pairs)
+    if made:
+        log.info("LR of %d images is made by bicubic x%d, HR cut to multiples of it", made, pairs[0].scale)
+    other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
+    if other:
+        log.info("converted to RGB (grey repeated, alpha left out): %s", other)

@@ -1,0 +1,150 @@
+"""Pairs on disk -> the store's list of images and its `pairs` shards; every file is decoded before any expert runs."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from extract.config import DataConfig
+from extract.images import Pair, UnreadableImage, find_pairs, joined
+from extract.shares import until_done
+from store.errors import StoreError
+from store.files import ShardBusy, write_atomic
+from store.layout import PAIRS
+from store.manifest import Image, Manifest, assign_shards
+from store.writer import write_shard
+
+log = logging.getLogger(__name__)
+
+SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
+DECODING_THREADS = min(8, os.cpu_count() or 1)
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found in a pair's files, and by which sizes and times they are known to be unchanged."""
+
+    stamps: list[list]  # [path, bytes, time of change in ns] of each file
+    lr_size: tuple[int, int]
+    lr_sha256: str
+    hr_sha256: str
+
+
+def prepare(
+    root: Path, data: DataConfig, *, scale: int, container: str, images_per_shard: int, limit: int | None = None
+) -> tuple[Manifest, dict[str, Pair]]:
+    """The store of these images, made or gone on with, and its pairs by image id.
+
+    limit    only the first of the images
+    raises   StoreError listing every image that does not fit, or naming what the store in `root` has differently
+    """
+    pairs = find_pairs(data, scale)[:limit]
+    known = _read_sources(root)
+    sources = _identify(pairs, known)
+    images = assign_shards(
+        (
+            Image(
+                id=pair.id,
+                name=pair.name,
+                lr_size=sources[pair.id].lr_size,
+                lr_sha256=sources[pair.id].lr_sha256,
+                hr_sha256=sources[pair.id].hr_sha256,
+                shard=0,
+                lr_source=pair.lr_source,
+            )
+            for pair in pairs
+        ),
+        images_per_shard,
+    )
+    manifest = Manifest.create(root, scale=scale, container=container, images=images)
+    if sources != known:
+        content = {name: asdict(source) for name, source in sources.items()}
+        write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
+    return manifest, {pair.id: pair for pair in pairs}
+
+
+def write_pairs(manifest: Manifest, pairs: dict[str, Pair], shards: list[int], progress: bool = True) -> None:
+    """Writes the shards of LR and HR images that are not there yet.
+
+    raises  StoreError for a file that is no longer what it was when the store was made
+    """
+    missing = set(manifest.missing_shards(PAIRS)) & set(shards)
+    total = sum(len(manifest.images_of(shard)) for shard in missing)
+    with tqdm(total=total, desc="pairs", unit="image", disable=None if progress else True) as bar:
+        for shard in until_done(lambda: manifest.missing_shards(PAIRS), shards):
+            with suppress(ShardBusy):
+                _write_shard(manifest, pairs, shard, bar)
+
+
+def _write_shard(manifest: Manifest, pairs: dict[str, Pair], shard: int, bar: tqdm) -> None:
+    images = manifest.images_of(shard)
+    with write_shard(manifest, PAIRS, shard) as out:
+        for image, (lr, hr) in zip(images, in_threads(lambda image: pairs[image.id].read(), images), strict=True):
+            if (sha256_of(lr), sha256_of(hr)) != (image.lr_sha256, image.hr_sha256):
+                raise StoreError(f"{pairs[image.id].hr}: changed while the store was being made; run the command again")
+            out.add(image.id, {"lr": lr, "hr": hr})
+            bar.update()
+
+
+def sha256_of(array: np.ndarray) -> str:
+    """The sha256 of an array's bytes in C order, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """`work` of each item in order, done a few items ahead of whoever takes the results."""
+    items = iter(items)
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        waiting = [pool.submit(work, item) for item in islice(items, 2 * DECODING_THREADS)]
+        try:
+            while waiting:
+                result = waiting.pop(0).result()
+                waiting += [pool.submit(work, item) for item in islice(items, 1)]
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _identify(pairs: list[Pair], known: dict[str, Source]) -> dict[str, Source]:
+    """Image id -> source; files whose size and time are known are not read.
+
+    raises  StoreError listing every file that cannot be decoded
+    """
+
+    def work(pair: Pair) -> Source | UnreadableImage:
+        stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in pair.files]
+        if pair.id in known and known[pair.id].stamps == stamps:
+            return known[pair.id]
+        try:
+            lr, hr = pair.read()
+        except UnreadableImage as error:
+            return error
+        return Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
+
+    results = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=None))
+    faults = [str(result) for result in results if isinstance(result, UnreadableImage)]
+    if faults:
+        raise StoreError(joined(faults))
+    return {pair.id: source for pair, source in zip(pairs, results, strict=True)}
+
+
+def _read_sources(root: Path) -> dict[str, Source]:
+    try:
+        content = json.loads((root / SOURCES_FILE).read_text(encoding="utf-8"))
+        sources = {name: Source(**source) for name, source in content.items()}
+    except (OSError, ValueError, TypeError):
+        return {}  # it only saves time
+    return {name: Source(s.stamps, tuple(s.lr_size), s.lr_sha256, s.hr_sha256) for name, s in sources.items()}

@@ -1,0 +1,108 @@
+"""Who makes which shards: parts for unrelated machines, ranks under torchrun; disjoint and balanced by pixels."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+
+import torch.distributed as dist
+
+from store.errors import ConfigError
+from store.manifest import Manifest
+
+POLL_SECONDS = 0.5
+LONGEST_WAIT = timedelta(days=7)  # ranks wait for the slowest one's shards
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `count`, counted from 1."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that `I/N` means.
+
+        raises  ConfigError
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ConfigError(f"--part {text}: expected I/N with 1 <= I <= N, such as 2/8")
+        return cls(int(found[1]), int(found[2]))
+
+    def shards(self, manifest: Manifest, among: list[int] | None = None) -> list[int]:
+        """This part's shards of `among`: the largest first to whoever has least, the same for everybody."""
+        weights = {shard: pixels(manifest, shard) for shard in (range(manifest.n_shards) if among is None else among)}
+        loads = [0] * self.count
+        own = []
+        for shard in sorted(weights, key=lambda shard: (-weights[shard], shard)):
+            lightest = loads.index(min(loads))
+            loads[lightest] += weights[shard]
+            if lightest == self.index - 1:
+                own.append(shard)
+        return sorted(own)
+
+
+def pixels(manifest: Manifest, shard: int) -> int:
+    """LR pixels of a shard's images."""
+    return sum(prod(image.lr_size) for image in manifest.images_of(shard))
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that torchrun started; one of one without it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Rank":
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names)) if all(name in os.environ for name in names) else cls()
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        return Part(self.rank + 1, self.world_size)
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank has come here."""
+        if self.world_size > 1:
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+            dist.barrier()
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The block, on the first rank and then on all the others."""
+        if not self.first:
+            self.wait_for_all()
+        yield
+        if self.first:
+            self.wait_for_all()
+
+
+def until_done(missing: Callable[[], list[int]], order: list[int]) -> Iterator[int]:
+    """The shards to try, in this order, again and again until all of them are done.
+
+    Those that another process has are tried again later: it may finish them, or die and let them go.
+    """
+    while left := _still(order, missing()):
+        yield from left
+        if len(_still(order, missing())) == len(left):
+            time.sleep(POLL_SECONDS)
+
+
+def _still(order: list[int], missing: list[int]) -> list[int]:
+    there = set(missing)
+    return [shard for shard in order if shard in there]

@@ -61,8 +61,7 @@ class LoadedExpert:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         network.model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         self._hooks = ExitStack()
-        # hooks that are set after the first compiled forward never fire
-        self._seen = self._hooks.enter_context(captured(network.model, config.points))
+        self.open()  # before the first forward: hooks that are set after a compiled one never fire
         self._forward = torch.compile(network.call) if compiled else network.call
         try:
             self._shapes = self._probe()
@@ -118,6 +117,14 @@ class LoadedExpert:
         }
         self._check_finite({"sr": sr} | features)
         return sr.clamp(0, 1), features
+
+    def bare(self, padded: Tensor) -> Tensor:
+        """The network's own answer to an image that needs no padding: what a forward costs by itself."""
+        return self._run(padded)
+
+    def open(self) -> None:
+        """Puts the hooks on the network."""
+        self._seen = self._hooks.enter_context(captured(self._network.model, self.config.points))
 
     def close(self) -> None:
         """Takes the hooks off the network."""

@@ -4,7 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class Pair:
     hr: Path
     lr: Path | None
     scale: int
+    lr_size: tuple[int, int] = (0, 0)  # rows and columns, by the headers
 
     @property
     def lr_source(self) -> str:
@@ -144,8 +145,7 @@ def find_pairs(data: DataConfig, scale: int) -> list[Pair]:
     pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, faults)]
     pairs = _with_ids(pairs, faults)
     modes: Counter[str] = Counter()
-    for pair in pairs:
-        faults += _header_faults(pair, modes)
+    pairs = [_with_size(pair, modes, faults) for pair in pairs]
     if faults:
         raise StoreError(joined(faults))
     _say_once(pairs, modes)
@@ -237,7 +237,7 @@ def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
         if image_id in seen:
             faults.append(f"{pair.hr}: would have the same id as {seen[image_id]}: {image_id}")
         seen[image_id] = pair.hr
-        named.append(Pair(image_id, pair.name, pair.hr, pair.lr, pair.scale))
+        named.append(replace(pair, id=image_id))
     return named
 
 
@@ -246,8 +246,9 @@ def _safe(name: str) -> str:
     return name if name[:1].isalnum() else f"i{name}"
 
 
-def _header_faults(pair: Pair, modes: Counter[str]) -> list[str]:
-    sizes, faults = [], []
+def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair:
+    """The pair with its LR size, if the headers of its files agree on it."""
+    sizes = []
     for path in pair.files:
         try:
             with Image.open(path) as image:
@@ -255,16 +256,14 @@ def _header_faults(pair: Pair, modes: Counter[str]) -> list[str]:
                 modes[image.mode] += 1
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             faults.append(f"{path}: {_reason(error)}")
-    if faults:
-        return faults
+            return pair
     (height, width), scale = sizes[-1], pair.scale
-    if pair.lr is None:
-        small = min(height, width) < scale
-        return [f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}"] if small else []
-    if (height, width) != tuple(n * scale for n in sizes[0]):
+    if pair.lr is None and min(height, width) < scale:
+        faults.append(f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}")
+    if pair.lr is not None and (height, width) != tuple(n * scale for n in sizes[0]):
         lr = f"{sizes[0][0]} x {sizes[0][1]}"
-        return [f"{pair.hr}: {height} x {width} is not {scale} times {pair.lr.name}, {lr}"]
-    return []
+        faults.append(f"{pair.hr}: {height} x {width} is not {scale} times {pair.lr.name}, {lr}")
+    return replace(pair, lr_size=(height // scale, width // scale))
 
 
 def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
@@ -273,4 +272,4 @@ def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
         log.info("LR of %d images is made by bicubic x%d, HR cut to multiples of it", made, pairs[0].scale)
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
     if other:
-        log.info("converted to RGB (grey repeated, alpha left out): %s", other)
+        log.warning("converted to RGB (grey repeated, alpha left out): %s", other)

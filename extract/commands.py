@@ -1,0 +1,305 @@
+"""The commands of this stage: extract, plan, experts and bench extract."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from extract.config import (
+    FULL_SIZE,
+    ExpertConfig,
+    ExtractConfig,
+    entry_names,
+    expert_configs,
+    load_expert_config,
+)
+from store.config import build, load_section, override, read_yaml, to_plain
+from store.errors import ConfigError
+
+config_option = click.option(
+    "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
+)
+set_option = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value.")
+expert_option = click.option("--expert", "names", multiple=True, metavar="NAME", help="Only this expert; repeatable.")
+random_option = click.option("--random-weights", is_flag=True, help="Run without the weights files, to size a run.")
+device_option = click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+
+
+def data_options(command: Any) -> Any:
+    """--store, --root, --hr and --lr, for runs without a YAML file."""
+    for option in (
+        click.option("--lr", multiple=True, metavar="DIR", help="LR images, one folder for each --hr."),
+        click.option("--hr", multiple=True, metavar="DIR", help="HR images; without --lr the LR images are made."),
+        click.option("--root", "roots", multiple=True, metavar="DIR", help="A data set in a known layout."),
+        click.option("--store", metavar="DIR", help="The feature store."),
+    ):
+        command = option(command)
+    return command
+
+
+def extract_config(path: Path | None, assignments: tuple[str, ...], options: dict[str, Any]) -> ExtractConfig:
+    """The extract section of a file, with the command line's options over it."""
+    given = [f"extract.{key}={json.dumps(value)}" for key, value in options.items() if value]
+    return load_section(ExtractConfig, path, "extract", (*assignments, *given))
+
+
+@click.command()
+@config_option
+@data_options
+@expert_option
+@click.option("--rebuild", multiple=True, metavar="NAME", help="Make this expert anew, then swap it in; repeatable.")
+@click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
+@click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
+@click.option("--variants", help="Flips and rotations to store, such as identity,mirror.")
+@random_option
+@device_option
+@set_option
+@json_option
+def extract(
+    path, store, roots, hr, lr, names, rebuild, part, limit, variants, random_weights, device, assignments, as_json
+):
+    """Run the frozen experts once over all images and fill the feature store.
+
+    Goes on where it stopped: what the store's records say is done stays.
+    """
+    from extract.run import extract as run
+    from extract.shares import Part
+
+    options = {
+        "store": store,
+        "data.roots": roots,
+        "data.hr": hr,
+        "data.lr": lr,
+        "variants": variants and variants.split(","),
+        "random_weights": random_weights,
+        "device": device,
+    }
+    config = extract_config(path, assignments, options)
+    summary = run(config, names, rebuild, part and Part.parse(part), limit)
+    if as_json:
+        click.echo(json.dumps({**asdict(summary), "store": str(summary.store)}))
+        return
+    for name, done in summary.experts.items():
+        speed = f", {done.lr_px / done.seconds:,.0f} px/s" if done.shards_written else ""
+        click.echo(f"{name}: {done.shards_written} shards written{speed}")
+    click.echo(f"{summary.store}: {summary.images} images, {summary.shards} shards")
+
+
+@click.command()
+@config_option
+@data_options
+@expert_option
+@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images instead of reading any.")
+@click.option("--lr-size", default="339x510", metavar="HxW", help="Their mean LR size (default: DF2K's, 339x510).")
+@random_option
+@device_option
+@set_option
+@json_option
+def plan(path, store, roots, hr, lr, names, images, lr_size, random_weights, device, assignments, as_json):
+    """What an extraction will cost: bytes for each expert and codec, disk free, hours on this machine.
+
+    Writes nothing. The hours are from one measured forward of each expert.
+    """
+    from extract.plan import plan as make
+
+    options = {
+        "store": store,
+        "data.roots": roots,
+        "data.hr": hr,
+        "data.lr": lr,
+        "random_weights": random_weights,
+        "device": device,
+    }
+    sizes = None
+    if images:
+        found = re.fullmatch(r"(\d+)x(\d+)", lr_size)
+        if not found:
+            raise click.UsageError(f"--lr-size {lr_size}: expected ROWSxCOLUMNS")
+        sizes = [(int(found[1]), int(found[2]))] * images
+        options |= {"store": store or ".", "data.hr": hr or ["."]}
+    made = make(extract_config(path, assignments, options), sizes, names)
+    if as_json:
+        click.echo(json.dumps(asdict(made) | {"hours": made.hours}))
+        return
+    click.echo(f"{made.images:,} images, {made.lr_px / 1e6:,.0f} M LR pixels, {made.shards:,} shards")
+    rows = [["expert", "channels", "px/s", "hours", *made.experts[0].bytes_by_codec]]
+    for expert in made.experts:
+        name = expert.name + (" (random weights)" if expert.random_weights else "")
+        channels = " ".join(map(str, expert.channels.values()))
+        sizes = [size_text(n) for n in expert.bytes_by_codec.values()]
+        rows.append([name, channels, f"{expert.px_per_second:,.0f}", f"{expert.hours:,.1f}", *sizes])
+    totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
+    rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
+    click.echo(table(rows))
+    click.echo(f"free where the store goes: {size_text(made.free_bytes)}")
+
+
+@click.group()
+def experts() -> None:
+    """List, check and pretrain experts."""
+
+
+def chosen(entries: tuple[str, ...], path: Path | None, assignments: tuple[str, ...], default: tuple[str, ...]):
+    """The experts named by hand, or those of a configuration, or the default ones."""
+    if path is None:
+        return expert_configs(entries or default)
+    content = override(read_yaml(path), assignments)
+    listed = tuple((content.get("extract") or {}).get("experts") or FULL_SIZE)
+    return [c for c in expert_configs(listed) if not entries or c.name in entries]
+
+
+@experts.command("list")
+@click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
+@config_option
+@set_option
+@click.option("--scale", default=4)
+@json_option
+def list_experts(entries, path, assignments, scale, as_json):
+    """What is configured and what of it is on disk."""
+    from extract.check import listed
+
+    found = [listed(config, scale) for config in chosen(entries, path, assignments, tuple(entry_names()))]
+    if as_json:
+        click.echo(json.dumps([asdict(item) for item in found]))
+        return
+    rows = [["expert", "parameters", "taps (shape at 64 x 64)", "licence", "weights"]]
+    for item in found:
+        millions = f"{item.parameters / 1e6:.2f} M" if item.parameters else "?"
+        taps = ", ".join(f"{name}: {tap}" for name, tap in item.taps.items())
+        where = item.weights if item.state == "there" else item.state
+        if item.state == "missing":
+            where = f"missing: {item.weights}" + (f" from {item.url}" if item.url else "")
+        rows.append([item.name, millions, taps, item.licence or "?", where])
+    click.echo(table(rows))
+
+
+@experts.command()
+@click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
+@config_option
+@set_option
+@click.option("--scale", default=4)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@click.option("--equivariance", "turned", is_flag=True, help="Measure how far each is from commuting with flips.")
+@click.option("--image", type=click.Path(path_type=Path), help="LR image for --equivariance; noise without it.")
+@random_option
+@device_option
+@json_option
+def check(entries, path, assignments, scale, precision, turned, image, random_weights, device, as_json):
+    """Load each expert, run a small image, and check scale, taps, finiteness and determinism."""
+    import torch
+
+    from extract.check import check as run
+    from extract.check import equivariance
+    from extract.experts import load_expert, resolve_device
+    from extract.images import decode, eight_bit
+    from extract.run import as_input
+
+    lr = eight_bit(decode(image)) if image else np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    results = []
+    for config in chosen(entries, path, assignments, FULL_SIZE):
+        with load_expert(
+            config, resolve_device(device or "auto"), scale, random_weights, precision=precision
+        ) as expert:
+            result: dict[str, Any] = asdict(run(expert))
+            if turned:
+                with torch.inference_mode():
+                    result["equivariance"] = [asdict(entry) for entry in equivariance(expert, as_input(lr))]
+        results.append(result)
+        if not as_json:
+            click.echo(check_text(result))
+    if as_json:
+        click.echo(json.dumps(results))
+    wavering = [result["name"] for result in results if not result["deterministic"]]
+    if wavering:
+        raise click.ClickException(f"{', '.join(wavering)}: two runs of one image differ")
+
+
+def check_text(result: dict[str, Any]) -> str:
+    """One expert's lines of `experts check`."""
+    channels = ", ".join(f"{name} {n}" for name, n in result["channels"].items())
+    lines = [
+        f"{result['name']}: x{result['scale']}, {result['parameters'] / 1e6:.2f} M parameters, channels: {channels}, "
+        f"{'deterministic' if result['deterministic'] else 'NOT deterministic'}, "
+        f"{result['seconds']:.2f} s for 32 x 32, peak {result['peak_gib']:.2f} GiB"
+    ]
+    for entry in result.get("equivariance", []):
+        cosines = ", ".join(f"{name} {cosine:.3f}" for name, cosine in entry["cosine"].items())
+        lines.append(f"  {entry['variant']:14} SR {entry['psnr_db']:.1f} dB, cosine of {cosines}")
+    return "\n".join(lines)
+
+
+@experts.command()
+@click.option(
+    "--config", "entry", required=True, metavar="NAME | FILE.yaml", help="An expert entry with a pretrain section."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights (default: runs/NAME).")
+@click.option("--hr", multiple=True, metavar="DIR", help="Folders of HR images instead of the entry's.")
+@device_option
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value, such as pretrain.steps=100."
+)
+def pretrain(entry, out, hr, device, assignments):
+    """Train a small expert of your own; the same command goes on from the last checkpoint."""
+    from extract.experts import resolve_device
+    from extract.pretrain import pretrain as run
+
+    config = load_expert_config(entry)
+    given = (*assignments, *([f"pretrain.hr={json.dumps(hr)}"] if hr else []))
+    if given:
+        config = build(ExpertConfig, override(to_plain(config), given), str(entry))
+    if config.pretrain is None:
+        raise ConfigError(f"{entry}: has no pretrain section")
+    click.echo(run(config.name, config.pretrain, out or Path("runs") / config.name, resolve_device(device or "auto")))
+
+
+@click.command("extract")
+@click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
+@click.option("--tile-px", default=64, help="Side of a tile, LR pixels.")
+@click.option("--tiles", default=2, help="Tiles a shard.")
+@click.option("--rounds", default=3, help="Shards; each is timed bare and whole.")
+@click.option("--scale", default=4)
+@click.option("--container", type=click.Choice(["zarr", "hdf5"]), default="zarr")
+@device_option
+@json_option
+def bench_extract(entries, tile_px, tiles, rounds, scale, container, device, as_json):
+    """The whole extraction over the bare forward passes of the same tiles; random weights where files are missing."""
+    from extract.bench import bench_expert, totals
+    from extract.experts import resolve_device
+
+    where = resolve_device(device or "auto")
+    results = []
+    for config in expert_configs(entries or FULL_SIZE):
+        results.append(
+            bench_expert(config, where, scale=scale, tile_px=tile_px, tiles=tiles, rounds=rounds, container=container)
+        )
+        last = results[-1]
+        click.echo(
+            f"{last.name}: overhead {last.overhead:.3f}, {last.px_per_second:,.0f} px/s, {last.peak_gib:.2f} GiB",
+            err=as_json,
+        )
+    result = {**totals(results), "experts": {r.name: asdict(r) for r in results}}
+    click.echo(
+        json.dumps(result) if as_json else f"all: overhead {result['overhead']:.3f}, peak {result['peak_gib']:.2f} GiB"
+    )
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people: 1.02 TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as left-aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -38,8 +38,9 @@ LossName = Annotated[str, AfterValidator(_loss_name)]
 
 @config_dataclass
 class LiveConfig:
-    """What only live experts can answer to: they are run on the changed image. Refused on a store."""
+    """Experts in the step, and the augmentations that only they can answer to: refused on a store."""
 
+    enabled: bool = False  # `--live`
     experts: tuple[str, ...] = ()  # names of configs/experts or YAML files; empty: those that the store records
     colour_jitter: Share = 0.0  # probability
     colour_strength: Share = 0.05  # brightness, contrast and saturation change by up to this

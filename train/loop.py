@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from store.reader import Store
 from train import checkpoint
 from train.augment import cutblur, mixup
 from train.config import TrainConfig, learning_rate, loss_stages, span
@@ -23,7 +22,7 @@ from train.loader import Batch
 from train.losses import Criterion
 from train.run import begin, feature_channels
 from train.sampler import step_rng
-from train.setup import make_loader, make_validation, open_store
+from train.setup import Source, make_loader, make_validation, open_source
 from train.step import Trainer
 from train.watch import Meter, Watch, stop_signals
 
@@ -39,28 +38,28 @@ def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, 
              KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
     """
     store, out = Path(store), Path(out)
-    with world(config.device) as processes, stop_signals() as stopping:
-        source = open_store(store, config)
+    with ExitStack() as stack:
+        processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
+        source = stack.enter_context(closing(open_source(store, config, processes.device)))
         if processes.first:
-            begin(out, config, source.experts, store, resume=resume, changes=changes)
+            begin(out, config, source.entries, store, resume=resume, changes=changes)
         processes.wait()
-        with closing(Run(config, source, out, processes)) as run:
-            run.go(stopping)
+        stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
     return out
 
 
 class Run:
     """A run in memory, standing after `step` steps; it goes on from the last checkpoint in its folder."""
 
-    def __init__(self, config: TrainConfig, store: Store, out: Path, processes: World) -> None:
+    def __init__(self, config: TrainConfig, source: Source, out: Path, processes: World) -> None:
         self.config, self.out, self.world = config, out, processes
-        training, self.validation = make_validation(store, config, processes)
-        self.loader = make_loader(store, training, config, processes)
+        training, self.validation = make_validation(source, config, out, processes)
+        self.loader = make_loader(source, training, config, processes)
         self.span = span(config, self.loader.sampler.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
         self.trainer = Trainer(
-            new_network(config, store, processes.device),
+            new_network(config, source, processes.device),
             new_criterion(config, processes.device),
             config.optimiser,
             ema_decay=config.ema_decay,
@@ -209,11 +208,11 @@ class Run:
         return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
 
 
-def new_network(config: TrainConfig, store: Store, device: torch.device) -> nn.Module:
-    """The untrained network for the store's experts, the same for the same seed."""
+def new_network(config: TrainConfig, source: Source, device: torch.device) -> nn.Module:
+    """The untrained network for the source's experts, the same for the same seed."""
     torch.manual_seed(config.seed)
-    channels = {name: feature_channels(entry) for name, entry in store.experts.items()}
-    return build_fusion(config.fusion, channels, store.scale).to(device)
+    channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
+    return build_fusion(config.fusion, channels, source.store.scale).to(device)
 
 
 def new_criterion(config: TrainConfig, device: torch.device) -> Criterion:

@@ -1,18 +1,25 @@
-"""What a run is fed with: its store, its windows, and the images that it is scored on."""
+"""What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from store.config import to_plain
 from store.errors import ConfigError, StoreError
+from store.manifest import Expert
 from store.reader import Store
 from train.config import DataConfig, TrainConfig
 from train.distributed import World
+from train.live import LiveExperts, LiveLoader, load_experts, window_px
 from train.loader import Loader
-from train.validate import Validation, check_apart, split_images
+from train.validate import Validation, WholeImage, check_apart, read_pair, read_stored, split_images
 
+VALIDATION_STORE = "validation.store"
 LOADER_KEYS = (
     "batch_size",
-    "crop_px",
     "augment",
     "repeat_factor",
     "weighting",
@@ -24,55 +31,107 @@ LOADER_KEYS = (
 )
 
 
-def open_store(root: Path, config: TrainConfig) -> Store:
-    """The store, whole for the experts that the configuration names.
+@dataclass(frozen=True)
+class Source:
+    """A store and its experts, in the order of the network's inputs; `live` where they are run in the step."""
 
-    raises  StoreError if one is missing or has random weights
+    store: Store
+    entries: dict[str, Expert]
+    live: LiveExperts | None = None
+
+    def close(self) -> None:
+        if self.live:
+            self.live.close()
+
+
+def open_source(root: Path, config: TrainConfig, device: torch.device) -> Source:
+    """The store, whole for the experts that the configuration names, or its images alone and live experts.
+
+    raises  StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
     """
-    store = Store(root, config.experts or None)
-    if not store.experts:
-        raise StoreError(f"{root}: no experts in it. Run: pipeline.py extract")
-    random = [name for name, entry in store.experts.items() if entry.identity.get("random_weights")]
-    if random and not config.allow_random_weights:
-        raise StoreError(
-            f"{root}: {', '.join(random)} had random weights, which is for sizing a run. "
-            "Extract with real weights, or set train.allow_random_weights=true"
-        )
-    return store
+    if config.live.enabled:
+        live = load_experts(root, config, device)
+        source = Source(Store(root, ()), live.entries, live)
+    else:
+        _check_answerable(config)
+        store = Store(root, config.experts or None)
+        source = Source(store, store.experts)
+    _check_entries(root, source.entries, config)
+    return source
 
 
-def make_loader(store: Store, images: list[int], config: TrainConfig, world: World) -> Loader:
+def make_loader(source: Source, images: list[int], config: TrainConfig, world: World) -> Loader | LiveLoader:
     """This process's share of the windows of these images."""
-    check_shares(config.data, world.size)
-    return Loader(
-        store,
-        tuple(store.experts),
+    data, live = config.data, source.live
+    check_shares(data, world.size)
+    loader = Loader(
+        source.store,
+        () if live else tuple(source.entries),
         images=images,
+        crop_px=window_px(config.live, data.crop_px) if live else data.crop_px,
         features=config.fusion.features,
         device=world.device,
         seed=config.seed,
         rank=world.rank,
         world=world.size,
-        **loader_options(config.data),
+        **loader_options(data),
     )
+    return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
 
 
-def make_validation(store: Store, config: TrainConfig, world: World) -> tuple[list[int], Validation]:
+def make_validation(source: Source, config: TrainConfig, run: Path, world: World) -> tuple[list[int], Validation]:
     """The training images of the store, by index, and the validation on others."""
-    experts, settings = tuple(store.experts), config.validation
-    if settings.store:
-        training, held = list(range(len(store.images))), Store(settings.store, experts)
-        check_apart(store, held, experts)
+    settings, store, experts = config.validation, source.store, tuple(source.entries)
+    root = settings.store or (extracted(config, source, run) if settings.hr else None)
+    if root:
+        training, held = list(range(len(store.images))), Store(root, experts)
+        check_apart(source.store, source.entries, held)
         scored = list(range(len(held.images)))
     else:
         held = store
         training, scored = split_images(store, settings)
-    features = config.fusion.features
-    return training, Validation(held, scored, experts, features=features, pictures=settings.pictures, world=world)
+    return training, Validation(
+        held, scored, experts, _reader(held, source, config, world.device), pictures=settings.pictures, world=world
+    )
+
+
+def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:
+    if held.experts or not source.live:
+        features = config.fusion.features
+        return partial(read_stored, held, experts=tuple(source.entries), device=device, features=features)
+
+    def answered(image: int) -> WholeImage:
+        lr, hr = read_pair(held, image, device)
+        return WholeImage(lr, hr, *source.live(lr))
+
+    return answered
+
+
+def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
+    """A store of the validation folders' images in the run's folder, made by the experts as the source records them."""
+    # only for validation on folders; every process takes part
+    from extract.config import ExtractConfig
+    from extract.run import extract
+    from store.config import build
+
+    settings = config.validation
+    first = next(iter(source.entries.values())).identity
+    content = {
+        "store": str(run / VALIDATION_STORE),
+        "data": {"hr": [str(path) for path in settings.hr], "lr": [str(path) for path in settings.lr]},
+        "experts": [dict(entry.notes["config"]) for entry in source.entries.values()],
+        "scale": source.store.scale,
+        "precision": first.get("precision", "fp32"),
+        "random_weights": bool(first.get("random_weights")),
+        "device": config.device,
+        **{key: first["tiling"][key] for key in ("tile_px", "halo_px") if "tiling" in first},
+    }
+    extract(build(ExtractConfig, content, "validation", "extract"))
+    return run / VALIDATION_STORE
 
 
 def loader_options(data: DataConfig) -> dict:
-    """The part of the configuration that the loader takes."""
+    """The part of the configuration that the loader takes as it is."""
     return {key: value for key, value in to_plain(data).items() if key in LOADER_KEYS}
 
 
@@ -82,4 +141,23 @@ def check_shares(data: DataConfig, processes: int) -> None:
         raise ConfigError(
             f"data.batch_size={data.batch_size}: cannot be shared evenly by {processes} processes "
             f"with {data.accumulation} micro-batches each"
+        )
+
+
+def _check_answerable(config: TrainConfig) -> None:
+    if config.live.augmentations:
+        raise ConfigError(
+            f"live.{config.live.augmentations[0]}: a store holds what the experts said of the images as they are, "
+            "and they would say something else of the changed ones. Train with --live to run them"
+        )
+
+
+def _check_entries(root: Path, entries: dict[str, Expert], config: TrainConfig) -> None:
+    if not entries:
+        raise StoreError(f"{root}: no experts in it. Run: pipeline.py extract")
+    random = [name for name, entry in entries.items() if entry.identity.get("random_weights")]
+    if random and not config.allow_random_weights:
+        raise StoreError(
+            f"{root}: {', '.join(random)} had random weights, which is for sizing a run. "
+            "Extract with real weights, or set train.allow_random_weights=true"
         )

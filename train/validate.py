@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from store.errors import ConfigError, StoreError
 from store.layout import PAIRS
+from store.manifest import Expert
 from store.reader import Store
 from train.config import ValidationConfig
 from train.distributed import World
@@ -49,22 +50,27 @@ class Scores:
 
 
 class Validation:
-    """Images that are not trained on; every process scores its share of them."""
+    """Images that are not trained on; every process scores its share of them.
+
+    images    of the store, by index
+    read      image index -> what the network gets, and should give
+    pictures  so many of the images are shown
+    """
 
     def __init__(
         self,
         store: Store,
         images: Sequence[int],
         experts: Sequence[str],
+        read: Callable[[int], WholeImage],
         *,
-        features: bool,
         pictures: int,
         world: World,
     ) -> None:
         if not images:
             raise ConfigError("validation: no images; give validation.images, validation.store or validation.hold_out")
         self.store, self.images, self.experts, self.world = store, list(images), tuple(experts), world
-        self.features, self.shown = features, self.images[:pictures]
+        self.read, self.shown = read, self.images[:pictures]
         least = SSIM_WINDOW + 2 * store.scale
         for image in map(store.images.__getitem__, self.images):
             if min(image.lr_size) * store.scale < least:
@@ -90,7 +96,7 @@ class Validation:
     def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, Scores]:
         found = []
         for index in self.images[self.world.rank :: self.world.size]:
-            whole = read_whole(self.store, index, self.experts, self.world.device, self.features)
+            whole = self.read(index)
             for method, run in methods.items():
                 sr = run(whole).clamp(0, 1)
                 picture = _picture(whole, sr) if index in self.shown else None
@@ -113,25 +119,28 @@ class Validation:
         return Score(psnr(sr, hr, border=border).item(), ssim(sr, hr, border=border).item())
 
 
-def read_whole(
+def read_stored(
     store: Store, image: int, experts: Sequence[str], device: torch.device, features: bool = True
 ) -> WholeImage:
     """The image with this index, decoded on the device."""
 
-    def read(source: str, name: str) -> Tensor:
-        array = store.array(image, source, name)
-        values = array.codec.decode(torch.from_numpy(array.read()).to(device), array.params)
-        return values.permute(2, 0, 1)[None]
-
     def joined(expert: str) -> Tensor:
-        return torch.cat([read(expert, spec.name) for spec in store.experts[expert].arrays if spec.name != "sr"], dim=1)
+        arrays = [spec.name for spec in store.experts[expert].arrays if spec.name != "sr"]
+        return torch.cat([_read(store, image, expert, name, device) for name in arrays], dim=1)
 
-    return WholeImage(
-        lr=read(PAIRS, "lr"),
-        hr=read(PAIRS, "hr"),
-        images=torch.stack([read(name, "sr") for name in experts], dim=1),
-        features={name: joined(name) for name in experts} if features else {},
-    )
+    lr, hr = read_pair(store, image, device)
+    images = torch.stack([_read(store, image, name, "sr", device) for name in experts], dim=1)
+    return WholeImage(lr, hr, images, {name: joined(name) for name in experts} if features else {})
+
+
+def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """LR and HR of the image with this index, (1, 3, h, w) and (1, 3, H, W) in 0..1."""
+    return _read(store, image, PAIRS, "lr", device), _read(store, image, PAIRS, "hr", device)
+
+
+def _read(store: Store, image: int, source: str, name: str, device: torch.device) -> Tensor:
+    array = store.array(image, source, name)
+    return array.codec.decode(torch.from_numpy(array.read()).to(device), array.params).permute(2, 0, 1)[None]
 
 
 def split_images(store: Store, config: ValidationConfig) -> tuple[list[int], list[int]]:
@@ -157,7 +166,10 @@ def split_images(store: Store, config: ValidationConfig) -> tuple[list[int], lis
     return left, sorted(chosen)
 
 
-def check_apart(training: Store, validation: Store, experts: Sequence[str]) -> None:
+DECIDING = ("architecture", "hyperparameters", "weights_sha256", "taps")  # what makes two experts the same
+
+
+def check_apart(training: Store, experts: Mapping[str, Expert], validation: Store) -> None:
     """Raises StoreError if a validation store shares an image with the training store or has other experts."""
     if training.scale != validation.scale:
         raise StoreError(f"{validation.root}: scale {validation.scale}; the training store has {training.scale}")
@@ -166,13 +178,9 @@ def check_apart(training: Store, validation: Store, experts: Sequence[str]) -> N
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise StoreError(f"{validation.root}: images that are also trained on: {', '.join(shared[:3])}{more}")
-    for name in experts:
-        mine, theirs = (store.experts[name] for store in (training, validation))
-        differing = sorted(
-            key
-            for key in {*mine.identity, *theirs.identity} - {"variants"}
-            if mine.identity.get(key) != theirs.identity.get(key)
-        )
+    for name, mine in experts.items():
+        theirs = validation.experts[name]
+        differing = [key for key in DECIDING if mine.identity.get(key) != theirs.identity.get(key)]
         if differing:
             raise StoreError(
                 f"{validation.root}: its {name} differs from the training store's in {', '.join(differing)}"

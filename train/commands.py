@@ -1,0 +1,117 @@
+"""The commands `train` and `bench`."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from store.config import load_section
+from store.errors import ConfigError
+from train.config import TrainConfig
+
+DEFAULT_PROFILE = "swift.yaml"
+FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published experts' channels
+
+
+@click.command()
+@click.option("--store", type=click.Path(path_type=Path), help="The feature store to train from.")
+@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with a section train; default: swift.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value: train.steps=500.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
+@click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
+@click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
+def train(
+    store: Path | None,
+    config: Path | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    live: bool,
+    describe: bool,
+    as_json: bool,
+) -> None:
+    """Train the fusion from a feature store.
+
+    A new run needs --store and --out; --resume goes on with one, with its own store and configuration.
+    """
+    if resume:
+        _refuse("--resume goes on with the run's own", config=config, out=out)
+        store, settings = _of_run(resume, store, assignments)
+    else:
+        settings = read_settings(config, assignments)
+    if live:
+        settings = replace(settings, live=replace(settings.live, enabled=True))
+    if describe:
+        _describe(settings, store, as_json)
+        return
+    if not store or not (out or resume):
+        raise click.UsageError("give --store and --out, or --resume")
+    from train.loop import train as run_training
+
+    run = run_training(settings, store, resume or out, resume=bool(resume), changes=bool(assignments) or live)
+    _report(run, as_json)
+
+
+@click.group()
+def bench() -> None:
+    """Make the figures of the README again."""
+
+
+def read_settings(config: Path | None, assignments: tuple[str, ...]) -> TrainConfig:
+    """The section `train` of the file, or of the profile that is the default."""
+    with ExitStack() as stack:
+        default = resources.files("configs").joinpath(DEFAULT_PROFILE)
+        path = config or stack.enter_context(resources.as_file(default))
+        return load_section(TrainConfig, path, "train", assignments)
+
+
+def _refuse(reason: str, **options: Any) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{reason}; leave out {' and '.join(given)}")
+
+
+def _of_run(run: Path, store: Path | None, assignments: tuple[str, ...]) -> tuple[Path, TrainConfig]:
+    from train.run import CONFIG_FILE, read_store
+
+    if not (run / CONFIG_FILE).exists():
+        raise ConfigError(f"{run}: not a training run (it has no {CONFIG_FILE})")
+    return store or read_store(run), load_section(TrainConfig, run / CONFIG_FILE, "train", assignments)
+
+
+def _describe(settings: TrainConfig, store: Path | None, as_json: bool) -> None:
+    from train.fusion import build_fusion
+    from train.fusion.describe import describe, plain, table
+
+    channels, scale = FULL_SIZE, 4
+    if store:
+        from store.reader import Store
+        from train.run import feature_channels
+
+        found = Store(store, settings.experts or None)
+        channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
+        scale = found.scale
+    costs = describe(build_fusion(settings.fusion, channels, scale), channels, crop=settings.data.crop_px)
+    click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
+
+
+def _report(run: Path, as_json: bool) -> None:
+    from train.checkpoint import choose
+    from train.journal import read_metrics
+
+    best = choose(run, "best")
+    lines = next((event["psnr"] for event in read_metrics(run) if event["event"] == "reference"), {})
+    if as_json:
+        result = {"run": str(run), "best": {"step": best.step, "psnr": best.psnr}, "reference_psnr": lines}
+        click.echo(json.dumps(result))
+        return
+    for method, psnr in lines.items():
+        click.echo(f"{method:<12} {psnr:.3f} dB")
+    click.echo(f"{'fusion':<12} {best.psnr:.3f} dB at step {best.step}")
+    click.echo(str(run))

@@ -1,0 +1,41 @@
+"""The refinement on a command line."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from evaluate.diffusion.config import DiffusionConfig
+from evaluate.diffusion.refine import Refiner
+from evaluate.diffusion.weights import load_refiner
+
+
+def diffusion_options(command: Callable) -> Callable:
+    """The command with --diffusion and --alpha, passed on as `diffusion` and `alpha`; None where not given."""
+    folder = click.option(
+        "--diffusion",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Refine by the diffusion model in this folder (docs/track-b.md).",
+    )
+    alpha = click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1),
+        help="Share of the image without diffusion in the output, 0..1; 0.5 unless configured.",
+    )
+    return folder(alpha(command))
+
+
+def refiner_from_options(
+    diffusion: Path | None, alpha: float | None, config: DiffusionConfig | None = None, device: str = "auto"
+) -> Refiner | None:
+    """The refiner that was asked for, or None.
+
+    raises  click.UsageError for --alpha alone; otherwise as load_refiner
+    """
+    if diffusion is None:
+        if alpha is not None:
+            raise click.UsageError("--alpha needs --diffusion FOLDER")
+        return None
+    config = config or DiffusionConfig()
+    return load_refiner(diffusion, config if alpha is None else replace(config, alpha=alpha), device)

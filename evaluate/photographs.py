@@ -22,17 +22,17 @@ def photograph(name: str) -> np.ndarray:
     return np.ascontiguousarray(image[:height, :width])
 
 
-def write_photographs(folder: Path) -> dict[str, tuple[str, ...]]:
+def write_photographs(folder: Path) -> dict[str, Path]:
     """Writes the HR photographs as PNG; those that are there already stay.
 
-    returns  split ("training", "validation", "held_out") -> image ids
+    returns  "training" (with the photograph that checkpoints are chosen by) and "held_out" -> folder
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = {"training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT}
-    for name in (name for names in splits.values() for name in names):
-        path = folder / f"{name}.png"
-        if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            Image.fromarray(photograph(name)).save(temporary, format="PNG")
-            temporary.replace(path)
-    return splits
+    names = {"training": TRAINING + VALIDATION, "held_out": HELD_OUT}
+    for split, members in names.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for path in (folder / split / f"{name}.png" for name in members):
+            if not path.exists():
+                temporary = path.with_suffix(".tmp")
+                Image.fromarray(photograph(path.stem)).save(temporary, format="PNG")
+                temporary.replace(path)
+    return {split: folder / split for split in names}

@@ -20,10 +20,12 @@ def test_no_photograph_is_on_two_sides_of_the_split():
 
 
 def test_photographs_are_written_whole_and_kept(tmp_path):
-    splits = write_photographs(tmp_path)
-    kept = tmp_path / "chelsea.png"
+    folders = write_photographs(tmp_path)
+    kept = folders["held_out"] / "chelsea.png"
     before = kept.stat().st_mtime_ns
-    assert write_photographs(tmp_path) == splits
+    assert write_photographs(tmp_path) == folders
     assert kept.stat().st_mtime_ns == before
     assert np.array_equal(np.asarray(Image.open(kept)), photograph("chelsea"))
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 9
+    files = {split: {path.name for path in folder.iterdir()} for split, folder in folders.items()}
+    assert files["training"] == {f"{name}.png" for name in TRAINING + VALIDATION}
+    assert files["held_out"] == {f"{name}.png" for name in HELD_OUT}

@@ -10,7 +10,7 @@ import numpy as np
 
 from store.compression import Compression
 from store.errors import StoreError
-from store.layout import chunks_of, grid
+from store.layout import Described, chunks_of, grid
 
 PAGE = 4096
 _lock = threading.Lock()  # HDF5 itself has one lock for all; ours lets Python's other threads go on
@@ -90,17 +90,23 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
     return table
 
 
-def describe(shard: Path) -> dict[str, tuple[tuple[int, ...], str, dict[str, Any]]]:
-    """Array name -> shape, data type and attributes, as the container itself says."""
+def describe(shard: Path) -> dict[str, Described]:
+    """Array name -> what the container itself says.
+
+    raises  StoreError if the file is damaged
+    """
     result = {}
 
     def visit(name: str, item: h5py.HLObject) -> None:
         if isinstance(item, h5py.Dataset):
             attributes = {
-                key: getattr(value, "tolist", lambda value=value: value)() for key, value in item.attrs.items()
+                key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in item.attrs.items()
             }
-            result[name] = (item.shape, item.dtype.name, attributes)
+            result[name] = Described(item.shape, item.dtype.name, attributes, item.id.get_offset())
 
-    with _lock, h5py.File(shard, "r") as file:
-        file.visititems(visit)
+    try:
+        with _lock, h5py.File(shard, "r") as file:
+            file.visititems(visit)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{shard}: not a readable HDF5 file: {error}") from None
     return result

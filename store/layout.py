@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from store.errors import ConfigError
 
 FORMAT_VERSION = 1
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
@@ -21,16 +23,29 @@ BAND_ROWS = 8  # a last band is filled up to whole, so that more rows would wast
 TILE = (32, 64)  # rows, columns of an image: measured in docs/log.md, "Store layout"
 COMPRESSED_TILE = (32, 32)  # of wide arrays: a window of 64 x 64 decodes 2.2 times its bytes
 
+UNFINISHED = (".tmp", ".rebuild")  # ends of names that are nobody's: files.TMP, and an expert made anew
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Described(NamedTuple):
+    """What a container itself says about an array; `offset` of the first chunk, None if they do not follow in order."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    attributes: dict[str, Any]
+    offset: int | None
 
 
 def checked_name(name: str, what: str) -> str:
     """The name, if it can be a folder and a part of an array's name on any system.
 
-    raises  ValueError otherwise
+    raises  ConfigError otherwise
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{what} {name!r}: only letters, digits and ._+- are allowed, the first a letter or digit")
+        raise ConfigError(f"{what} {name!r}: only letters, digits and ._+- are allowed, the first a letter or digit")
+    if name.endswith(UNFINISHED):
+        raise ConfigError(f"{what} {name!r}: must not end in {' or '.join(UNFINISHED)}")
     return name
 
 
@@ -101,7 +116,7 @@ def window_before(window: tuple[int, int, int, int], variant: str, size: tuple[i
 
 def _quarter_turns(variant: str) -> int:
     if variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+        raise ConfigError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     return int(variant.partition("rot")[2] or 0) // 90
 
 
@@ -128,7 +143,7 @@ def parsed_chunk(text: str, shape: tuple[int, int, int], compressed: bool, conta
         return (min(BAND_ROWS, rows), cols, channels) if container == "zarr" or compressed else None
     found = re.fullmatch(r"tiles:([1-9]\d*)x([1-9]\d*)", text)
     if not found:
-        raise ValueError(f"chunks {text!r}: expected default, rows or tiles:ROWSxCOLUMNS")
+        raise ConfigError(f"chunks {text!r}: expected default, rows or tiles:ROWSxCOLUMNS")
     return _tile((int(found.group(1)), int(found.group(2))), shape)
 
 

@@ -138,38 +138,49 @@ class ShardWriter:
         rows, cols = variant_size(image.lr_size, variant)
         return rows * spec.resolution, cols * spec.resolution, spec.channels
 
+    def add_raw(self, key: str, raw: np.ndarray, entry: Mapping[str, Any]) -> None:
+        """Write an array that is encoded already; `entry` is its record in the store that it comes from."""
+        self._write(key, raw, entry["params"], entry["min"], entry["max"])
+
     def _put(self, image: Image, spec: ArraySpec, variant: str, values: np.ndarray) -> None:
-        what = f"{self._source}: image {image.id}, {array_key(image.id, spec.name, variant).partition('/')[2]}"
+        key = array_key(image.id, spec.name, variant)
+        what = f"{self._source}: image {image.id}, {key.partition('/')[2]}"
         if values.shape != self._shape(image, spec, variant):
             raise StoreError(f"{what}: shape {values.shape}, expected {self._shape(image, spec, variant)}")
-        codec, params, raw = self._encoded(spec, values, what)
+        raw, params = self._encoded(spec, values, what)
+        own = {part: value.tolist() for part, value in params.items() if part not in self._basis.get(spec.name, {})}
+        self._write(key, raw, own, float(values.min()), float(values.max()))
+
+    def _write(self, key: str, raw: np.ndarray, own: Mapping[str, Any], smallest: float, largest: float) -> None:
+        image_id, _, name = key.partition("/")
+        name, _, variant = name.partition("@")
+        codec = get_codec(raw.dtype.name if self._source == PAIRS else self._specs[name].codec)
         chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
-        own = {key: value.tolist() for key, value in params.items() if key not in self._basis.get(spec.name, {})}
-        attributes = {"codec": codec.name, "image": image.name, "variant": variant, **own}
-        key = array_key(image.id, spec.name, variant)
+        image_name = self._images[image_id].name
+        attributes = {"codec": codec.name, "image": image_name, "variant": variant or "identity", **own}
         place = self._writer.put(key, raw, chunk, codec.compression, attributes)
         self._arrays[key] = {
             "shape": list(raw.shape),
             "dtype": raw.dtype.name,
             "sha256": hashlib.sha256(raw.data).hexdigest(),
-            "min": float(values.min()),
-            "max": float(values.max()),
+            "min": smallest,
+            "max": largest,
             "finite": True,
             "chunk": list(chunk) if chunk else None,
             "params": own,
             **place,
         }
 
-    def _encoded(self, spec: ArraySpec, values: np.ndarray, what: str) -> tuple[Codec, Params, np.ndarray]:
+    def _encoded(self, spec: ArraySpec, values: np.ndarray, what: str) -> tuple[np.ndarray, Params]:
         if self._source == PAIRS:
             if values.dtype not in (np.uint8, np.uint16):
                 raise StoreError(f"{what}: {values.dtype}, expected uint8 or uint16")
-            return get_codec(values.dtype.name), {}, np.ascontiguousarray(values)
+            return np.ascontiguousarray(values), {}
         codec = get_codec(spec.codec)
         values = np.ascontiguousarray(values, np.float32)
         _check_range(values, codec, what)
         params = codec.params(values, self._basis.get(spec.name))
-        return codec, params, np.ascontiguousarray(codec.encode(values, params))
+        return np.ascontiguousarray(codec.encode(values, params)), params
 
 
 def _check_range(values: np.ndarray, codec: Codec, what: str) -> None:

@@ -5,7 +5,9 @@ chunks in C order, so that a window is few runs of bytes; no gap before the firs
 """
 
 import json
+import os
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from store.compression import Compression
 from store.errors import StoreError
-from store.layout import chunks_of, grid
+from store.layout import Described, chunks_of, grid
 
 INDEX_ENTRY = 16  # offset and length of a chunk, two little-endian u64
 INDEX_CHECKSUM = 4  # crc32c
@@ -65,26 +67,42 @@ def data_file(shard: Path, name: str) -> Path:
 def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
     """(n, 2) offset and length of each chunk in its file, in C order.
 
-    raises  StoreError if the index is damaged
+    raises  StoreError if the index is missing or damaged
     """
     path = data_file(shard, name)
-    with open(path, "rb") as file:
-        file.seek(-(n_chunks * INDEX_ENTRY + INDEX_CHECKSUM), 2)
-        packed = file.read(n_chunks * INDEX_ENTRY)
-        checksum = int.from_bytes(file.read(), "little")
+    try:
+        with open(path, "rb") as file:
+            file.seek(-(n_chunks * INDEX_ENTRY + INDEX_CHECKSUM), os.SEEK_END)
+            packed = file.read(n_chunks * INDEX_ENTRY)
+            checksum = int.from_bytes(file.read(), "little")
+    except OSError as error:
+        raise StoreError(f"{path}: the index of its chunks cannot be read: {error.strerror}") from None
     if google_crc32c.value(packed) != checksum:
         raise StoreError(f"{path}: the index of its chunks is damaged (crc32c)")
     return np.frombuffer(packed, "<u8").astype(np.int64).reshape(-1, 2)
 
 
-def describe(shard: Path) -> dict[str, tuple[tuple[int, ...], str, dict[str, Any]]]:
-    """Array name -> shape, data type and attributes, as the container itself says."""
-    result = {}
-    for path in sorted(shard.glob("*/*/zarr.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        name = path.parent.relative_to(shard).as_posix()
-        result[name] = (tuple(content["shape"]), content["data_type"], content["attributes"])
-    return result
+def describe(shard: Path) -> dict[str, Described]:
+    """Array name -> what the container itself says.
+
+    raises  StoreError naming the first array whose description or index is damaged
+    """
+    return {path.parent.relative_to(shard).as_posix(): _described(shard, path) for path in shard.glob("*/*/zarr.json")}
+
+
+def _described(shard: Path, path: Path) -> Described:
+    try:
+        content = json.loads(path.read_bytes())
+        options = content["codecs"][0]["configuration"]
+        shape, chunk = tuple(content["shape"]), tuple(options["chunk_shape"])
+        dtype, attributes = np.dtype(content["data_type"]), content["attributes"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    table = chunk_table(shard, path.parent.relative_to(shard).as_posix(), prod(grid(shape, chunk)))
+    step = prod(chunk) * dtype.itemsize
+    in_order = (table == np.stack([np.arange(len(table)) * step, np.full(len(table), step)], 1)).all()
+    compressed = len(options["codecs"]) > 1
+    return Described(shape, dtype.name, attributes, 0 if in_order and not compressed else None)
 
 
 def _array_metadata(

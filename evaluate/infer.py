@@ -8,12 +8,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from store.reader import Store
 from torch import Tensor, nn
 
+from extract.experts import LoadedExpert
 from store.layout import PAIRS, VARIANTS, inverse, transform
+from store.reader import Store
 
 SPATIAL = (-2, -1)
+Device = torch.device | str
 
 # lr (1, 3, h, w) in 0..1; images (1, E, 3, H, W); features: expert -> (1, C, h, w)
 Window = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -33,7 +35,7 @@ class StoredInputs:
     """An image of a store, as its experts saw it in one variant."""
 
     def __init__(
-        self, store: Store, image: int, experts: Sequence[str], variant: str = "identity", device: str = "cpu"
+        self, store: Store, image: int, experts: Sequence[str], variant: str = "identity", device: Device = "cpu"
     ) -> None:
         self._store, self._image, self._variant, self._device = store, image, variant, device
         lr = store.array(image, PAIRS, "lr").load()
@@ -61,19 +63,27 @@ class StoredInputs:
 class LiveInputs:
     """An image whose windows the experts are run on when they are asked for; no more is kept than one window."""
 
-    def __init__(self, lr: Tensor, experts: Sequence, variant: str = "identity", device: str = "cpu") -> None:
+    def __init__(
+        self, lr: Tensor, experts: Sequence[LoadedExpert], variant: str = "identity", device: Device = "cpu"
+    ) -> None:
         self._lr, self._experts, self._device = transform(lr, variant, SPATIAL), tuple(experts), device
         self.size = tuple(self._lr.shape[-2:])
         self.scale, self.experts = experts[0].scale, tuple(expert.name for expert in experts)
 
     def window(self, y: int, x: int, rows: int, cols: int) -> Window:
-        lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
         images, features = [], {}
         for expert in self._experts:
-            image, taps = expert(lr)
+            image, taps = self._answer(expert, y, x, rows, cols)
             images.append(image)
             features[expert.name] = torch.cat(list(taps.values()), dim=1)
+        lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
         return lr, torch.stack(images, dim=1), features
+
+    def _answer(self, expert: LoadedExpert, y: int, x: int, rows: int, cols: int) -> tuple[Tensor, dict[str, Tensor]]:
+        # begun where one of the expert's attention windows begins, so that they lie as in the whole image
+        up, left, s = y % expert.multiple_px, x % expert.multiple_px, self.scale
+        image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols].to(self._device))
+        return image[..., up * s :, left * s :], {name: tap[..., up:, left:] for name, tap in taps.items()}
 
 
 def chw(image: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.baselines import FUSION, row
+from evaluate.baselines import FUSION, ROWS, row
 from evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 
 CONFIDENCE = 0.95
@@ -50,7 +50,12 @@ class Scores:
     def methods(self) -> tuple[str, ...]:
         """The methods in the order of the table: by kind, otherwise as they were scored."""
         scored = next(iter(self.values.values()))
-        return tuple(sorted(scored, key=lambda method: KINDS.index(row(method).kind)))
+        order = list(ROWS)
+
+        def place(method: str) -> tuple[int, int]:
+            return KINDS.index(row(method).kind), order.index(method) if method in order else 0
+
+        return tuple(sorted(scored, key=place))
 
     def mean(self, metric: str, method: str) -> float:
         """The mean over images."""

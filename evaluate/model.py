@@ -1,0 +1,122 @@
+"""A trained run as one object: the fusion, its experts, and images through both."""
+
+import logging
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from evaluate.baselines import FUSION
+from evaluate.config import EvaluateConfig
+from evaluate.files import Picture, from_pil, read_picture, to_pil
+from evaluate.infer import LiveInputs, Result, Tiling, chw, hwc, run, run_ensemble
+from extract.bicubic import upscale
+from extract.config import load_expert_config
+from extract.experts import LoadedExpert, load_expert, resolve_device
+from store.errors import WeightsError
+from store.manifest import Expert
+from train.checkpoint import LoadedFusion, Which, load_fusion
+
+log = logging.getLogger(__name__)
+
+Given = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Model:
+    """LR images in, SR images out. The experts are loaded when they are first needed."""
+
+    def __init__(self, fusion: LoadedFusion, root: Path, config: EvaluateConfig) -> None:
+        self.fusion, self.root, self.config = fusion, root, config
+        self.scale, self.expert_names = fusion.scale, fusion.experts
+        self.device = resolve_device(config.device)
+        self.network: nn.Module = fusion.network.to(self.device)
+        self.tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
+
+    @cached_property
+    def experts(self) -> tuple[LoadedExpert, ...]:
+        """The live experts, in the order of the network's inputs.
+
+        raises  WeightsError if a weights file is missing, or is not the one that the run was trained with
+        """
+        entries = (self.fusion.expert_entries[name] for name in self.expert_names)
+        return tuple(live_expert(entry, self.scale, self.device) for entry in entries)
+
+    def __call__(self, image: Given, *, self_ensemble: bool = False) -> Image.Image | np.ndarray | Tensor:
+        """The SR image, of the kind that was given.
+
+        image    a path or PIL image (a PIL image comes back, with its transparency, EXIF data and profile),
+                 an array (h, w, 3) in uint8 or uint16, or a floating-point tensor (3, h, w) or (B, 3, h, w) in 0..1
+        """
+        if isinstance(image, Tensor):
+            batch = image if image.ndim == 4 else image[None]
+            result = torch.stack([self._image(one[None].float(), self_ensemble) for one in batch]).to(image)
+            return result if image.ndim == 4 else result[0]
+        if isinstance(image, np.ndarray):
+            return self.upscale(Picture(image), self_ensemble=self_ensemble).pixels
+        picture = from_pil(image) if isinstance(image, Image.Image) else read_picture(Path(image))
+        return to_pil(self.upscale(picture, self_ensemble=self_ensemble))
+
+    def upscale(self, picture: Picture, *, self_ensemble: bool = False) -> Picture:
+        """The SR picture with the same depth; transparency is enlarged bicubically."""
+        result = self.run(chw(picture.pixels), self_ensemble=self_ensemble).images[FUSION]
+        return self._like(picture, result)
+
+    def upscale_by_experts(self, picture: Picture) -> dict[str, Picture]:
+        """Expert -> its own SR picture."""
+        images = self.run(chw(picture.pixels), networks=False).images
+        return {name: self._like(picture, image) for name, image in images.items()}
+
+    def run(self, lr: Tensor, *, self_ensemble: bool = False, networks: bool = True) -> Result:
+        """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1."""
+        wanted = {FUSION: self.network} if networks else {}
+
+        def inputs(variant: str) -> LiveInputs:
+            return LiveInputs(lr, self.experts, variant, self.device)
+
+        if self_ensemble:
+            return run_ensemble(inputs, wanted, self.tiling, keep_experts=not networks)
+        return run(inputs("identity"), wanted, self.tiling, keep_experts=not networks)
+
+    def _image(self, lr: Tensor, self_ensemble: bool) -> Tensor:
+        return self.run(lr.cpu(), self_ensemble=self_ensemble).images[FUSION].clamp(0, 1)
+
+    def _like(self, picture: Picture, image: Tensor) -> Picture:
+        alpha = None if picture.alpha is None else upscale(picture.alpha[..., None], self.scale)[..., 0]
+        return replace(picture, pixels=hwc(image, picture.pixels.dtype), alpha=alpha)
+
+
+def load(
+    run: str | Path, which: Which = "best", *, config: EvaluateConfig | None = None, device: str = "auto"
+) -> Model:
+    """The model of a run's folder or of an exported one.
+
+    which   "best", "last" or the step of a checkpoint
+    raises  StoreError if there is no such checkpoint, WeightsError if it is damaged
+    """
+    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device))
+
+
+def live_expert(entry: Expert, scale: int, device: torch.device) -> LoadedExpert:
+    """The expert that a store's entry describes, run as it was run for the store.
+
+    raises  WeightsError if its weights file is missing or another one
+    """
+    identity = entry.identity
+    expert = load_expert(
+        load_expert_config(entry.notes["config"]),
+        device,
+        scale,
+        bool(identity.get("random_weights")),
+        precision=identity.get("precision", "fp32"),
+    )
+    found, expected = expert.identity["weights_sha256"], identity.get("weights_sha256")
+    if found != expected:
+        raise WeightsError(
+            f"expert {entry.name}: the weights file has sha256 {str(found)[:12]}, "
+            f"the run was trained with {str(expected)[:12]}"
+        )
+    return expert

@@ -1,5 +1,7 @@
 """Pieces that several phases share: layouts, resizing, and layers that keep less for backward."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,13 +41,29 @@ def gelu_conv(x: Tensor, conv: nn.Conv2d, *, plain: bool = False) -> Tensor:
     return _GeluConv.apply(x, conv.weight, conv.bias, list(conv.padding))
 
 
+class _GeluLinear(torch.autograd.Function):
+    """linear(gelu(x)) over the last dimension, keeping x alone for backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = bias.dtype
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        grad_weight = rows.T @ F.gelu(x).flatten(0, -2).to(grad.dtype)
+        grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        return grad_x, grad_weight.to(weight.dtype), rows.sum(0).to(ctx.bias_dtype)
+
+
 def gelu_linear(x: Tensor, linear: nn.Linear, *, plain: bool = False) -> Tensor:
-    """The same for a linear layer over the last dimension."""
+    """The linear layer of gelu(x), over the last dimension; unless `plain`, half of the memory for backward."""
     if plain or not torch.is_grad_enabled():
         return linear(F.gelu(x))
-    rows = x.reshape(1, -1, 1, x.shape[-1]).movedim(-1, 1)  # a 1x1 convolution, in channels_last
-    out = _GeluConv.apply(rows, linear.weight[:, :, None, None], linear.bias, [0, 0])
-    return out.movedim(1, -1).reshape(*x.shape[:-1], -1)
+    return _GeluLinear.apply(x, linear.weight, linear.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -61,13 +79,33 @@ class ResidualBlock(nn.Module):
         return x + gelu_conv(self.conv1(x), self.conv2, plain=self.plain)
 
 
-class Pointwise(nn.Linear):
-    """A 1x1 convolution (B, C, h, w), as the matrix product that it is where the channels lie last."""
+class Join(nn.Module):
+    """A 1x1 convolution over the channels of several tensors, without putting them side by side in memory."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_contiguous():
-            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return first(F.linear(last(x), self.weight, self.bias))
+    def __init__(self, inputs: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.inputs = list(inputs)
+        self.linear = nn.Linear(sum(inputs), outputs)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """(B, C_i, h, w) each to (B, C, h, w)."""
+        if parts[0].is_contiguous():  # channels first: the plain way
+            return F.conv2d(torch.cat(parts, dim=1), self.linear.weight[:, :, None, None], self.linear.bias)
+        weights = self.linear.weight.split(self.inputs, dim=1)
+        first_part, *others = (F.linear(last(x), w) for x, w in zip(parts, weights, strict=True))
+        return first(sum(others, first_part + self.linear.bias))
+
+
+class Pointwise(Join):
+    """A 1x1 convolution of one tensor, as the matrix product that it is where the channels lie last."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__([inputs], outputs)
+
+
+def gelu_pointwise(x: Tensor, layer: Pointwise, *, plain: bool = False) -> Tensor:
+    """The 1x1 convolution of gelu(x); unless `plain`, half of the memory for backward."""
+    return layer(F.gelu(x)) if plain else first(gelu_linear(last(x), layer.linear))
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -75,8 +113,9 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def zero(layer: nn.Conv2d | nn.Linear, bias: float = 0.0) -> None:
+def zero(layer: nn.Conv2d | Join, bias: float = 0.0) -> None:
     """Make a last layer give `bias` everywhere; its first step wakes the layers before it."""
+    layer = layer.linear if isinstance(layer, Join) else layer
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, bias)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from train.fusion.attention import PixelAttention
-from train.fusion.blocks import conv3, first, last, resize, shuffle, zero
+from train.fusion.blocks import Join, Pointwise, conv3, first, last, resize, shuffle, zero
 from train.fusion.lka import LKABlock
 from train.fusion.views import Views
 
@@ -29,12 +29,12 @@ class Collaboration(nn.Module):
         *, with_images: bool = False, scale: int = 1, subpixels: int = 1, plain: bool = False, neutral: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        extra = 1 + (3 * scale**2 if with_images else 0)
-        self.project = nn.ModuleDict({name: nn.Conv2d(c + extra, dim, 1) for name, c in channels.items()})
+        beside = [1, 3 * scale**2] if with_images else [1]
+        self.project = nn.ModuleDict({name: Join([c, *beside], dim) for name, c in channels.items()})
         self.attention = PixelAttention(dim, heads, plain=plain)
         self.consensus = conv3(dim, dim)
         self.surroundings = LKABlock(dim, expansion, plain=plain)
-        self.modulate = nn.ModuleDict({name: nn.Conv2d(dim, subpixels**2, 1) for name in channels})
+        self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2) for name in channels})
         self.subpixels = subpixels
         self.with_images = with_images
         self.plain = plain
@@ -58,11 +58,11 @@ class Collaboration(nn.Module):
         """One token an expert: (B, h, w, E, C)."""
         tokens = []
         for index, (name, layer) in enumerate(self.project.items()):
-            parts = [scaled(features[name])] + ([] if images is None else [images[:, index]])
-            tokens.append(last(layer(torch.cat(parts, dim=1))))
+            parts = [*scaled(features[name]), *([] if images is None else [images[:, index]])]
+            tokens.append(last(layer(*parts)))
         return torch.stack(tokens, dim=-2)
 
-    def _map(self, layer: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def _map(self, layer: Pointwise, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.plain:
             return layer(resize(x, size))
         return resize(shuffle(layer(x), self.subpixels), size)
@@ -73,10 +73,10 @@ def modulated(modulation: Tensor, rest: float) -> Tensor:
     return 1 + STRENGTH * (modulation - rest)
 
 
-def scaled(features: Tensor) -> Tensor:
-    """Features of unit variance at each pixel, and the logarithm of what they were divided by as one more channel.
+def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of unit variance at each pixel, and the logarithm of what they were divided by, one channel.
 
     Experts differ a thousandfold in the size of their features: some work on 0..255.
     """
     rms = features.square().mean(dim=1, keepdim=True).sqrt() + LEAST_RMS
-    return torch.cat([features / rms, rms.log()], dim=1)
+    return features / rms, rms.log()

@@ -1,9 +1,21 @@
-"""Phase 5: the experts' images are fused at three resolutions, each refining the one before; the bands guide the rest."""
+"""Phase 5: the experts' images are fused at three resolutions, each refining the one before, guided by the bands."""
 
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import ResidualBlock, blend, conv3, gelu_conv, resize, shuffle, unshuffle, zero
+from train.fusion.blocks import (
+    Join,
+    Pointwise,
+    ResidualBlock,
+    blend,
+    conv3,
+    gelu_conv,
+    gelu_pointwise,
+    resize,
+    shuffle,
+    unshuffle,
+    zero,
+)
 from train.fusion.frequency import N_BANDS, TIERS
 from train.fusion.views import Views
 
@@ -36,7 +48,7 @@ class Stage(nn.Module):
     def __init__(self, inputs: int, channels: int, guide: int, *, plain: bool, neutral: bool) -> None:
         super().__init__()
         self.enter = conv3(inputs, channels)
-        self.guide = nn.Conv2d(guide, channels, 1) if guide else None
+        self.guide = Pointwise(guide, channels) if guide else None
         self.block = ResidualBlock(channels, plain=plain)
         self.gate = SpatialGate(channels, plain=plain)
         self.leave = conv3(channels, 3)
@@ -63,8 +75,8 @@ class Hierarchy(nn.Module):
         self.stages = nn.ModuleList(
             Stage(inputs + 3 * bool(i), channels, 0 if i else guide, plain=plain, neutral=neutral) for i in range(3)
         )
-        self.routing1 = nn.Conv2d(ROUTING, channels // 2, 1)
-        self.routing2 = nn.Conv2d(channels // 2, n_experts, 1)
+        self.routing1 = Pointwise(ROUTING, channels // 2)
+        self.routing2 = Pointwise(channels // 2, n_experts)
         if neutral:
             zero(self.routing2)
         self.anchored = neutral
@@ -96,25 +108,25 @@ class Hierarchy(nn.Module):
     def frequency_logits(self, routing: Tensor, size: tuple[int, int]) -> Tensor:
         # a pointwise layer and bilinear interpolation commute
         x = self.routing1(resize(routing, size)) if self.plain else resize(self.routing1(routing), size)
-        return gelu_conv(x, self.routing2, plain=self.plain)
+        return gelu_pointwise(x, self.routing2, plain=self.plain)
 
 
 class SwiftStage(nn.Module):
     """One resolution of the hierarchy, kept at LR: features in, features and weights of the experts out."""
 
-    def __init__(self, inputs: int, channels: int, n_experts: int, factor: int, *, neutral: bool) -> None:
+    def __init__(self, inputs: list[int], channels: int, n_experts: int, factor: int, *, neutral: bool) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(inputs, channels, 1)
+        self.enter = Join(inputs, channels)
         self.block1 = conv3(channels, channels)
         self.block2 = conv3(channels, channels)
         self.gate = SpatialGate(channels)
-        self.leave = nn.Conv2d(channels, n_experts * factor**2, 1)
+        self.leave = Pointwise(channels, n_experts * factor**2)
         self.factor = factor
         if neutral:
             zero(self.leave)
 
     def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.enter(torch.cat(parts, dim=1))
+        x = self.enter(*parts)
         x = x + self.gate(x) * gelu_conv(self.block1(x), self.block2)
         return x, shuffle(self.leave(x), self.factor)
 
@@ -129,13 +141,13 @@ class SwiftHierarchy(nn.Module):
         super().__init__()
         self.factors = resolutions(scale)
         seen = [3 * n_experts * factor**2 for factor in self.factors]
-        inputs = seen[0] + guide, seen[1] + channels, seen[2] + channels + 3 * scale**2 + ROUTING
+        inputs = [seen[0], guide], [seen[1], channels], [seen[2], channels, 3 * scale**2, ROUTING]
         self.stages = nn.ModuleList(
             SwiftStage(i, channels, n_experts, factor, neutral=neutral)
             for i, factor in zip(inputs, self.factors, strict=True)
         )
-        self.routing1 = nn.Conv2d(ROUTING, channels, 1)
-        self.routing2 = nn.Conv2d(channels, n_experts * scale**2, 1)
+        self.routing1 = Pointwise(ROUTING, channels)
+        self.routing2 = Pointwise(channels, n_experts * scale**2)
         if neutral:
             zero(self.routing2)
 
@@ -150,6 +162,6 @@ class SwiftHierarchy(nn.Module):
         logits = resize(logits, step.shape[-2:]) + step
         x, step = self.stages[2](views.per_expert.flatten(1, 2), x, views.detail, routing)
         logits = resize(logits, step.shape[-2:]) + step
-        guided = shuffle(gelu_conv(self.routing1(routing), self.routing2), self.factors[-1])
+        guided = shuffle(gelu_pointwise(self.routing1(routing), self.routing2), self.factors[-1])
         weights = SHARE * torch.softmax(logits, dim=1) + (1 - SHARE) * torch.softmax(guided, dim=1)
         return blend(images, weights), x

@@ -168,7 +168,7 @@ def _swift_phases(
         "hierarchy": SwiftHierarchy(experts, scale, widths.hierarchy, widths.experts, neutral=neutral),
         "selection": Selection(experts, widths.selection, guide=widths.hierarchy, subpixels=scale, neutral=neutral),
         "refinement": SwiftRefinement(
-            2 * pixel + widths.hierarchy + widths.experts + ROUTING,
+            [pixel, pixel, widths.hierarchy, widths.experts, ROUTING],
             widths.refinement, widths.refinement_layers, scale, neutral=neutral,
         ),
         "edges": Edges(widths.edges, subpixels=scale, neutral=neutral),

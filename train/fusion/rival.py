@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import ResidualBlock, blend, conv3, shuffle, zero
+from train.fusion.blocks import Join, ResidualBlock, blend, conv3, shuffle, zero
 from train.fusion.collaboration import scaled
 from train.fusion.config import FusionConfig
 from train.fusion.views import Views
@@ -21,10 +21,10 @@ class PlainCNN(nn.Module):
         super().__init__()
         self.config, self.scale, self.experts = config, scale, tuple(channels)
         pixel, n_experts = 3 * scale**2, len(channels)
-        seen = 3 + pixel * (n_experts + 1)
+        seen = [3, pixel * n_experts, pixel]
         if config.features:
-            seen += sum(channels.values()) + n_experts
-        self.enter = nn.Conv2d(seen, WIDTH, 1)
+            seen += [width for c in channels.values() for width in (c, 1)]
+        self.enter = Join(seen, WIDTH)
         self.blocks = nn.Sequential(*(ResidualBlock(WIDTH) for _ in range(BLOCKS)))
         self.weights = conv3(WIDTH, n_experts * scale**2)
         self.residual = conv3(WIDTH, pixel)
@@ -43,10 +43,10 @@ class PlainCNN(nn.Module):
 
     def trunk(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         views = Views(lr, images, self.scale)
-        seen = [lr, views.per_expert.flatten(1, 2), views.detail]
+        seen = [lr.contiguous(memory_format=torch.channels_last), views.per_expert.flatten(1, 2), views.detail]
         if self.config.features:
-            seen += [scaled(features[name]) for name in self.experts]
-        return self.blocks(self.enter(torch.cat(seen, dim=1)))
+            seen += [part for name in self.experts for part in scaled(features[name])]
+        return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:
         return torch.softmax(shuffle(self.weights(x), self.scale), dim=1)

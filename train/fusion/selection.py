@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import blend, conv3, resize, shuffle, zero
+from train.fusion.blocks import Pointwise, blend, conv3, resize, shuffle, zero
 
 THRESHOLD = 0.7, -0.5  # the document: threshold = 0.7 - 0.5 difficulty
 BLEND = 0.3, 0.4  # the document: the gates count for 0.3 + 0.4 difficulty
@@ -24,7 +24,7 @@ class Selection(nn.Module):
     ) -> None:
         super().__init__()
         self.difficulty = _trunk(3 + guide, channels, conv3(channels, subpixels**2))
-        self.gates = _trunk(3 + guide, channels, nn.Conv2d(channels, n_experts * subpixels**2, 1))
+        self.gates = _trunk(3 + guide, channels, Pointwise(channels, n_experts * subpixels**2))
         self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
         self.guided = guide > 0
         self.subpixels = subpixels
@@ -48,5 +48,5 @@ class Selection(nn.Module):
         return gates / gates.sum(1, keepdim=True).clamp(min=LEAST_GATES)
 
 
-def _trunk(inputs: int, channels: int, leave: nn.Conv2d) -> nn.Sequential:
+def _trunk(inputs: int, channels: int, leave: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv3(inputs, channels), nn.ReLU(), conv3(channels, channels), nn.ReLU(), leave)

@@ -26,6 +26,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -55,6 +56,7 @@ class FileMap:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
         self._address, self._n_bytes = address, n_bytes
+        self._tells_residency = os.access(path, os.W_OK)  # of others' files mincore says that all is in memory
         # the kernel's read-ahead would read several times what a window needs; `prefetch` says exactly what
         _libc.madvise(address, n_bytes, _MADV_RANDOM)
         self.__array_interface__ = {"data": (address, True), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
@@ -66,15 +68,26 @@ class FileMap:
             n_bytes *= size
         return np.asarray(self)[offset : offset + n_bytes].view(dtype).reshape(shape)
 
+    def prefetch(self, offset: int, n_bytes: int, pitch: int = 0, runs: int = 1) -> None:
+        """Ask for the pages of so many runs of bytes, `pitch` apart; returns before they are there.
+
+        What is in memory is not asked for: the request would cost as much as copying it.
+        """
+        address = self._address + int(offset)  # int: windows drawn by numpy come as its integers
+        base, end = address & -PAGE, address + (runs - 1) * pitch + int(n_bytes)
+        resident = np.zeros(-(-(end - base) // PAGE), np.uint8)
+        if self._tells_residency:
+            _libc.mincore(base, end - base, resident.ctypes.data)
+        if resident.all():
+            return
+        for start in (address + run * pitch for run in range(runs)):
+            first, last = (start - base) // PAGE, (start + int(n_bytes) - 1 - base) // PAGE
+            if not resident[first : last + 1].all():
+                _libc.madvise(base + first * PAGE, (last - first + 1) * PAGE, _MADV_WILLNEED)
+
     def __del__(self) -> None:
         if self._address is not None:
             _libc.munmap(self._address, self._n_bytes)
-
-
-def prefetch(address: int, n_bytes: int) -> None:
-    """Ask for these mapped bytes' pages; returns before they are there."""
-    start = int(address) & -PAGE  # int: windows drawn by numpy come as its integers
-    _libc.madvise(start, int(address) + int(n_bytes) - start, _MADV_WILLNEED)
 
 
 class Cache:

@@ -21,7 +21,7 @@ MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept
 DECODED_MIB = 128  # of compressed chunks kept decoded
 NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
-_CONTAINERS = {"zarr": zarr_shard, "hdf5": hdf5_shard}
+CONTAINER_MODULES = {"zarr": zarr_shard, "hdf5": hdf5_shard}
 
 
 class Store:
@@ -89,7 +89,7 @@ class Store:
     def _open(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
         entry = array.entry
         shard = self.manifest.shard_path(array.source, array.shard)
-        container = _CONTAINERS[self.manifest.container]
+        container = CONTAINER_MODULES[self.manifest.container]
         path = container.data_file(shard, array.key)
         mapped = self._files.get(path)
         if mapped is None:
@@ -184,20 +184,19 @@ class _Rows:
     """Whole rows, one after the other: a window is one strided copy."""
 
     def __init__(self, mapped: maps.FileMap, entry: Entry):
+        self._map, self._offset = mapped, entry.offset
         self._array = mapped.view(entry.raw_shape, entry.dtype, entry.offset)
-        self._address = self._array.ctypes.data
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
 
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
         pitch, step, _ = self._array.strides
-        first, n_bytes = self._address + y * pitch + x * step, cols * step
+        first, n_bytes = self._offset + y * pitch + x * step, cols * step
         if pitch - n_bytes <= NEAR:
-            maps.prefetch(first, (rows - 1) * pitch + n_bytes)
-            return
-        for row in range(rows):
-            maps.prefetch(first + row * pitch, n_bytes)
+            self._map.prefetch(first, (rows - 1) * pitch + n_bytes)
+        else:
+            self._map.prefetch(first, n_bytes, pitch, rows)
 
 
 class _Tiles:
@@ -207,7 +206,7 @@ class _Tiles:
         self._rows, self._cols, channels = entry.chunk
         counts = grid(entry.raw_shape, entry.chunk)[:2]
         self._tiles = mapped.view((*counts, *entry.chunk), entry.dtype, entry.offset)
-        self._address = self._tiles.ctypes.data
+        self._map, self._offset = mapped, entry.offset
         self._channels = channels
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
@@ -221,8 +220,9 @@ class _Tiles:
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
         pitch, step = self._tiles.strides[:2]
         first, last = x // self._cols, (x + cols - 1) // self._cols
-        for ty in range(y // self._rows, (y + rows - 1) // self._rows + 1):
-            maps.prefetch(self._address + ty * pitch + first * step, (last - first + 1) * step)
+        top, bottom = y // self._rows, (y + rows - 1) // self._rows
+        run = (last - first + 1) * step
+        self._map.prefetch(self._offset + top * pitch + first * step, run, pitch, bottom - top + 1)
 
 
 class _Chunks:
@@ -231,7 +231,7 @@ class _Chunks:
     def __init__(self, mapped: maps.FileMap, table: np.ndarray, entry: Entry, cache: maps.Cache, where: str):
         self._bytes, self._table, self._entry, self._cache, self._where = np.asarray(mapped), table, entry, cache, where
         self._counts = grid(entry.raw_shape, entry.chunk)
-        self._address = self._bytes.ctypes.data
+        self._map = mapped
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         n_rows, n_cols, _ = self._entry.chunk
@@ -248,7 +248,7 @@ class _Chunks:
         for ty in range(y // n_rows, (y + rows - 1) // n_rows + 1):
             for tx in range(x // n_cols, (x + cols - 1) // n_cols + 1):
                 offset, n_bytes = self._table[ty * self._counts[1] + tx]
-                maps.prefetch(self._address + int(offset), int(n_bytes))
+                self._map.prefetch(offset, n_bytes)
 
     def _chunk(self, number: int) -> np.ndarray:
         compression = self._entry.codec.compression

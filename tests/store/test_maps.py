@@ -1,0 +1,55 @@
+import ctypes
+import os
+import time
+
+import numpy as np
+import pytest
+
+from store.maps import PAGE, FileMap
+
+PAGES, PITCH = 200, 10 * PAGE
+
+
+def resident(mapped):
+    """Which pages the kernel holds, asked apart from the code under test."""
+    address = mapped.__array_interface__["data"][0]
+    pages = np.zeros(PAGES, np.uint8)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(PAGES * PAGE), pages.ctypes) == 0
+    return pages == 1
+
+
+@pytest.fixture
+def cold(tmp_path):
+    """A mapped file that isn't in memory."""
+    path = tmp_path / "data"
+    path.write_bytes(np.random.default_rng(0).bytes(PAGES * PAGE))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    mapped = FileMap(path, PAGES * PAGE)
+    if resident(mapped).any():
+        pytest.skip("this file system keeps files in memory")
+    return mapped
+
+
+def wait_for(mapped, wanted):
+    end = time.monotonic() + 10
+    while not resident(mapped)[sorted(wanted)].all() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_prefetch_brings_exactly_the_pages_of_the_runs(cold, tells):
+    cold._tells_residency = tells
+    wanted = {first + step for first in range(30, 30 + 10 * 5, 10) for step in (0, 1, 2)}
+    cold.prefetch(30 * PAGE + 100, 2 * PAGE, PITCH, 5)  # each run begins and ends inside a page
+    wait_for(cold, wanted)
+    assert set(np.flatnonzero(resident(cold)).tolist()) == wanted
+
+
+def test_prefetch_completes_what_is_there_in_part(cold):
+    cold.prefetch(40 * PAGE, PAGE)
+    wait_for(cold, {40})
+    cold.prefetch(30 * PAGE, PAGE, PITCH, 3)
+    wait_for(cold, {30, 40, 50})
+    assert set(np.flatnonzero(resident(cold)).tolist()) == {30, 40, 50}

@@ -151,14 +151,37 @@ class Loader:
     def filled(self, start: int = 0) -> Iterator[Slot]:
         """The raw windows of every step from `start` on; each slot is good until the next one is asked for."""
         steps = count(start)
-        with _workers(self.threads) as submit:
-            ring = deque((slot, self._fill(submit, slot, next(steps))) for slot in self._slots())
+        with _workers(self.threads) as submit, self._ahead(start) as ask:
+            ring = deque((slot, self._fill(submit, slot, ask(next(steps)))) for slot in self._slots())
             while True:
                 slot, filling = ring.popleft()
                 for sample in filling:
                     sample.result()
                 yield slot
-                ring.append((slot, self._fill(submit, slot, next(steps))))
+                ring.append((slot, self._fill(submit, slot, ask(next(steps)))))
+
+    @contextmanager
+    def _ahead(self, start: int) -> Iterator[Callable[[int], int]]:
+        """What asks the kernel for the windows that come so many steps after a step, and returns the step."""
+        distance = -(-self.ahead_mib * MIB // self._slot().nbytes)
+        with _workers(min(distance, 1)) as submit:
+            for step in range(start, start + distance):
+                submit(self._prefetch, step)
+
+            def ask(step: int) -> int:
+                if distance:
+                    submit(self._prefetch, step + distance)
+                return step
+
+            yield ask
+
+    def _prefetch(self, step: int) -> None:
+        # a fault found here is left to `_fill_sample`, which meets it again where someone hears of it
+        for place in self.places(step):
+            for field in self.fields:
+                array, y, x = self._window(field, place)
+                side = self.crop_px * field.resolution
+                array.prefetch(y, x, side, side)
 
     def _slots(self) -> Iterator[Slot]:
         first = self._slot()

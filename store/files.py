@@ -99,6 +99,15 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(path: Path) -> bool:
+    """True while somebody holds the lock file."""
+    try:
+        with locked(path):
+            return False
+    except ShardBusy:
+        return True
+
+
 def _open_locked(path: Path, wait: bool) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -209,6 +209,10 @@ class Manifest:
         done = {shard_number(name) for name in names if name.endswith(".json")}
         return [shard for shard in sorted(self._by_shard) if shard not in done]
 
+    def recorded_shards(self, source: str, rebuild: bool = False) -> list[int]:
+        """The shards that a record says are done."""
+        return sorted(self._by_shard.keys() - set(self.missing_shards(source, rebuild)))
+
     def shard_path(self, source: str, shard: int, rebuild: bool = False) -> Path:
         """The shard's file or folder."""
         return source_dir(self.root, source, rebuild) / (shard_stem(shard) + CONTAINERS[self.container])

@@ -64,7 +64,7 @@ class ShardWriter:
         self._manifest, self._source, self._shard, self._chunks = manifest, source, shard, chunks
         self._images = {image.id: image for image in manifest.images_of(shard)}
         self._specs = {spec.name: spec for spec in manifest.specs(source, rebuild)}
-        self._variants = manifest.variants(source, rebuild)
+        self.variants = manifest.variants(source, rebuild)
         self._fingerprint = manifest.fingerprint(source, rebuild)
         self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
         self._final = manifest.shard_path(source, shard, rebuild)
@@ -76,13 +76,18 @@ class ShardWriter:
             files.remove(leftover)
         self._writer = _WRITERS[manifest.container](self._unfinished)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays that each image must get, in each of `variants`."""
+        return tuple(self._specs)
+
     def expected_bytes(self) -> int:
         """Bytes of the shard's uncompressed arrays."""
         return sum(
             prod(self._shape(image, spec, variant)[:2]) * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
             for image in self._images.values()
             for spec in self._specs.values()
-            for variant in self._variants
+            for variant in self.variants
             for codec in [get_codec(spec.codec)]
         )
 
@@ -94,20 +99,36 @@ class ShardWriter:
         image = self._images.get(image_id)
         if image is None:
             raise StoreError(f"{self._final}: image {image_id} belongs to another shard or store")
-        if variant not in self._variants or arrays.keys() != self._specs.keys():
+        if variant not in self.variants or arrays.keys() != self._specs.keys():
             raise StoreError(
                 f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; "
-                f"expected {', '.join(sorted(self._specs))} of {', '.join(self._variants)}"
+                f"expected {', '.join(sorted(self._specs))} of {', '.join(self.variants)}"
             )
-        for name, spec in self._specs.items():
-            self._put(image, spec, variant, np.asarray(arrays[name]))
+        for name in self._specs:
+            self.add_array(image_id, name, np.asarray(arrays[name]), variant)
+
+    def add_array(self, image_id: str, name: str, values: np.ndarray, variant: str = "identity") -> None:
+        """Encode and write one array."""
+        spec = self._specs[name]
+        key = array_key(image_id, name, variant)
+        what = f"{self._source}: image {image_id}, {key.partition('/')[2]}"
+        shape = self._shape(self._images[image_id], spec, variant)
+        if values.shape != shape:
+            raise StoreError(f"{what}: shape {values.shape}, expected {shape}")
+        raw, params = self._encoded(spec, values, what)
+        own = {part: value.tolist() for part, value in params.items() if part not in self._basis.get(name, {})}
+        self._write(key, raw, own, float(values.min()), float(values.max()))
+
+    def add_raw(self, key: str, raw: np.ndarray, entry: Mapping[str, Any]) -> None:
+        """Write an array that is encoded already; `entry` is its record in the store that it comes from."""
+        self._write(key, raw, entry["params"], entry["min"], entry["max"])
 
     def finish(self) -> None:
         """Publish the shard and record it.
 
         raises  StoreError if arrays are missing
         """
-        wanted = {array_key(i, name, v) for i in self._images for name in self._specs for v in self._variants}
+        wanted = {array_key(i, name, v) for i in self._images for name in self._specs for v in self.variants}
         missing = sorted(wanted - self._arrays.keys())
         if missing:
             raise StoreError(f"{self._final}: {len(missing)} arrays were never added, such as {missing[0]}")
@@ -137,19 +158,6 @@ class ShardWriter:
     def _shape(self, image: Image, spec: ArraySpec, variant: str) -> tuple[int, int, int]:
         rows, cols = variant_size(image.lr_size, variant)
         return rows * spec.resolution, cols * spec.resolution, spec.channels
-
-    def add_raw(self, key: str, raw: np.ndarray, entry: Mapping[str, Any]) -> None:
-        """Write an array that is encoded already; `entry` is its record in the store that it comes from."""
-        self._write(key, raw, entry["params"], entry["min"], entry["max"])
-
-    def _put(self, image: Image, spec: ArraySpec, variant: str, values: np.ndarray) -> None:
-        key = array_key(image.id, spec.name, variant)
-        what = f"{self._source}: image {image.id}, {key.partition('/')[2]}"
-        if values.shape != self._shape(image, spec, variant):
-            raise StoreError(f"{what}: shape {values.shape}, expected {self._shape(image, spec, variant)}")
-        raw, params = self._encoded(spec, values, what)
-        own = {part: value.tolist() for part, value in params.items() if part not in self._basis.get(spec.name, {})}
-        self._write(key, raw, own, float(values.min()), float(values.max()))
 
     def _write(self, key: str, raw: np.ndarray, own: Mapping[str, Any], smallest: float, largest: float) -> None:
         image_id, _, name = key.partition("/")

@@ -1,0 +1,181 @@
+"""`store info | verify | merge | convert | rm | view`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from store.convert import convert as convert_store
+from store.errors import ConfigError, StoreError
+from store.info import SourceInfo, StoreInfo
+from store.info import info as store_info
+from store.layout import CONTAINERS
+from store.manifest import Manifest
+from store.merge import merge as merge_stores
+from store.reader import Store
+from store.verify import recorded_bytes
+from store.verify import verify as verify_store
+from store.view import write_sheet
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+
+
+@click.group()
+def store() -> None:
+    """Look at, check, merge, convert and thin out feature stores."""
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@JSON
+def info(root: Path, as_json: bool) -> None:
+    """Experts, images, shards, bytes, codecs, provenance, and what is missing."""
+    found = store_info(root)
+    click.echo(json.dumps(asdict(found)) if as_json else _told(found))
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
+@JSON
+def verify(root: Path, repair: bool, as_json: bool) -> None:
+    """Read every byte and report every fault; exit status 1 if there is one."""
+    with _bar(recorded_bytes(root)) as bar:
+        report = verify_store(root, repair=repair, progress=bar.update)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        for fault in report.faults:
+            click.echo(fault.message)
+        for source, count in report.missing.items():
+            if count:
+                click.echo(f"{root}: {source} lacks {count} shards, which were never made or are removed")
+        for path in report.removed:
+            click.echo(f"removed {path}")
+    amount = f"{report.arrays} arrays, {report.n_bytes / 2**20:,.1f} MiB in {report.seconds:.1f} s"
+    if report.faults:
+        remade = f", {len(report.removed)} shards removed; run extract again" if repair else ""
+        raise StoreError(f"{root}: {len(report.faults)} faults in {amount}{remade}")
+    if not as_json:
+        click.echo(f"{root}: no fault in {amount}")
+
+
+@store.command()
+@click.argument("roots", metavar="STORE...", nargs=-1, required=True, type=FOLDER)
+@click.option("-o", "--output", required=True, type=FOLDER, help="The store that they become.")
+@click.option("--move", is_flag=True, help="Remove each shard from its store once the output has it.")
+@click.option("--copy", is_flag=True, help="Copy, where hard links would do.")
+@JSON
+def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, as_json: bool) -> None:
+    """Make one store of several of the same images, with different experts or different parts."""
+    merged = merge_stores(roots, output, move=move, copy=copy)
+    if as_json:
+        click.echo(json.dumps(asdict(merged)))
+        return
+    lacking = ", ".join(f"{source} lacks {count}" for source, count in merged.missing.items() if count)
+    click.echo(f"{output}: {merged.shards} shards from {len(roots)} stores; {lacking or 'nothing is missing'}")
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.option("-o", "--output", required=True, type=FOLDER, help="The new store.")
+@click.option("--container", type=click.Choice(list(CONTAINERS)), help="As it is, if not given.")
+@click.option("--codec", "codecs", metavar="ARRAY=CODEC", multiple=True, help="Such as features=pca64-int8.")
+@click.option("--chunks", default="default", help="default, rows, or tiles:ROWSxCOLUMNS.", show_default=True)
+@click.option("--images-per-shard", type=click.IntRange(1), help="As it is, if not given.")
+def convert(
+    root: Path, output: Path, container: str | None, codecs: tuple[str, ...], chunks: str, images_per_shard: int | None
+) -> None:
+    """Write a store in another form beside the old one."""
+    with _bar(recorded_bytes(root)) as bar:
+        convert_store(
+            root,
+            output,
+            container=container,
+            codecs=_assigned(codecs),
+            chunks=chunks,
+            images_per_shard=images_per_shard,
+            progress=bar.update,
+        )
+    click.echo(_told(store_info(output)))
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.option("--expert", "names", multiple=True, required=True, help="May be given several times.")
+def rm(root: Path, names: tuple[str, ...]) -> None:
+    """Remove experts from a store."""
+    manifest = Manifest.load(root, damaged=[])
+    for name in names:
+        manifest.remove_expert(name)
+    click.echo(f"{root}: removed {', '.join(names)}; left: {', '.join(manifest.experts) or 'no expert'}")
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.argument("image")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="IMAGE.png, if not given.")
+@click.option("--expert", "names", multiple=True, help="Only these experts.")
+def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) -> None:
+    """Draw one IMAGE (its id or name) as a PNG sheet: LR, HR, each expert's SR, error and features."""
+    output = output or Path(f"{image}.png")
+    write_sheet(Store(root, names or None), image, output)
+    click.echo(f"{output}")
+
+
+def _bar(total: int) -> tqdm:
+    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+
+
+def _assigned(pairs: tuple[str, ...]) -> dict[str, str]:
+    result = {}
+    for pair in pairs:
+        name, sign, codec = pair.partition("=")
+        if not sign or not codec:
+            raise ConfigError(f"--codec {pair}: expected ARRAY=CODEC, such as features=pca64-int8")
+        result[name] = codec
+    return result
+
+
+def _told(found: StoreInfo) -> str:
+    lines = [
+        f"{found.root}: x{found.scale}, {found.container}, {found.images} images, {found.lr_px:,} LR pixels, "
+        f"{found.shards} shards, {_size(found.n_bytes)}"
+    ]
+    lines += [_line(source) for source in found.sources]
+    lines += [f"damaged: {message}" for message in found.damaged]
+    return "\n".join(lines)
+
+
+def _line(source: SourceInfo) -> str:
+    arrays = ", ".join(f"{each.name} {each.channels} x {each.codec}" for each in source.arrays)
+    parts = [f"  {source.name}: {arrays}", _size(source.n_bytes), f"{source.bytes_per_lr_px:.1f} B per LR pixel"]
+    if source.variants != ("identity",):
+        parts.append(f"variants {', '.join(source.variants)}")
+    parts += _provenance(source.identity)
+    if source.missing_shards:
+        parts.append(f"lacks {len(source.missing_shards)} shards, the first is {source.missing_shards[0]}")
+    if source.rebuilt_shards is not None:
+        parts.append(f"being rebuilt: {source.rebuilt_shards} shards so far")
+    return "; ".join(parts)
+
+
+def _provenance(identity: Mapping[str, Any]) -> list[str]:
+    shown = []
+    if "weights_sha256" in identity:
+        shown.append(f"weights {str(identity['weights_sha256'])[:12]}")
+    if identity.get("random_weights"):
+        shown.append("RANDOM WEIGHTS")
+    if "recoded" in identity:
+        chains = (f"{name} {' -> '.join(chain)}" for name, chain in identity["recoded"].items())
+        shown.append(f"recoded: {', '.join(chains)}")
+    return shown
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.2f} MiB"

@@ -136,8 +136,7 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of one step, whatever came before."""
         slot = self._slot()
-        for filled in self._fill(_run_now, slot, step):
-            filled.result()
+        self._fill(_run_now, slot, self.places(step))
         return self._decoded(slot)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -150,34 +149,30 @@ class Loader:
 
     def filled(self, start: int = 0) -> Iterator[Slot]:
         """The raw windows of every step from `start` on; each slot is good until the next one is asked for."""
-        steps = count(start)
-        with _workers(self.threads) as submit, self._ahead(start) as ask:
-            ring = deque((slot, self._fill(submit, slot, ask(next(steps)))) for slot in self._slots())
+        with _workers(self.threads) as submit, _workers(min(self.ahead_mib, 1)) as advise:
+            steps = self._steps(start, advise)
+            ring = deque(self._fill(submit, slot, next(steps)) for slot in self._slots())
             while True:
-                slot, filling = ring.popleft()
-                for sample in filling:
+                slot, samples = ring.popleft()
+                for sample in samples:
                     sample.result()
                 yield slot
-                ring.append((slot, self._fill(submit, slot, ask(next(steps)))))
+                ring.append(self._fill(submit, slot, next(steps)))
 
-    @contextmanager
-    def _ahead(self, start: int) -> Iterator[Callable[[int], int]]:
-        """What asks the kernel for the windows that come so many steps after a step, and returns the step."""
+    def _steps(self, start: int, advise: Submit) -> Iterator[list[Place]]:
+        """The places of each step; the kernel has then been asked for those of the steps that follow."""
         distance = -(-self.ahead_mib * MIB // self._slot().nbytes)
-        with _workers(min(distance, 1)) as submit:
-            for step in range(start, start + distance):
-                submit(self._prefetch, step)
-
-            def ask(step: int) -> int:
+        known: deque[list[Place]] = deque()
+        for step in count(start):
+            while len(known) <= distance:
+                known.append(self.places(step + len(known)))
                 if distance:
-                    submit(self._prefetch, step + distance)
-                return step
+                    advise(self._prefetch, known[-1])
+            yield known.popleft()
 
-            yield ask
-
-    def _prefetch(self, step: int) -> None:
+    def _prefetch(self, places: list[Place]) -> None:
         # a fault found here is left to `_fill_sample`, which meets it again where someone hears of it
-        for place in self.places(step):
+        for place in places:
             for field in self.fields:
                 array, y, x = self._window(field, place)
                 side = self.crop_px * field.resolution
@@ -198,9 +193,9 @@ class Loader:
             raw[field] = torch.empty(size, side, side, channels, dtype=dtype, pin_memory=self.device.type == "cuda")
         return Slot(raw, {field: [None] * size for field in self.fields}, places=[])
 
-    def _fill(self, submit: Submit, slot: Slot, step: int) -> list[Future]:
-        slot.places = self.places(step)
-        return [submit(self._fill_sample, slot, row) for row in range(len(slot.places))]
+    def _fill(self, submit: Submit, slot: Slot, places: list[Place]) -> tuple[Slot, list[Future]]:
+        slot.places = places
+        return slot, [submit(self._fill_sample, slot, row) for row in range(len(places))]
 
     def _fill_sample(self, slot: Slot, row: int) -> None:
         if slot.left is not None:

@@ -20,7 +20,7 @@ Weighting = Literal["crops", "images"]
 
 # SplitMix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17 (mix variant 13)
 GOLDEN, FIRST, SECOND = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-FEISTEL_ROUNDS = 6
+SCRAMBLES = 12
 PURPOSES = ("offset", "visit order", "pool order", "y", "x", "variant")  # each draws from a key of its own
 
 
@@ -44,22 +44,24 @@ def mix(values: np.ndarray, key: np.ndarray) -> np.ndarray:
 def permute(index: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Where each `index` goes in a random permutation of 0..n-1, without making the permutation.
 
-    A Feistel network over the next power of four, walked until it lands below n (Black and Rogaway 2002, section 4).
+    A bijection of the next power of two, walked until it lands below n (Black and Rogaway 2002, section 4).
     """
-    half = np.maximum(1, (np.ceil(np.log2(np.maximum(n, 2))) + 1) // 2).astype(np.uint64)
+    bits = np.ceil(np.log2(np.maximum(n, 2))).astype(np.uint64)
     place, outside = index.astype(np.uint64), np.full(index.shape, True)
     while outside.any():
-        place[outside] = _feistel(place[outside], half[outside], key[outside])
+        place[outside] = _scramble(place[outside], bits[outside], key[outside])
         outside = place >= n.astype(np.uint64)
     return place.astype(np.int64)
 
 
-def _feistel(value: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = value >> half, value & mask
-    for turn in range(FEISTEL_ROUNDS):
-        left, right = right, left ^ (mix(right + np.uint64(turn << 48), key) & mask)
-    return left << half | right
+def _scramble(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray:
+    # multiplying by an odd number and folding high bits on low ones can both be undone: a bijection of `bits` bits
+    mask, fold = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) >> np.uint64(1)
+    for _ in range(SCRAMBLES):
+        key = key * FIRST + SECOND
+        value = (value * (key >> np.uint64(31) | np.uint64(1)) + (key >> np.uint64(7))) & mask
+        value ^= value >> fold
+    return value
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:

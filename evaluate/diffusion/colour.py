@@ -10,6 +10,13 @@ WAVELET_LEVELS = 5  # StableSR (Wang et al. 2024), whose colour correction TSD-S
 ADAIN_EPSILON = 1e-5  # Huang and Belongie 2017, their published code: added to the variance
 
 
+def match_colours(image: Tensor, reference: Tensor, method: str) -> Tensor:
+    """`image` with the colours of `reference`, both (B, C, H, W), by one of METHODS."""
+    # channel by channel: a third of the memory
+    pairs = zip(image.split(1, dim=1), reference.split(1, dim=1), strict=True)
+    return torch.cat([METHODS[method](one, wanted) for one, wanted in pairs], dim=1)
+
+
 def wavelet_match(image: Tensor, reference: Tensor) -> Tensor:
     """The fine bands of `image` on the coarsest one of `reference`; both (B, C, H, W)."""
     # the bands add up to the image, and each is linear: only the difference's coarsest band is exchanged

@@ -26,8 +26,8 @@ class DiffusionConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the transformer; the VAE always runs in fp32
     tile: int = 64  # TSD-SR's training size: larger latents are cut
     overlap: int = 8
-    vae_tile: int = 128
-    vae_overlap: int = 32
+    vae_tile: int = 96
+    vae_overlap: int = 24
 
     def __post_init__(self) -> None:
         for key, low, high in (("alpha", 0, 1), ("strength", 0, 1), ("guidance", 1, 100), ("timestep", 0, 1000)):

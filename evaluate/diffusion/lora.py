@@ -52,7 +52,10 @@ def _updates(tensors: dict[str, Tensor], alpha: float | None, path: Path) -> dic
         match = KEY.fullmatch(key)
         if not match:
             raise WeightsError(f"{path}: {key} is no LoRA of the known kind (layer.lora_A.weight, layer.lora_B.weight)")
-        halves.setdefault(match[1], {})[match[2]] = tensor.float().flatten(1)
+        half = halves.setdefault(match[1], {})
+        if match[2] in half:
+            raise WeightsError(f"{path}: {match[1]}: two lora_{match[2]}, with and without a prefix")
+        half[match[2]] = tensor.float().flatten(1)
     if not halves:
         raise WeightsError(f"{path}: holds no LoRA")
     updates = {}

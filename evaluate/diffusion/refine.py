@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluate.diffusion.colour import METHODS
+from evaluate.diffusion.colour import match_colours
 from evaluate.diffusion.config import DiffusionConfig
 from evaluate.diffusion.tiles import run_tiled
 from store.errors import WeightsError
@@ -59,10 +59,10 @@ class Refiner:
         sr       (B, 3, H, W) of any size, 0..1, on any device; values beyond are clipped for the model only
         raises   WeightsError if the model's image holds NaN or Inf
         """
-        latent = self.encode(_padded(sr.float().clamp(0, 1), self.factor * self._patch) * 2 - 1)
+        latent = self.encode(_padded(sr.float().clamp(0, 1), self.factor * self._patch).mul_(2).sub_(1))
         latent = self.one_step(latent) if self.config.method == "student" else self.many_steps(latent)
-        image = self.decode(latent)[..., : sr.shape[-2], : sr.shape[-1]].clamp(-1, 1) / 2 + 0.5
-        image = METHODS[self.config.colour](image, sr.float()).clamp(0, 1)
+        image = self.decode(latent)[..., : sr.shape[-2], : sr.shape[-1]].clamp(-1, 1).div_(2).add_(0.5)
+        image = match_colours(image, sr.float(), self.config.colour).clamp_(0, 1)
         return torch.lerp(image.to(sr), sr, self.config.alpha)
 
     def encode(self, image: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def load_refiner(folder: str | Path, config: DiffusionConfig | None = None, devi
     return Refiner(
         config,
         vae.to(place),
-        transformer.to(place),
+        transformer.to(place, dtype),  # without accelerate diffusers leaves some weights in fp32
         *prompts,
         scheduler=_scheduler(diffusers, folder) if config.method == "teacher" else None,
         device=place,

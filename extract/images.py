@@ -134,20 +134,24 @@ def _reason(error: Exception) -> str:
     return f"truncated or damaged image ({' '.join(str(error).split())[:80]})"
 
 
-def find_pairs(data: DataConfig, scale: int) -> list[Pair]:
+def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None) -> list[Pair]:
     """Every pair of the data, in the order of the folders, then of the names.
 
-    raises  StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
-            files that are no images, empty folders
+    left_out  takes what does not fit, for those who go on without it
+    raises    StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
+              files that are no images; for empty folders always
     """
     folders = _folders(data, scale)
     faults: list[str] = []
     pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, faults)]
     pairs = _with_ids(pairs, faults)
     modes: Counter[str] = Counter()
-    pairs = [_with_size(pair, modes, faults) for pair in pairs]
-    if faults:
+    sized = [(len(faults), _with_size(pair, modes, faults), len(faults)) for pair in pairs]
+    if faults and left_out is None:
         raise StoreError(joined(faults))
+    if left_out is not None:
+        left_out += faults
+    pairs = [pair for before, pair, after in sized if before == after]
     _say_once(pairs, modes)
     return pairs
 

@@ -52,7 +52,7 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
         return _described(config, model, None, digest)
     descriptor = _recognise(config, state, path)
     if descriptor.scale != scale:
-        raise WeightsError(f"{path}: a x{descriptor.scale} {descriptor.architecture.id} network, expected x{scale}")
+        raise WeightsError(f"{path}: holds {descriptor.architecture.id} for x{descriptor.scale}, expected x{scale}")
     if descriptor.input_channels != 3:
         raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
     if config.architecture:
@@ -109,15 +109,15 @@ def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> Im
     if known is None:
         raise WeightsError(f"{path}: {_unrecognised(config, state)}")
     if expected and known.id.lower() != expected.lower():  # extract.edsr holds EDSR
-        raise WeightsError(f"{path}: a {known.id} network, expected {expected.upper()}")
+        raise WeightsError(f"{path}: holds {known.id}, expected {expected.upper()}")
     try:
         descriptor = MAIN_REGISTRY.load(dict(state))
     except UnsupportedModelError:
-        raise WeightsError(f"{path}: a {known.id} network of a kind that spandrel does not support") from None
+        raise WeightsError(f"{path}: {known.id} of a kind that spandrel does not support") from None
     except INCOMPLETE as error:
-        raise WeightsError(f"{path}: not a whole {known.id} network: {_misfit(error)}") from None
+        raise WeightsError(f"{path}: not a whole {known.id}: {_misfit(error)}") from None
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise WeightsError(f"{path}: a {known.id} network, which takes more than an image")
+        raise WeightsError(f"{path}: {known.id}, which takes more than an image")
     return descriptor
 
 
@@ -141,7 +141,7 @@ def _compare(config: ExpertConfig, model: nn.Module, declared: nn.Module, path: 
         missing, others = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         detail = f"{len(missing)} tensors missing, {len(others)} others" if missing or others else "other shapes"
         raise WeightsError(
-            f"{path}: a {type(model).__name__} of {millions[0]:.2f} M parameters, "
+            f"{path}: holds {type(model).__name__} of {millions[0]:.2f} M parameters, "
             f"{config.name} has {millions[1]:.2f} M ({detail}): another size of it, or a part"
         )
     for key in ("window_size", "stripe_size", "overlap_ratio"):

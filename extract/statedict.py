@@ -80,8 +80,8 @@ def _read_pickle(path: Path) -> dict:
                 f"{path}: is a pickle with Python code ({found.group(1)}), which is never run. "
                 "Save its state_dict alone, on a machine where you trust the file"
             ) from None
-        raise WeightsError(f"{path}: truncated, or not a weights file ({_first_line(error)})") from None
-    except (EOFError, RuntimeError, ValueError, LookupError) as error:
+        raise WeightsError(f"{path}: truncated, or not a weights file (a pickle that torch did not write)") from None
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError) as error:  # OSError: a zip that ends too early
         raise WeightsError(f"{path}: truncated, or not a weights file ({_first_line(error)})") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state_dict")

@@ -45,10 +45,10 @@ def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list
     the last tile may reach beyond `length`, by less than `multiple_px`. Kept parts touch and cover 0..length; each lies
     at least `halo_px` inside its tile, but for the image's own borders.
     """
-    if length <= tile_px:
-        return [Span(0, length, 0, length)]
     whole, overlap = -(-length // multiple_px), -(-2 * halo_px // multiple_px)
     largest = max(tile_px // multiple_px, overlap + 1)
+    if length <= tile_px or whole <= largest:
+        return [Span(0, length, 0, length)]
     n = -(-(whole - overlap) // (largest - overlap))
     size = -(-(whole - overlap) // n) + overlap
     starts = [i * (whole - size) // max(1, n - 1) * multiple_px for i in range(n)]

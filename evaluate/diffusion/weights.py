@@ -166,7 +166,7 @@ def _check_fit(folder: Path, config: DiffusionConfig, vae: nn.Module, transforme
         raise WeightsError(f"{folder}: the VAE makes {made} latent channels, the transformer takes {taken}")
     largest = transformer.config.pos_embed_max_size * transformer.config.patch_size
     if config.tile > largest:
-        raise ConfigError(f"diffusion.tile={config.tile}: the transformer in {folder} takes at most {largest}")
+        raise ConfigError(f"evaluate.diffusion.tile={config.tile}: the transformer in {folder} takes at most {largest}")
 
 
 def _one_line(error: Exception) -> str:

@@ -115,8 +115,10 @@ def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> E
     if basis:
         from safetensors.numpy import save
 
-        tensors = {f"{name}.{key}": np.asarray(value) for name, part in basis.items() for key, value in part.items()}
-        content = save(tensors)
+        # contiguous: safetensors writes a transposed array's memory as if it were not
+        content = save(
+            {f"{name}.{key}": np.ascontiguousarray(basis[name][key]) for name in basis for key in basis[name]}
+        )
         files.write_atomic(folder / BASIS_FILE, content)
         expert = replace(expert, basis_sha256=hashlib.sha256(content).hexdigest())
     files.write_atomic(folder / EXPERT_FILE, dump_yaml(asdict(expert)).encode())

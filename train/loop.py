@@ -2,12 +2,14 @@
 
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from train.distributed import World, world
 from train.fusion import build_fusion
 from train.journal import Journal
 from train.loader import Batch
-from train.losses import Criterion
+from train.losses import LOSSES, Criterion
 from train.run import begin, feature_channels
 from train.sampler import step_rng
 from train.setup import Source, make_loader, make_validation, open_source
@@ -141,6 +143,7 @@ class Run:
         stage = self.stage_of(self.step - 1)
         self._write(
             "train",
+            losses={name: means.pop(name) for name in LOSSES if name in means},
             **means,
             learning_rate=self.rate(self.step - 1),
             stage=self.config.losses.stages[stage].name or str(stage + 1),
@@ -210,9 +213,16 @@ class Run:
 
 def new_network(config: TrainConfig, source: Source, device: torch.device) -> nn.Module:
     """The untrained network for the source's experts, the same for the same seed."""
-    torch.manual_seed(config.seed)
+    seed_everything(config.seed)
     channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
     return build_fusion(config.fusion, channels, source.store.scale).to(device)
+
+
+def seed_everything(seed: int) -> None:
+    """Sets the three random number generators that checkpoints keep."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def new_criterion(config: TrainConfig, device: torch.device) -> Criterion:

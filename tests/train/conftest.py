@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from store.config import build
 from store.layout import PAIRS
 from store.manifest import ArraySpec, Expert, Image, Manifest
 from store.writer import write_shard
 from train.config import TrainConfig
 
 SCALE = 4
+POISON = 3e38  # finite, as a store demands; its square is not
 EXPERTS = {"one": 5, "two": 7}
 # 8 x 8 crops, narrow layers: a step takes milliseconds
 TINY = {
@@ -33,8 +35,6 @@ TINY = {
 
 def tiny_config(**changes) -> TrainConfig:
     """The configuration of a run that takes seconds; changes as `section={key: value}` or `key=value`."""
-    from store.config import build
-
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
     for key, value in changes.items():
         content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
@@ -49,6 +49,7 @@ def learnable_store(
     random_weights: bool = False,
     codec: str = "float16",
     channels: dict[str, int] = EXPERTS,
+    poison: str = "",
 ) -> Path:
     images = [
         Image(f"photo{seed}{i}", f"photo {i}", size, f"lr{seed}{i}", f"hr{seed}{i}", 0, "file")
@@ -66,7 +67,10 @@ def learnable_store(
         manifest.add_expert(Expert(name, specs, identity))
         with write_shard(manifest, name, 0) as out:
             for image in images:
-                out.add(image.id, _answer(rng, hrs[image.id] / np.float32(255), width, 0.04 * number))
+                answer = _answer(rng, hrs[image.id] / np.float32(255), width, 0.04 * number)
+                if image.id == poison:
+                    answer["features"][:] = POISON
+                out.add(image.id, answer)
     return root
 
 
@@ -85,12 +89,12 @@ def _answer(rng: np.random.Generator, hr: np.ndarray, width: int, bias: float) -
     return {"sr": sr, "features": features}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_learnable():
     return learnable_store
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config():
     return tiny_config
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from evaluate.infer import hwc
 from evaluate.metrics import to_tensor
 from extract.bicubic import upscale
+from extract.images import eight_bit
 from train.metrics import rgb_to_y
 
 BICUBIC, MEAN, CONVEX, FUSION = "bicubic", "mean", "convex", "fusion"
@@ -23,12 +24,12 @@ class Row:
     """How a method is called in a table."""
 
     title: str
-    kind: str  # baseline | expert | upper bound | fusion | ablation
+    kind: str  # floor | baseline | expert | upper bound | fusion | ablation
     note: str = ""
 
 
 ROWS = {
-    BICUBIC: Row("bicubic", "baseline"),
+    BICUBIC: Row("bicubic", "floor"),
     MEAN: Row("mean of experts", "baseline"),
     CONVEX: Row("fitted convex weights", "baseline"),
     BEST_X8: Row("best expert, x8 self-ensemble", "baseline"),
@@ -58,18 +59,13 @@ def images_of(
     weights  of the fitted convex combination; None leaves it out
     """
     rounded = {name: hwc(image) for name, image in experts.items()}
-    images = {BICUBIC: to_8bit(upscale(lr, scale))}
+    images = {BICUBIC: eight_bit(upscale(lr, scale))}
     images |= {EXPERT + name: image for name, image in rounded.items()}
     images[MEAN] = hwc(torch.stack(list(experts.values())).mean(dim=0))
     if weights is not None:
         images[CONVEX] = hwc(sum(weights[name] * image for name, image in experts.items()))
     images[PER_PIXEL] = best_per_pixel(list(rounded.values()), hr)
     return images
-
-
-def to_8bit(image: np.ndarray) -> np.ndarray:
-    """The image in uint8; 16-bit values are rounded."""
-    return image if image.dtype == np.uint8 else np.round(image / 257).astype(np.uint8)
 
 
 def best_per_pixel(images: list[np.ndarray], hr: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from evaluate.memory import peak_memory
 from evaluate.metrics import METRICS, Protocol, Scorer
 from evaluate.scores import Scores, best_per_image
 from extract.experts import resolve_device
+from extract.images import UnreadableImage, joined
 from store.errors import StoreError
 
 
@@ -52,48 +53,82 @@ class Plan:
 
 
 def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: EvaluateConfig) -> Scores:
-    """The scores of all methods on all images.
+    """The scores of all methods on all images that can be read; the others are named in `left_out`.
 
-    lr  where the LR images come from, in words
+    lr      where the LR images come from, in words
+    raises  StoreError if none can be read
     """
-    border = scale if config.border_px is None else config.border_px
-    tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
-    weights = fit_convex(plan.fit, border) if plan.fit else None
-    table, device = _Table(config.metrics), resolve_device(config.device)
+    comparison = _Comparison(scale, plan, config)
+    scored, left_out = [], []
     for case in tqdm(cases, desc="evaluating", unit="image", disable=None):
-        lr_image, hr = case.pair()
-        _check_sizes(case.name, lr_image, hr, scale)
-        inputs = case.inputs("identity", plan.experts)
-        with peak_memory(device) as peak:
-            result = run(inputs, plan.networks, tiling, keep_experts=True)
-        experts = {name: result.images[name] for name in inputs.experts}
-        images = images_of(lr_image, hr, experts, scale, weights)
-        images |= {name: hwc(result.images[name]) for name in plan.networks}
-        scorer = Scorer(hr, config.metrics, border)
-        scores = {method: scorer(image) for method, image in images.items()}
-        scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, config.metrics)
-        table.add(case.name, scores, result.seconds, peak.mib)
-        if plan.observe:
-            plan.observe(Pictures(case, lr_image, hr, images, scores))
+        try:
+            comparison.add(case)
+            scored.append(case)
+        except UnreadableImage as error:
+            left_out.append(str(error))
+    if not scored:
+        raise StoreError(f"no image could be scored: {joined(left_out)}")
     if plan.ensemble:
-        _add_ensembles(table, cases, plan, config, border)
-    protocol = Protocol(scale, border, lr).describe(config.metrics)
-    return table.scores(protocol, weights, plan.notes, config)
+        for case in tqdm(scored, desc="self-ensemble", unit="image", disable=None):
+            comparison.add_ensemble(case)
+    return comparison.scores(lr, left_out)
 
 
-def _add_ensembles(table: "_Table", cases: Sequence[Case], plan: Plan, config: EvaluateConfig, border: int) -> None:
-    """Scores the best expert, and the fusion if wanted, as the mean over the eight variants of each image."""
-    best = table.best_expert()
-    networks = {FUSION: plan.networks[FUSION]} if plan.fusion_x8 and plan.networks else {}
-    tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
-    for case in tqdm(cases, desc="self-ensemble", unit="image", disable=None):
-        only = plan.experts if networks else [best]
-        result = run_ensemble(lambda v, c=case, o=only: c.inputs(v, o), networks, tiling, keep_experts=True)
-        scorer = Scorer(case.pair()[1], config.metrics, border)
+class _Comparison:
+    """All methods on one image after the other."""
+
+    def __init__(self, scale: int, plan: Plan, config: EvaluateConfig) -> None:
+        self.scale, self.plan, self.config = scale, plan, config
+        self.border = scale if config.border_px is None else config.border_px
+        self.tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
+        self.device = resolve_device(config.device)
+        self.weights = fit_convex(plan.fit, self.border) if plan.fit else None
+        self.table = _Table(config.metrics)
+
+    def add(self, case: Case) -> None:
+        """Scores the image by every method that needs it only once."""
+        lr, hr = case.pair()
+        _check_sizes(case.name, lr, hr, self.scale)
+        inputs = case.inputs("identity", self.plan.experts)
+        with peak_memory(self.device) as peak:
+            result = run(inputs, self.plan.networks, self.tiling, keep_experts=True)
+        experts = {name: result.images[name] for name in inputs.experts}
+        images = images_of(lr, hr, experts, self.scale, self.weights)
+        images |= {name: hwc(result.images[name]) for name in self.plan.networks}
+        scorer = Scorer(hr, self.config.metrics, self.border)
+        scores = {method: scorer(image) for method, image in images.items()}
+        scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.metrics)
+        self.table.add(case.name, scores, result.seconds, peak.mib)
+        if self.plan.observe:
+            self.plan.observe(Pictures(case, lr, hr, images, scores))
+
+    def add_ensemble(self, case: Case) -> None:
+        """Scores the best expert, and the fusion if wanted, as the mean over the eight variants of the image."""
+        best = self.table.best_expert()
+        networks = {FUSION: self.plan.networks[FUSION]} if self.plan.fusion_x8 and self.plan.networks else {}
+        experts = self.plan.experts if networks else [best]
+        result = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
+        scorer = Scorer(case.pair()[1], self.config.metrics, self.border)
         scores = {BEST_X8: scorer(hwc(result.images[best]))}
         if networks:
             scores[FUSION_X8] = scorer(hwc(result.images[FUSION]))
-        table.extend(scores)
+        self.table.extend(scores)
+
+    def scores(self, lr: str, left_out: Sequence[str]) -> Scores:
+        """What has been scored."""
+        table, config = self.table, self.config
+        return Scores(
+            protocol=Protocol(self.scale, self.border, lr).describe(config.metrics),
+            images=tuple(table.names),
+            values={metric: {k: tuple(v) for k, v in methods.items()} for metric, methods in table.values.items()},
+            seconds={part: tuple(values) for part, values in table.seconds.items()},
+            peak_mib=tuple(table.peaks),
+            weights=self.weights,
+            notes=tuple(self.plan.notes),
+            left_out=tuple(left_out),
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
 
 
 def _check_sizes(name: str, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
@@ -132,16 +167,3 @@ class _Table:
         sign = 1 if METRICS[metric].higher_is_better else -1
         experts = [method for method in methods if method.startswith(EXPERT)]
         return max(experts, key=lambda method: sign * np.mean(methods[method])).removeprefix(EXPERT)
-
-    def scores(self, protocol: str, weights, notes: Sequence[str], config: EvaluateConfig) -> Scores:
-        return Scores(
-            protocol=protocol,
-            images=tuple(self.names),
-            values={metric: {k: tuple(v) for k, v in methods.items()} for metric, methods in self.values.items()},
-            seconds={part: tuple(values) for part, values in self.seconds.items()},
-            peak_mib=tuple(self.peaks),
-            weights=weights,
-            notes=tuple(notes),
-            bootstrap=config.bootstrap,
-            seed=config.seed,
-        )

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from evaluate.png16 import Png16, is_png16, read_png16, write_png16
+from extract.images import eight_bit
 from store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)
@@ -92,13 +93,6 @@ def to_pil(picture: Picture) -> Image.Image:
         if value:
             image.info[key] = value
     return image
-
-
-def eight_bit(values: np.ndarray) -> np.ndarray:
-    """The values in uint8; 16-bit ones are rounded."""
-    if values.dtype == np.uint8:
-        return values
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def write_picture(path: Path, picture: Picture, *, quality: int = 95, overwrite: bool = False) -> None:

@@ -13,7 +13,7 @@ from evaluate.baselines import FUSION, ROWS, row
 from evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 
 CONFIDENCE = 0.95
-KINDS = ("baseline", "expert", "fusion", "upper bound", "ablation")
+KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Scores:
     peak_mib: tuple[float, ...] = ()
     weights: dict[str, float] | None = None  # of the fitted convex combination
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # images that could not be read
     bootstrap: int = 10_000
     seed: int = 0
 
@@ -153,6 +154,7 @@ class Scores:
             "peak_mib": list(self.peak_mib),
             "convex_weights": self.weights,
             "notes": list(self.notes),
+            "left_out": list(self.left_out),
         }
         if self.perceptual_score(self.methods[0]) is not None:
             plain["ntire_score"] = {method: self.perceptual_score(method) for method in self.methods}

@@ -1,0 +1,71 @@
+"""The commands `evaluate` and `upscale`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from evaluate.config import EvaluateConfig
+from store.config import load_section
+
+RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+OUT = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def configured(command):
+    """The options that every command here reads its configuration from."""
+    options = (
+        click.option("--config", "config_path", type=FILE, help="YAML with a section `evaluate`."),
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateConfig:
+    """The section `evaluate` with overrides such as `evaluate.tile_px=128`."""
+    return load_section(EvaluateConfig, config_path, "evaluate", assignments)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--run", type=RUN, help="The run; without it the experts alone are scored.")
+@click.option("--store", type=FOLDER, help="Score the images of a feature store.")
+@click.option("--images", multiple=True, metavar="ID", help="Only these images of the store.")
+@click.option("--hr", multiple=True, type=FOLDER, help="Score the image files of a folder; the experts are run.")
+@click.option("--lr", multiple=True, type=FOLDER, help="Their LR images; without it LR is made by MATLAB's bicubic.")
+@click.option("--benchmarks", type=FOLDER, help="Score every benchmark found in this folder (Set5, Set14, B100, ...).")
+@click.option("--expert", "experts", multiple=True, metavar="NAME", help="With files and no run: these experts.")
+@click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")
+@click.option("--ablation", is_flag=True, help="A row for each phase switched off (not retrained).")
+@click.option("--fit-store", type=FOLDER, help="Fit the convex weights on this store's images.")
+@click.option("--report", type=OUT, help="Write report, CSV, JSON and Markdown into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+@configured
+@click.pass_context
+def evaluate(
+    ctx: click.Context, config_path, assignments, self_ensemble, ablation, fit_store, report, as_json, **given
+) -> None:
+    """Score a run against every expert, their mean and the oracles, on the same images."""
+    if ctx.invoked_subcommand:
+        return
+    from evaluate.scoring import Wanted
+    from evaluate.session import evaluate_sets, write_results
+
+    if given["run"] is None and (ablation or report):
+        raise click.UsageError("--ablation and --report need a --run")
+    wanted = Wanted(self_ensemble, ablation, fit_store)
+    config = section(config_path, assignments)
+    results = evaluate_sets(wanted=wanted, config=config, with_gallery=report is not None, **given)
+    files = write_results(report, results) if report else []
+    if as_json:
+        sets = {
+            name: scored.scores.summary() | {"scores": scored.scores.to_plain()}
+            for name, scored in results.sets.items()
+        }
+        click.echo(json.dumps({"sets": sets, "files": [str(path) for path in files]}))
+    else:
+        click.echo("\n".join([*map(str, files), results.table()]))
+    results.check()

@@ -1,0 +1,122 @@
+"""One call of the command `evaluate`: which images, which runs, and the files that are left behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluate.benchmarks import find_benchmarks
+from evaluate.config import EvaluateConfig
+from evaluate.gallery import Gallery
+from evaluate.model import Model, load
+from evaluate.report import REPORT, write_report, write_scores
+from evaluate.scores import Scores, benchmarks_table
+from evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
+from extract.config import DataConfig, load_expert_config
+from extract.experts import LoadedExpert, load_expert, resolve_device
+from extract.images import Pair, find_pairs, joined
+from store.errors import ConfigError, StoreError
+from store.files import write_atomic
+
+SCALE = 4  # of files that are scored without a run
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one set of images, and what its report shows."""
+
+    scores: Scores
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one call scored: the name of a set -> its scores; and what could not be read."""
+
+    sets: dict[str, Scored]
+    model: Model | None
+    left_out: tuple[str, ...]
+
+    def table(self) -> str:
+        """The table of the one set, or one table over all sets."""
+        scores = {name: scored.scores for name, scored in self.sets.items()}
+        return next(iter(scores.values())).table() if len(scores) == 1 else benchmarks_table(scores)
+
+    def check(self) -> None:
+        """raises  StoreError naming the images that could not be read, once the others are done"""
+        if self.left_out:
+            raise StoreError(f"scored without what does not fit: {joined(self.left_out)}")
+
+
+def evaluate_sets(
+    *,
+    run: Path | None,
+    store: Path | None,
+    images: Sequence[str],
+    hr: Sequence[Path],
+    lr: Sequence[Path],
+    benchmarks: Path | None,
+    experts: Sequence[str],
+    wanted: Wanted,
+    config: EvaluateConfig,
+    with_gallery: bool,
+) -> Results:
+    """Scores a store, folders of image files, or every benchmark in a folder.
+
+    experts       names or YAML files, in place of the run's when files are scored without a run
+    with_gallery  collect the pictures of a report
+    """
+    if sum(map(bool, (store, hr, benchmarks))) != 1:
+        raise ConfigError("evaluate: give one of --store, --hr and --benchmarks")
+    model = load(run, config=config) if run else None
+    scale = model.scale if model else SCALE
+    if store:
+        gallery, seen = _gallery(scale, wanted, with_gallery)
+        scores = evaluate_store(model, store, images or None, wanted=seen, config=config)
+        return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
+    left_out: list[str] = []
+    live = model.experts if model else _named_experts(experts, scale, config)
+    sets = {}
+    for name, pairs in _file_sets(hr, lr, benchmarks, scale, left_out).items():
+        if not pairs:
+            raise StoreError(f"{name}: no image can be scored: {joined(left_out)}")
+        gallery, seen = _gallery(scale, wanted, with_gallery)
+        scores = evaluate_pairs(model, pairs, experts=live, wanted=seen, config=config)
+        left_out += scores.left_out
+        sets[name] = Scored(scores, gallery)
+    return Results(sets, model, tuple(left_out))
+
+
+def _gallery(scale: int, wanted: Wanted, with_gallery: bool) -> tuple[Gallery | None, Wanted]:
+    gallery = Gallery(scale) if with_gallery else None
+    return gallery, replace(wanted, observe=gallery)
+
+
+def _file_sets(
+    hr: Sequence[Path], lr: Sequence[Path], benchmarks: Path | None, scale: int, left_out: list[str]
+) -> dict[str, list[Pair]]:
+    if benchmarks:
+        return find_benchmarks(benchmarks, scale, left_out)
+    data = DataConfig(hr=tuple(map(str, hr)), lr=tuple(map(str, lr)))
+    return {hr[0].resolve().name: find_pairs(data, scale, left_out)}
+
+
+def _named_experts(names: Sequence[str], scale: int, config: EvaluateConfig) -> tuple[LoadedExpert, ...]:
+    if not names:
+        raise ConfigError("evaluate: files need a --run, or the experts to be scored as --expert NAME")
+    return tuple(load_expert(load_expert_config(name), resolve_device(config.device), scale) for name in names)
+
+
+def write_results(folder: Path, results: Results) -> list[Path]:
+    """Writes report, CSV, JSON and Markdown of each set, and one Markdown table over all; returns their paths."""
+    paths: list[Path] = []
+    several = len(results.sets) > 1
+    for name, scored in results.sets.items():
+        paths += write_scores(folder, name if several else "scores", scored.scores)
+        if results.model and scored.gallery:
+            report = folder / (f"{name}.html" if several else REPORT)
+            paths.append(write_report(report, scored.scores, scored.gallery, results.model))
+    if several:
+        table = benchmarks_table({name: scored.scores for name, scored in results.sets.items()}, "markdown")
+        write_atomic(folder / "benchmarks.md", (table + "\n").encode())
+        paths.append(folder / "benchmarks.md")
+    return paths

@@ -8,6 +8,7 @@ from train.fusion.attention import PixelAttention
 from train.fusion.blocks import first, last
 from train.fusion.frequency import N_BANDS
 from train.fusion.lka import LKABlock
+from train.fusion.pieces import in_pieces
 
 
 class CrossBand(nn.Module):
@@ -19,21 +20,33 @@ class CrossBand(nn.Module):
         self.attention = PixelAttention(dim, heads, plain=plain)
         self.gates = nn.Parameter(torch.zeros(N_BANDS))
         self.surroundings = LKABlock(dim, expansion, plain=plain)
-        self.plain = plain
         self.back = nn.Conv2d(dim * N_BANDS, 3 * N_BANDS, 1, groups=N_BANDS)
+        self.plain = plain
 
     def forward(self, bands: Tensor) -> Tensor:
         flat = bands.flatten(1, 2)
-        if not self.plain:
-            flat = flat.contiguous(memory_format=torch.channels_last)
-        tokens = last(self.grouped(self.project, flat)).unflatten(-1, (N_BANDS, -1))  # (B, h, w, 9, C)
-        tokens = tokens + torch.softmax(self.gates, dim=0)[:, None] * self.attention(tokens)
-        tokens = self.surroundings(tokens)
-        return (flat + self.grouped(self.back, first(tokens.flatten(-2)))).unflatten(1, bands.shape[1:3])
-
-    def grouped(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Each band's own 1x1 convolution; zeros between bands cost less than nine calls."""
         if self.plain:
-            return conv(x)
-        weight = torch.block_diag(*conv.weight[:, :, 0, 0].unflatten(0, (N_BANDS, -1)))
-        return first(F.linear(last(x), weight, conv.bias))
+            tokens = self.attended(last(self.project(flat)).unflatten(-1, (N_BANDS, -1)))
+            tokens = self.surroundings.mix(tokens, self.surroundings.around(tokens))
+            return (flat + self.back(first(tokens.flatten(-2)))).view_as(bands)
+        pixels = last(flat).flatten(0, -2)
+        tokens = in_pieces(self._enter, [pixels], [self.project, self.attention, self.gates])
+        around = self.surroundings.around(tokens.unflatten(0, last(flat).shape[:-1])).flatten(0, 2)
+        pixels = in_pieces(self._leave, [pixels, tokens, around], [*self.surroundings.mixers, self.back])
+        return first(pixels.unflatten(0, last(flat).shape[:-1])).unflatten(1, bands.shape[1:3])
+
+    def attended(self, tokens: Tensor) -> Tensor:
+        """The tokens (..., 9, C) of each pixel and what they tell each other."""
+        return tokens + torch.softmax(self.gates, dim=0)[:, None] * self.attention(tokens)
+
+    def _enter(self, pixels: Tensor) -> Tensor:
+        return self.attended(_grouped(self.project, pixels).unflatten(-1, (N_BANDS, -1)))
+
+    def _leave(self, pixels: Tensor, tokens: Tensor, around: Tensor) -> Tensor:
+        return pixels + _grouped(self.back, self.surroundings.mix(tokens, around).flatten(-2))
+
+
+def _grouped(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """Each band's own 1x1 convolution; as one matrix product, whose zeros cost less than nine calls."""
+    weight = torch.block_diag(*conv.weight[:, :, 0, 0].unflatten(0, (N_BANDS, -1)))
+    return F.linear(pixels, weight, conv.bias)

@@ -82,14 +82,15 @@ class ResidualBlock(nn.Module):
 class Join(nn.Module):
     """A 1x1 convolution over the channels of several tensors, without putting them side by side in memory."""
 
-    def __init__(self, inputs: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: Sequence[int], outputs: int, *, plain: bool = False) -> None:
         super().__init__()
         self.inputs = list(inputs)
+        self.plain = plain
         self.linear = nn.Linear(sum(inputs), outputs)
 
     def forward(self, *parts: Tensor) -> Tensor:
         """(B, C_i, h, w) each to (B, C, h, w)."""
-        if parts[0].is_contiguous():  # channels first: the plain way
+        if self.plain:
             return F.conv2d(torch.cat(parts, dim=1), self.linear.weight[:, :, None, None], self.linear.bias)
         weights = self.linear.weight.split(self.inputs, dim=1)
         first_part, *others = (F.linear(last(x), w) for x, w in zip(parts, weights, strict=True))
@@ -99,13 +100,13 @@ class Join(nn.Module):
 class Pointwise(Join):
     """A 1x1 convolution of one tensor, as the matrix product that it is where the channels lie last."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__([inputs], outputs)
+    def __init__(self, inputs: int, outputs: int, *, plain: bool = False) -> None:
+        super().__init__([inputs], outputs, plain=plain)
 
 
-def gelu_pointwise(x: Tensor, layer: Pointwise, *, plain: bool = False) -> Tensor:
-    """The 1x1 convolution of gelu(x); unless `plain`, half of the memory for backward."""
-    return layer(F.gelu(x)) if plain else first(gelu_linear(last(x), layer.linear))
+def gelu_pointwise(x: Tensor, layer: Pointwise) -> Tensor:
+    """The 1x1 convolution of gelu(x); unless it is plain, half of the memory for backward."""
+    return layer(F.gelu(x)) if layer.plain else first(gelu_linear(last(x), layer.linear))
 
 
 def conv3(inputs: int, outputs: int) -> nn.Conv2d:

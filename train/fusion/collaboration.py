@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from train.fusion.attention import PixelAttention
-from train.fusion.blocks import Join, Pointwise, conv3, first, last, resize, shuffle, zero
+from train.fusion.blocks import Pointwise, conv3, first, last, resize, shuffle, zero
 from train.fusion.lka import LKABlock
+from train.fusion.pieces import in_pieces
 from train.fusion.views import Views
 
 STRENGTH = 0.2  # the document: an image is scaled by 1 + 0.2 m, 0 < m < 1
@@ -29,12 +30,12 @@ class Collaboration(nn.Module):
         *, with_images: bool = False, scale: int = 1, subpixels: int = 1, plain: bool = False, neutral: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        beside = [1, 3 * scale**2] if with_images else [1]
-        self.project = nn.ModuleDict({name: Join([c, *beside], dim) for name, c in channels.items()})
+        beside = 1 + (3 * scale**2 if with_images else 0)
+        self.project = nn.ModuleDict({name: nn.Linear(c + beside, dim) for name, c in channels.items()})
         self.attention = PixelAttention(dim, heads, plain=plain)
         self.consensus = conv3(dim, dim)
         self.surroundings = LKABlock(dim, expansion, plain=plain)
-        self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2) for name in channels})
+        self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2, plain=plain) for name in channels})
         self.subpixels = subpixels
         self.with_images = with_images
         self.plain = plain
@@ -45,22 +46,38 @@ class Collaboration(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], views: Views | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens(features, views.per_expert if self.with_images else None)
-        tokens = tokens + self.attention(tokens)
+        images = list(views.per_expert.unbind(1)) if self.with_images else []
+        inputs = [last(x) for x in (*(features[name] for name in self.project), *images)]
+        tokens = self.tokens(inputs)
         mean = first(tokens.mean(-2))
-        consensus = mean + self.consensus(mean)
-        consensus = first(self.surroundings(last(consensus).unsqueeze(-2)).squeeze(-2))
+        consensus = first(self.surrounded(last(mean + self.consensus(mean))))
         each = (first(token) + consensus for token in tokens.unbind(-2))
         maps = [self._map(layer, x, size) for layer, x in zip(self.modulate.values(), each, strict=True)]
         return consensus, torch.sigmoid(torch.cat(maps, dim=1))
 
-    def tokens(self, features: Mapping[str, Tensor], images: Tensor | None) -> Tensor:
-        """One token an expert: (B, h, w, E, C)."""
-        tokens = []
-        for index, (name, layer) in enumerate(self.project.items()):
-            parts = [*scaled(features[name]), *([] if images is None else [images[:, index]])]
-            tokens.append(last(layer(*parts)))
-        return torch.stack(tokens, dim=-2)
+    def tokens(self, inputs: list[Tensor]) -> Tensor:
+        """A token of each expert with what the others tell it: (B, h, w, E, C)."""
+        if self.plain:
+            return self._attended(*inputs)
+        pixels = in_pieces(self._attended, (x.flatten(0, -2) for x in inputs), [self.project, self.attention])
+        return pixels.unflatten(0, inputs[0].shape[:-1])
+
+    def surrounded(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) after the block of large kernel attention."""
+        around = self.surroundings.around(x.unsqueeze(-2)).squeeze(-2)
+        if self.plain:
+            return self.surroundings.mix(x, around)
+        pixels = in_pieces(self.surroundings.mix, (x.flatten(0, -2), around.flatten(0, -2)), self.surroundings.mixers)
+        return pixels.view_as(x)
+
+    def _attended(self, *inputs: Tensor) -> Tensor:
+        experts = len(self.project)
+        tokens = [
+            layer(torch.cat([*scaled(inputs[e]), *inputs[experts + e :: experts]], dim=-1))
+            for e, layer in enumerate(self.project.values())
+        ]
+        tokens = torch.stack(tokens, dim=-2)
+        return tokens + self.attention(tokens)
 
     def _map(self, layer: Pointwise, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.plain:
@@ -74,9 +91,9 @@ def modulated(modulation: Tensor, rest: float) -> Tensor:
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of unit variance at each pixel, and the logarithm of what they were divided by, one channel.
+    """Features (..., C) of unit variance at each pixel, and the logarithm of what they were divided by, (..., 1).
 
     Experts differ a thousandfold in the size of their features: some work on 0..255.
     """
-    rms = features.square().mean(dim=1, keepdim=True).sqrt() + LEAST_RMS
+    rms = features.square().mean(dim=-1, keepdim=True).sqrt() + LEAST_RMS
     return features / rms, rms.log()

@@ -48,7 +48,7 @@ class Stage(nn.Module):
     def __init__(self, inputs: int, channels: int, guide: int, *, plain: bool, neutral: bool) -> None:
         super().__init__()
         self.enter = conv3(inputs, channels)
-        self.guide = Pointwise(guide, channels) if guide else None
+        self.guide = Pointwise(guide, channels, plain=plain) if guide else None
         self.block = ResidualBlock(channels, plain=plain)
         self.gate = SpatialGate(channels, plain=plain)
         self.leave = conv3(channels, 3)
@@ -75,8 +75,8 @@ class Hierarchy(nn.Module):
         self.stages = nn.ModuleList(
             Stage(inputs + 3 * bool(i), channels, 0 if i else guide, plain=plain, neutral=neutral) for i in range(3)
         )
-        self.routing1 = Pointwise(ROUTING, channels // 2)
-        self.routing2 = Pointwise(channels // 2, n_experts)
+        self.routing1 = Pointwise(ROUTING, channels // 2, plain=plain)
+        self.routing2 = Pointwise(channels // 2, n_experts, plain=plain)
         if neutral:
             zero(self.routing2)
         self.anchored = neutral
@@ -108,7 +108,7 @@ class Hierarchy(nn.Module):
     def frequency_logits(self, routing: Tensor, size: tuple[int, int]) -> Tensor:
         # a pointwise layer and bilinear interpolation commute
         x = self.routing1(resize(routing, size)) if self.plain else resize(self.routing1(routing), size)
-        return gelu_pointwise(x, self.routing2, plain=self.plain)
+        return gelu_pointwise(x, self.routing2)
 
 
 class SwiftStage(nn.Module):
@@ -160,7 +160,7 @@ class SwiftHierarchy(nn.Module):
         x, logits = self.stages[0](coarse, consensus)
         x, step = self.stages[1](middle, x)
         logits = resize(logits, step.shape[-2:]) + step
-        x, step = self.stages[2](views.per_expert.flatten(1, 2), x, views.detail, routing)
+        x, step = self.stages[2](views.stacked, x, views.detail, routing)
         logits = resize(logits, step.shape[-2:]) + step
         guided = shuffle(gelu_pointwise(self.routing1(routing), self.routing2), self.factors[-1])
         weights = SHARE * torch.softmax(logits, dim=1) + (1 - SHARE) * torch.softmax(guided, dim=1)

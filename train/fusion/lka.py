@@ -8,46 +8,45 @@ a column in place of the dilated square.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.blocks import first, gelu_linear, last
+from train.fusion.blocks import first, last
 
 KERNEL = 21
 DILATION = 3
 TAPS = -(-KERNEL // DILATION)
 
 
-class LargeKernelAttention(nn.Module):
-    """x times its gate; depthwise in space, shared by all tokens; (B, h, w, T, C) to the same."""
+class LKABlock(nn.Module):
+    """LayerNorm, large kernel attention, LayerNorm, feed-forward; each added to its input.
 
-    def __init__(self, dim: int, *, plain: bool = False) -> None:
+    In two parts, as the first looks around and the second at each pixel alone. The layers are shared by all tokens.
+    """
+
+    def __init__(self, dim: int, expansion: int, *, plain: bool = False) -> None:
         super().__init__()
         reach = DILATION * (TAPS // 2)
+        self.norm1 = nn.LayerNorm(dim)
         self.square = nn.Conv2d(dim, dim, 2 * DILATION - 1, padding=DILATION - 1, groups=dim)
         self.row = nn.Conv2d(dim, dim, (1, TAPS), padding=(0, reach), dilation=(1, DILATION), groups=dim)
         self.column = nn.Conv2d(dim, dim, (TAPS, 1), padding=(reach, 0), dilation=(DILATION, 1), groups=dim)
         self.point = nn.Linear(dim, dim)
-        self.plain = plain
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        over_tokens = _token_by_token if self.plain else _tokens_as_channels
-        gate = over_tokens((self.square, self.row, self.column), tokens)
-        return tokens * self.point(gate)
-
-
-class LKABlock(nn.Module):
-    """LayerNorm, large kernel attention, LayerNorm, feed-forward; each added to its input."""
-
-    def __init__(self, dim: int, expansion: int, *, plain: bool = False) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = LargeKernelAttention(dim, plain=plain)
         self.norm2 = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, expansion * dim)
-        self.contract = nn.Linear(expansion * dim, dim)
+        self.feed = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
         self.plain = plain
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attention(self.norm1(tokens))
-        return tokens + gelu_linear(self.expand(self.norm2(tokens)), self.contract, plain=self.plain)
+    def around(self, tokens: Tensor) -> Tensor:
+        """What lies around each pixel, for its gate: (B, h, w, T, C) to the same."""
+        over_tokens = _token_by_token if self.plain else _tokens_as_channels
+        return over_tokens((self.square, self.row, self.column), self.norm1(tokens))
+
+    @property
+    def mixers(self) -> tuple[nn.Module, ...]:
+        """The layers of `mix`."""
+        return self.norm1, self.point, self.norm2, self.feed
+
+    def mix(self, tokens: Tensor, around: Tensor) -> Tensor:
+        """The block's output, from its input and `around`, (..., C)."""
+        tokens = tokens + self.norm1(tokens) * self.point(around)
+        return tokens + self.feed(self.norm2(tokens))
 
 
 def _token_by_token(convs: tuple[nn.Conv2d, ...], tokens: Tensor) -> Tensor:

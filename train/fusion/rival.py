@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import Join, ResidualBlock, blend, conv3, shuffle, zero
+from train.fusion.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
 from train.fusion.collaboration import scaled
 from train.fusion.config import FusionConfig
 from train.fusion.views import Views
@@ -43,9 +43,9 @@ class PlainCNN(nn.Module):
 
     def trunk(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         views = Views(lr, images, self.scale)
-        seen = [lr.contiguous(memory_format=torch.channels_last), views.per_expert.flatten(1, 2), views.detail]
+        seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
         if self.config.features:
-            seen += [part for name in self.experts for part in scaled(features[name])]
+            seen += [first(part) for name in self.experts for part in scaled(last(features[name]))]
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ class Views:
     """Differences and details, brought to the order of 1; nothing here is learned.
 
     differences   (B, 3E, H, W): from the experts' mean, brought to the order of 1
-    per_expert    (B, E, 3*scale^2, h, w): the same, as channels of LR pixels
+    stacked       (B, E*3*scale^2, h, w): the same, as channels of LR pixels
+    per_expert    (B, E, 3*scale^2, h, w): each expert's share of them
     detail        (B, 3*scale^2, h, w): the mean's own detail within each LR pixel
     """
 
@@ -18,11 +19,12 @@ class Views:
 
     def __init__(self, lr: Tensor, images: Tensor, scale: int) -> None:
         mean = images.mean(1, keepdim=True)
-        differences = (images - mean) * self.GAIN
+        differences = ((images - mean) * self.GAIN).flatten(1, 2)
         self.scale = scale
         self.mean = mean[:, 0]
-        self.differences = differences.flatten(1, 2)
-        self.per_expert = unshuffle(differences, scale)
+        self.differences = differences
+        self.stacked = unshuffle(differences, scale)
+        self.per_expert = self.stacked.unflatten(1, (images.shape[1], -1))
         self.detail = self.of(self.mean - F.interpolate(lr, size=images.shape[-2:], mode="nearest")) / 4
 
     def of(self, image: Tensor) -> Tensor:

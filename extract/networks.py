@@ -66,9 +66,9 @@ def _spandrel_reads(architecture: str) -> bool:
 
 def _declared(config: ExpertConfig) -> nn.Module:
     """The network as the entry describes it, with random weights."""
-    recipe = (config.architecture, config.hyperparameters)
+    recipe = (config.architecture, config.hyperparameters, "architecture")
     if not config.architecture and config.pretrain:
-        recipe = (config.pretrain.network, config.pretrain.hyperparameters)
+        recipe = (config.pretrain.network, config.pretrain.hyperparameters, "pretrain.network")
     if not recipe[0]:
         raise ConfigError(f"expert {config.name}: random weights need the entry's architecture and hyperparameters")
     with torch.random.fork_rng(devices=[]):

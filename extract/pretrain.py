@@ -52,13 +52,13 @@ class PretrainConfig:
             raise ValueError(f"ema_decay must be in [0, 1), found {self.ema_decay}")
 
 
-def build_network(path: str, hyperparameters: dict[str, Any]) -> nn.Module:
-    """A new network from `package.module:Class` and its keyword arguments."""
+def build_network(path: str, hyperparameters: dict[str, Any], key: str = "pretrain.network") -> nn.Module:
+    """A new network from `package.module:Class` and its keyword arguments; `key` is named if there is none."""
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)(**hyperparameters)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"pretrain.network={path}: {error}") from error
+        raise ConfigError(f"{key}={path}: {error}") from error
 
 
 def load_pairs(folders: tuple[str, ...], scale: int) -> list[tuple[np.ndarray, np.ndarray]]:

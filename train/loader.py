@@ -6,11 +6,11 @@ the host's work without Python's lock, and processes would have to hand their ba
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +126,7 @@ class Loader:
             crops_per_visit=crops_per_visit,
             pool_visits=pool_visits,
         )
-        self.fields = _fields(store, self.experts, features)
+        self.fields = fields_of(store, self.experts, features)
         self.dtypes = {field: self._widest(field) for field in self.fields}
 
     def places(self, step: int) -> list[Place]:
@@ -135,40 +135,41 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, whatever came before."""
-        slot = self._slot()
+        slot = self.slot()
         self._fill(_run_now, slot, self.places(step))
         return self._decoded(slot)
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """The batches of every step from `start` on, without end; closing the iterator ends its threads.
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of every step from `start` on, to `stop` or without end; closing the iterator ends its threads.
 
         raises  StoreError naming the image whose window cannot be read
         """
-        for slot in self.filled(start):
+        for slot in self.filled(start, stop):
             yield self._decoded(slot)
 
-    def filled(self, start: int = 0) -> Iterator[Slot]:
-        """The raw windows of every step from `start` on; each slot is good until the next one is asked for."""
+    def filled(self, start: int = 0, stop: int | None = None) -> Iterator[Slot]:
+        """The raw windows of the same steps; each slot is good until the next one is asked for."""
         with _workers(self.threads) as submit, _workers(min(self.ahead_mib, 1)) as advise:
-            steps = self._steps(start, advise)
-            ring = deque(self._fill(submit, slot, next(steps)) for slot in self._slots())
-            while True:
+            steps = self._steps(start, stop, advise)
+            ring = deque(self._fill(submit, *pair) for pair in zip(self._slots(), steps, strict=False))
+            while ring:
                 slot, samples = ring.popleft()
                 for sample in samples:
                     sample.result()
                 yield slot
-                ring.append(self._fill(submit, slot, next(steps)))
+                ring.extend(self._fill(submit, slot, places) for places in islice(steps, 1))
 
-    def _steps(self, start: int, advise: Submit) -> Iterator[list[Place]]:
+    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[list[Place]]:
         """The places of each step; the kernel has then been asked for those of the steps that follow."""
-        distance = -(-self.ahead_mib * MIB // self._slot().nbytes)
-        known: deque[list[Place]] = deque()
-        for step in count(start):
-            while len(known) <= distance:
-                known.append(self.places(step + len(known)))
-                if distance:
-                    advise(self._prefetch, known[-1])
-            yield known.popleft()
+        distance = -(-self.ahead_mib * MIB // self.slot().nbytes)
+        ahead: deque[list[Place]] = deque()
+        for step in count(start) if stop is None else range(start, stop):
+            ahead.append(self.places(step))
+            if distance:
+                advise(self._prefetch, ahead[-1])
+            if len(ahead) > distance:
+                yield ahead.popleft()
+        yield from ahead
 
     def _prefetch(self, places: list[Place]) -> None:
         # a fault found here is left to `_fill_sample`, which meets it again where someone hears of it
@@ -179,12 +180,13 @@ class Loader:
                 array.prefetch(y, x, side, side)
 
     def _slots(self) -> Iterator[Slot]:
-        first = self._slot()
+        first = self.slot()
         yield first
         for _ in range(1, min(MOST_SLOTS, self.buffer_mib * MIB // first.nbytes) if self.threads else 1):
-            yield self._slot()
+            yield self.slot()
 
-    def _slot(self) -> Slot:
+    def slot(self) -> Slot:
+        """An empty slot of this rank's share of a batch."""
         size = self.share.stop - self.share.start
         raw = {}
         for field in self.fields:
@@ -249,7 +251,7 @@ class Loader:
         return values.clone() if values.data_ptr() == slot.raw[field].data_ptr() else values
 
 
-def _fields(store: Store, experts: Sequence[str], features: bool) -> tuple[Field, ...]:
+def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:
     """LR, HR, and then what the experts made."""
     pairs = (Field(PAIRS, "lr", 1), Field(PAIRS, "hr", store.scale))
     made = (Field(name, spec.name, spec.resolution) for name in experts for spec in store.experts[name].arrays)

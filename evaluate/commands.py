@@ -11,6 +11,7 @@ from store.config import load_section
 RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT = click.Path(file_okay=False, path_type=Path)
+FORMATS = ["png", "jpg", "webp", "tif", "bmp"]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -69,3 +70,28 @@ def evaluate(
     else:
         click.echo("\n".join([*map(str, files), results.table()]))
     results.check()
+
+
+@click.command()
+@click.option("--run", type=RUN, required=True, help="A run's folder, or an exported one.")
+@click.argument("given", metavar="INPUT")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--self-ensemble", is_flag=True, help="The mean over the eight flips and turns; takes eight times as long."
+)
+@click.option("--experts-only", is_flag=True, help="Each expert's own image in place of the fusion's.")
+@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Default: the input's.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG and WebP.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@configured
+def upscale(run, given, output, suffix, config_path, assignments, **options) -> None:
+    """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder)."""
+    from evaluate.model import load
+    from evaluate.upscale import UpscaleOptions, find_inputs, upscale_files
+
+    inputs = find_inputs(given)
+    model = load(run, config=section(config_path, assignments))
+    into_folder = len(inputs) > 1 or Path(given).is_dir()
+    chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
+    for path in upscale_files(model, inputs, output, chosen, into_folder=into_folder):
+        click.echo(path)

@@ -16,6 +16,7 @@ from store.reader import Store
 
 SPATIAL = (-2, -1)
 Device = torch.device | str
+Progress = Callable[[int], object]  # called with the number of LR pixels that were done
 
 # lr (1, 3, h, w) in 0..1; images (1, E, 3, H, W); features: expert -> (1, C, h, w)
 Window = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -114,6 +115,7 @@ class Span:
 
     start: int  # LR pixels
     stop: int
+    kept: int  # LR pixels, without the halo
     weight: Tensor  # (scale * (stop - start),)
 
 
@@ -130,7 +132,7 @@ def spans(length: int, scale: int, tiling: Tiling) -> list[Span]:
             weight = weight * _risen(place, first, tiling.blend_px)
         if last < length:
             weight = weight * (1 - _risen(place, last, tiling.blend_px))
-        result.append(Span(start, stop, weight))
+        result.append(Span(start, stop, last - first, weight))
     return result
 
 
@@ -147,7 +149,14 @@ class Result:
 
 
 @torch.inference_mode()
-def run(inputs: Inputs, networks: Mapping[str, nn.Module], tiling: Tiling, *, keep_experts: bool) -> Result:
+def run(
+    inputs: Inputs,
+    networks: Mapping[str, nn.Module],
+    tiling: Tiling,
+    *,
+    keep_experts: bool,
+    progress: Progress | None = None,
+) -> Result:
     """The networks' outputs for a whole image, not clipped, and the experts' images with `keep_experts`.
 
     The memory used is that of the outputs and of one tile.
@@ -167,6 +176,8 @@ def run(inputs: Inputs, networks: Mapping[str, nn.Module], tiling: Tiling, *, ke
             _add(images[name], image[0], ys, xs, inputs.scale)
         for index, name in enumerate(inputs.experts if keep_experts else ()):
             _add(images[name], sr[0, index], ys, xs, inputs.scale)
+        if progress:
+            progress(ys.kept * xs.kept)
     return Result(images, seconds)
 
 
@@ -182,7 +193,12 @@ def _add(total: Tensor, tile: Tensor, ys: Span, xs: Span, scale: int) -> None:
 
 
 def run_ensemble(
-    inputs_of: Callable[[str], Inputs], networks: Mapping[str, nn.Module], tiling: Tiling, *, keep_experts: bool
+    inputs_of: Callable[[str], Inputs],
+    networks: Mapping[str, nn.Module],
+    tiling: Tiling,
+    *,
+    keep_experts: bool,
+    progress: Progress | None = None,
 ) -> Result:
     """The mean over the eight flips and turns of the image, each turned back (x8 self-ensemble).
 
@@ -191,7 +207,7 @@ def run_ensemble(
     images: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for variant in VARIANTS:
-        result = run(inputs_of(variant), networks, tiling, keep_experts=keep_experts)
+        result = run(inputs_of(variant), networks, tiling, keep_experts=keep_experts, progress=progress)
         for name, image in result.images.items():
             turned = transform(image, inverse(variant), SPATIAL) / len(VARIANTS)
             images[name] = images[name].add_(turned) if name in images else turned.contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evaluate.baselines import FUSION
 from evaluate.config import EvaluateConfig
 from evaluate.files import Picture, from_pil, read_picture, to_pil
-from evaluate.infer import LiveInputs, Result, Tiling, chw, hwc, run, run_ensemble
+from evaluate.infer import LiveInputs, Progress, Result, Tiling, chw, hwc, run, run_ensemble
 from extract.bicubic import upscale
 from extract.config import load_expert_config
 from extract.experts import LoadedExpert, load_expert, resolve_device
@@ -23,6 +23,7 @@ from train.checkpoint import LoadedFusion, Which, load_fusion
 
 log = logging.getLogger(__name__)
 
+SMALLEST_TILE_PX = 64
 Given = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -60,26 +61,48 @@ class Model:
         picture = from_pil(image) if isinstance(image, Image.Image) else read_picture(Path(image))
         return to_pil(self.upscale(picture, self_ensemble=self_ensemble))
 
-    def upscale(self, picture: Picture, *, self_ensemble: bool = False) -> Picture:
-        """The SR picture with the same depth; transparency is enlarged bicubically."""
-        result = self.run(chw(picture.pixels), self_ensemble=self_ensemble).images[FUSION]
-        return self._like(picture, result)
+    def upscale(self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None) -> Picture:
+        """The SR picture with the same depth; transparency is enlarged bicubically.
 
-    def upscale_by_experts(self, picture: Picture) -> dict[str, Picture]:
+        progress  called with the number of LR pixels after each tile
+        """
+        result = self.run(chw(picture.pixels), self_ensemble=self_ensemble, progress=progress)
+        return self._like(picture, result.images[FUSION])
+
+    def upscale_by_experts(
+        self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None
+    ) -> dict[str, Picture]:
         """Expert -> its own SR picture."""
-        images = self.run(chw(picture.pixels), networks=False).images
-        return {name: self._like(picture, image) for name, image in images.items()}
+        result = self.run(chw(picture.pixels), networks=False, self_ensemble=self_ensemble, progress=progress)
+        return {name: self._like(picture, image) for name, image in result.images.items()}
 
-    def run(self, lr: Tensor, *, self_ensemble: bool = False, networks: bool = True) -> Result:
-        """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1."""
+    def run(
+        self,
+        lr: Tensor,
+        *,
+        self_ensemble: bool = False,
+        networks: bool = True,
+        progress: Progress | None = None,
+    ) -> Result:
+        """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1.
+
+        Out of memory on a GPU, it goes on with tiles of half the size.
+        """
         wanted = {FUSION: self.network} if networks else {}
 
         def inputs(variant: str) -> LiveInputs:
             return LiveInputs(lr, self.experts, variant, self.device)
 
-        if self_ensemble:
-            return run_ensemble(inputs, wanted, self.tiling, keep_experts=not networks)
-        return run(inputs("identity"), wanted, self.tiling, keep_experts=not networks)
+        while True:
+            try:
+                if self_ensemble:
+                    return run_ensemble(inputs, wanted, self.tiling, keep_experts=not networks, progress=progress)
+                return run(inputs("identity"), wanted, self.tiling, keep_experts=not networks, progress=progress)
+            except torch.OutOfMemoryError:
+                if self.tiling.tile_px <= SMALLEST_TILE_PX:
+                    raise
+                self.tiling = replace(self.tiling, tile_px=self.tiling.tile_px // 2)
+                log.warning("out of memory; going on with tiles of %d LR pixels", self.tiling.tile_px)
 
     def _image(self, lr: Tensor, self_ensemble: bool) -> Tensor:
         return self.run(lr.cpu(), self_ensemble=self_ensemble).images[FUSION].clamp(0, 1)

@@ -148,7 +148,7 @@ def blend(images: Tensor, weights: Tensor) -> Tensor:
 def unshuffle(images: Tensor, factor: int) -> Tensor:
     """(..., C, f*h, f*w) as (..., C*f*f, h, w), as F.pixel_unshuffle, in channels_last."""
     x = images.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))  # (..., C, h, f, w, f)
-    return first(x.movedim((-4, -2), (-5, -4)).flatten(-3))
+    return first(x.movedim((-4, -2), (-5, -4)).flatten(-3).contiguous())
 
 
 def shuffle(x: Tensor, factor: int) -> Tensor:

@@ -114,7 +114,10 @@ def fft_bands(x: Tensor, cuts: Tensor) -> Tensor:
 def _masks(place: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
     """The low and the high mask (B, *place) over places in 0..1; what they leave is the middle."""
     low, high = (cuts.view(-1, 2, *[1] * place.ndim)[:, i] for i in range(2))
-    return torch.sigmoid(SHARPNESS * (low - place)), torch.sigmoid(SHARPNESS * (place - high))
+    passed = torch.sigmoid(SHARPNESS * (low - place)) / torch.sigmoid(
+        SHARPNESS * low
+    )  # the mean is low, wherever the cut
+    return passed, torch.sigmoid(SHARPNESS * (place - high))
 
 
 def _doubled(x: Tensor, dim: int) -> Tensor:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, 
     with ExitStack() as stack:
         processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
         source = stack.enter_context(closing(open_source(store, config, processes.device)))
+        # resolved: a store that gets another expert later doesn't change the run
+        config = replace(config, experts=tuple(source.entries))
         if processes.first:
             begin(out, config, source.entries, store, resume=resume, changes=changes)
         processes.wait()

@@ -55,6 +55,11 @@ class Codec:
 
 
 class Float16(Codec):
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        import torch  # rounds to even as numpy does, at twice the speed
+
+        return torch.from_numpy(values).half().numpy()
+
     def quantum(self, values: np.ndarray, params: Params) -> np.ndarray:
         return np.maximum(np.abs(values) * 2.0**-10, 2.0**-24)
 

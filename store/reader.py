@@ -1,8 +1,9 @@
 """Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
 
+import hashlib
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from store.manifest import Expert, Manifest
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept
+BAND_BYTES = 4 << 20  # read at a time where a whole array is gone through
 DECODED_MIB = 128  # of compressed chunks kept decoded
 NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
 CONTAINER_MODULES = {"zarr": zarr_shard, "hdf5": hdf5_shard}
@@ -30,14 +32,16 @@ class Store:
     root     the store's folder
     experts  their names, in the order in which `experts` then has them; None for all
     whole    False: shards may be missing, which is only found when one of them is read
+    check    True: an array that is asked for the first time is read whole and compared with its checksum
     raises   StoreError naming what is missing and the command that makes it
     """
 
-    def __init__(self, root: Path, experts: Sequence[str] | None = None, whole: bool = True):
+    def __init__(self, root: Path, experts: Sequence[str] | None = None, whole: bool = True, check: bool = False):
         self.manifest = Manifest.load(root)
         self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
         names = list(self.manifest.experts) if experts is None else list(experts)
-        self._whole = whole
+        self._whole, self._check = whole, check
+        self._checked: set[tuple[str, str]] = set()
         self.experts = _known_experts(self.manifest, names)
         if whole:
             _check_whole(self.manifest, names)
@@ -51,7 +55,7 @@ class Store:
         self._files: weakref.WeakValueDictionary[Path, maps.FileMap] = weakref.WeakValueDictionary()
 
     def __reduce__(self) -> tuple:
-        return Store, (self.root, list(self.experts), self._whole)
+        return Store, (self.root, list(self.experts), self._whole, self._check)
 
     def array(self, image: int, source: str, name: str, variant: str = "identity") -> "StoredArray":
         """An array of the image with this index; nothing of it is read yet.
@@ -64,7 +68,11 @@ class Store:
         entry = entries.get(key)
         if entry is None:
             raise StoreError(f"{self.root}: {source} has no {key} (has: {', '.join(_of_image(entries, where.id))})")
-        return StoredArray(self, source, where.shard, key, entry)
+        array = StoredArray(self, source, where.shard, key, entry)
+        if self._check and (source, key) not in self._checked:
+            array.check()
+            self._checked.add((source, key))
+        return array
 
     def _read_record(self, source: str, shard: int) -> dict[str, "Entry"]:
         record = read_record(self.manifest, source, shard)
@@ -81,7 +89,8 @@ class Store:
             channels, params = spec.channels, {**self._bases[source].get(name, {}), **own}
         chunk = tuple(content["chunk"]) if content["chunk"] else None
         shape = (*raw_shape[:2], channels)
-        return Entry(shape, raw_shape, dtype, codec, params, chunk, content["offset"], content["file_bytes"])
+        place = content["offset"], content["file_bytes"], content["sha256"]
+        return Entry(shape, raw_shape, dtype, codec, params, chunk, *place)
 
     def _view(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
         return self._views.get((array.source, array.key), partial(self._open, array))
@@ -117,6 +126,7 @@ class Entry:
     chunk: tuple[int, int, int] | None
     offset: int | None  # of the first chunk, the others following in C order; None: the container has a table
     file_bytes: int
+    sha256: str  # of the raw array in row-major order
 
 
 class StoredArray:
@@ -171,6 +181,30 @@ class StoredArray:
         """Start reading exactly the window's pages from the disk; for windows that are needed soon."""
         self._inside(y, x, rows, cols)
         self._store._view(self).prefetch(y, x, rows, cols)
+
+    def bands(self) -> Iterator[np.ndarray]:
+        """The whole raw array, a few MiB of rows at a time, the next ones always asked for already."""
+        rows, cols, channels = self.entry.raw_shape
+        step = max(1, BAND_BYTES // (cols * channels * self.entry.dtype.itemsize))
+        for y in range(0, rows, step):
+            for ahead in (y, y + step) if y == 0 else (y + step,):
+                if ahead < rows:
+                    self.prefetch(ahead, 0, min(step, rows - ahead), cols)
+            yield self.read(y, 0, min(step, rows - y))
+
+    def check(self) -> None:
+        """Read everything and compare it with what was written.
+
+        raises  StoreError if it differs
+        """
+        digest = hashlib.sha256()
+        for band in self.bands():
+            digest.update(band.data)
+        if digest.hexdigest() != self.entry.sha256:
+            raise StoreError(
+                f"{self._store.root}: {self.source}: {self.key} is damaged: its bytes are not those that were written "
+                "(sha256). Run: pipeline.py store verify --repair"
+            )
 
     def _inside(self, y: int, x: int, rows: int, cols: int) -> None:
         height, width, _ = self.entry.raw_shape

@@ -52,6 +52,11 @@ def test_bfloat16_is_torchs():
     assert (raw == torch.from_numpy(FEATURES).bfloat16().view(torch.uint16).numpy()).all()
 
 
+def test_float16_rounds_as_numpy_does_down_to_its_smallest_numbers():
+    values = np.concatenate([FEATURES.ravel(), FEATURES.ravel() * 1e-6, np.float32([6e-8, 2.9e-8, 65504, -65504])])
+    assert (get_codec("float16").encode(values, {}).view(np.uint16) == values.astype(np.float16).view(np.uint16)).all()
+
+
 def test_uint8_is_the_image_that_a_png_would_hold():
     values = np.array([[[-0.2, 0.5, 1.7]]], np.float32)
     assert get_codec("uint8").encode(values, {}).ravel().tolist() == [0, 128, 255]

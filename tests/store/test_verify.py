@@ -1,5 +1,6 @@
 """A dozen named damages, each with the sentence that tells of it."""
 
+import errno
 import json
 import os
 import re
@@ -230,6 +231,35 @@ def test_a_compressed_chunk_with_a_flipped_bit_is_never_decoded(tmp_path, make_s
     flip_bit(data_file(root, "zarr"), 60)
     with pytest.raises(StoreError, match="img002/features: a zstd chunk is damaged"):
         Store(root).array(2, "a", "features").read()
+
+
+@pytest.mark.parametrize("container", SHARDS)
+def test_a_checking_store_finds_a_flipped_bit_at_the_first_touch(tmp_path, make_store, container):
+    root = make_store(tmp_path / "s", container=container)
+    flip_a_value(root, container)
+    Store(root).array(2, "a", "features")
+    store = Store(root, check=True)
+    store.array(1, "a", "features")
+    with pytest.raises(StoreError, match=r"a: img002/features is damaged: .* pipeline.py store verify --repair"):
+        store.array(2, "a", "features")
+
+
+def test_a_store_that_cannot_be_written_is_read_and_verified(tmp_path, make_store, monkeypatch):
+    root = make_store(tmp_path / "s")
+
+    def read_only(path, flags, *args, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, *args, **options)
+
+    really_open = os.open
+    monkeypatch.setattr(os, "open", read_only)
+    assert not verify(root).faults
+    manifest = Manifest.load(root)
+    with pytest.raises(OSError, match=r"Read-only file system: .*store.lock"):
+        manifest.remove_expert("a")
+    with pytest.raises(OSError, match=r"Read-only file system: .*shard-00000.lock"), write_shard(manifest, "a", 0):
+        pass
 
 
 def fresh(samples, change=0.0):

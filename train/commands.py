@@ -1,6 +1,7 @@
 """The commands `train` and `bench`."""
 
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import resources
@@ -38,7 +39,8 @@ def train(
 ) -> None:
     """Train the fusion from a feature store.
 
-    A new run needs --store and --out; --resume goes on with one, with its own store and configuration.
+    A new run needs --store and --out, and the same command goes on with it after an interruption. --resume goes on
+    with the run's own store and configuration, changed by --set where that is possible.
     """
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out)
@@ -54,8 +56,9 @@ def train(
         raise click.UsageError("give --store and --out, or --resume")
     from train.loop import train as run_training
 
-    run = run_training(settings, store, resume or out, resume=bool(resume), changes=bool(assignments) or live)
-    _report(run, as_json)
+    run = run_training(settings, store, resume or out, resume=True, changes=bool(resume))
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        _report(run, as_json)
 
 
 @click.group()

@@ -87,9 +87,9 @@ class LiveLoader:
         self.crop_px, self.seed = crop_px, seed
         self.sampler = loader.sampler
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """The batches of every step from `start` on, without end."""
-        for step, batch in enumerate(self.loader.batches(start), start):
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of every step from `start` on, to `stop` or without end."""
+        for step, batch in enumerate(self.loader.batches(start, stop), start):
             yield self.answered(step, batch)
 
     def answered(self, step: int, batch: Batch) -> Batch:

@@ -96,7 +96,7 @@ class Run:
             self._reference_lines()
         self.meter.restart()
         with ExitStack() as stack:
-            batches = stack.enter_context(closing(self.loader.batches(self.step)))
+            batches = stack.enter_context(closing(self.loader.batches(self.step, self.span.steps)))
             bar = stack.enter_context(self._progress())
             while not self.finished:
                 self._one_step(batches, stopping.is_set())

@@ -1,0 +1,97 @@
+"""The command `train`, from its options to its last lines."""
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from store.errors import ConfigError, StoreError
+from train.checkpoint import checkpoints
+from train.commands import read_settings, train
+
+
+def run(*arguments, fails: type[Exception] | None = None):
+    result = CliRunner().invoke(train, [str(each) for each in arguments])
+    if fails is None:
+        assert result.exit_code == 0, (result.output, result.exception)
+    else:
+        assert isinstance(result.exception, fails)
+    return result
+
+
+@pytest.fixture(scope="module")
+def config_file(make_config, tmp_path_factory):
+    from store.config import dump_yaml, to_plain
+
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(dump_yaml({"train": to_plain(make_config(steps=4))}))
+    return path
+
+
+def test_training_ends_with_the_best_and_goes_on_by_resume(shared_store, config_file, tmp_path):
+    out = tmp_path / "run"
+    done = run("--store", shared_store, "--config", config_file, "--out", out, "--json")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["run"] == str(out) and result["best"]["step"] == 4
+    assert set(result["reference_psnr"]) == {"one", "two", "mean"}
+    again = run("--resume", out, "--set", "train.steps=6")
+    assert checkpoints(out)[-1].step == 6
+    assert again.stdout.splitlines()[-1] == str(out) and "dB at step" in again.stdout
+
+
+def test_the_same_command_goes_on_and_another_configuration_is_refused(shared_store, config_file, tmp_path):
+    command = ["--store", shared_store, "--config", config_file, "--out", tmp_path / "run"]
+    run(*command)
+    run(*command)
+    refused = run(*command, "--set", "train.seed=1", fails=ConfigError)
+    assert "seed is 42 there, 1 now" in str(refused.exception)
+
+
+def test_what_is_missing_or_too_much_is_a_usage_error(shared_store, tmp_path):
+    assert "give --store and --out, or --resume" in run("--store", shared_store, fails=SystemExit).output
+    both = run("--resume", tmp_path, "--out", tmp_path, fails=SystemExit)
+    assert both.exit_code == 2 and "leave out --out" in both.output
+
+
+def test_resuming_what_is_no_run_and_training_from_what_is_no_store_are_named(tmp_path):
+    assert "not a training run" in str(run("--resume", tmp_path, fails=ConfigError).exception)
+    nowhere = run("--store", tmp_path, "--out", tmp_path / "run", fails=StoreError)
+    assert "not a feature store" in str(nowhere.exception)
+
+
+def test_an_unknown_key_is_named_with_its_path(shared_store, tmp_path):
+    failed = run("--store", shared_store, "--out", tmp_path, "--set", "train.data.batchsize=4", fails=ConfigError)
+    assert "train.data.batchsize: no such key" in str(failed.exception)
+
+
+def test_the_default_is_the_swift_profile_of_the_package():
+    assert read_settings(None, ()).fusion.profile == "swift"
+    assert read_settings(None, ("train.fusion.profile=paper",)).fusion.profile == "paper"
+
+
+def test_describe_counts_the_parameters_of_the_stores_experts(shared_store, config_file):
+    from train.fusion import build_fusion
+
+    described = run("--store", shared_store, "--config", config_file, "--describe", "--json")
+    result = json.loads(described.stdout.splitlines()[-1])
+    settings = read_settings(config_file, ())
+    network = build_fusion(settings.fusion, {"one": 5, "two": 7}, 4)
+    assert result["channels"] == {"one": 5, "two": 7}
+    whole = result["phases"][-1]
+    assert whole["name"] == "network" and whole["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("profile", ["swift.yaml", "paper.yaml"])
+def test_the_profiles_fit_the_documents_data_set(profile):
+    from importlib import resources
+
+    from store.config import build
+    from train.config import TrainConfig, learning_rate, loss_stages, span
+
+    content = yaml.safe_load(resources.files("configs").joinpath(profile).read_text())["train"]
+    config = build(TrainConfig, content, profile)
+    length = span(config, 3450 * config.data.repeat_factor)
+    rate, stages = learning_rate(config, length), loss_stages(config, length)
+    assert rate(length.steps - 1) == pytest.approx(config.schedule.lowest, rel=1e-3)
+    assert stages(length.steps - 1) == len(config.losses.stages) - 1

@@ -20,17 +20,15 @@ class Ema:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        # the tensors stay the same objects: optimisers and load_state_dict write into them
+        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the network's weights after the update number `step`, from 0."""
-        averaged, current, copied = [], [], []
-        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                averaged.append(mine)
-                current.append(theirs)
-            else:
-                copied.append((mine, theirs))
-        torch._foreach_lerp_(averaged, current, 1 - decay_at(step, self.decay))
-        for mine, theirs in copied:
-            mine.copy_(theirs)
+        mine, theirs = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))
+        for copied, original in self._copied:
+            copied.copy_(original)

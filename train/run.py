@@ -109,6 +109,9 @@ def _check_experts(run: Path, entries: Mapping[str, Expert]) -> None:
     if list(known) != list(entries):
         raise StoreError(f"{run}: trained from the experts {', '.join(known)}, not from {', '.join(entries)}")
     for name, entry in entries.items():
+        there, now = feature_channels(known[name]), feature_channels(entry)
+        if there != now:
+            raise StoreError(f"{run}: the store's {name} has {now} feature channels, the run's network takes {there}")
         old, new = flat(known[name].identity), flat(entry.identity)
         keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if keys or known[name].fingerprint != entry.fingerprint:

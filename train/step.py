@@ -65,7 +65,7 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.network, number)
+        self.ema.update(number)
         return values, stop_share
 
     def must_be_finite(self, values: Mapping[str, Tensor]) -> Tensor:

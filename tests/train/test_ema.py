@@ -24,7 +24,7 @@ def test_parameters_and_float_buffers_follow_the_recurrence_and_integers_are_cop
             network.weight.copy_(torch.tensor([1.0, 2.0, 3.0]) * (step + 1))
             network.mean.fill_(step)
             network.count.fill_(step)
-        ema.update(network, step)
+        ema.update(step)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * np.array([1.0, 2.0, 3.0]) * (step + 1)
     np.testing.assert_allclose(ema.network.weight.numpy(), expected, rtol=1e-6)

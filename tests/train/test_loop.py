@@ -1,7 +1,9 @@
 """A whole run on a small store: it learns, it tells, it refuses, and it goes on to the same weights."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -269,3 +271,30 @@ def test_resuming_from_a_store_with_other_experts_names_what_differs(finished, m
     store = make_learnable(tmp_path / "store", channels={"two": 7, "one": 5})
     with pytest.raises(StoreError, match="the store's one is not the one that the run began with: weights_sha256"):
         train(make_config(steps=24, experts=["one", "two"]), store, finished, resume=True, changes=True)
+
+
+def test_resuming_from_a_store_with_other_channel_widths_names_them(finished, make_learnable, make_config, tmp_path):
+    store = make_learnable(tmp_path / "store", channels={"one": 6, "two": 7})
+    with pytest.raises(StoreError, match="the store's one has 6 feature channels, the run's network takes 5"):
+        train(make_config(steps=24), store, finished, resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_half_precision_goes_on_to_the_same_weights(precision, shared_store, make_config, tmp_path):
+    config = make_config(steps=4, precision=precision, checkpoints={"every": 2}, validation={"every": 4})
+    whole = train(config, shared_store, tmp_path / "whole")
+    shutil.copytree(whole, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000004")
+    train(config, shared_store, tmp_path / "resumed", resume=True)
+    assert same(weights(tmp_path / "resumed", 4), weights(whole, 4))
+    state = json.loads((whole / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert bool(state["extra"]["scaler"]) == (precision == "fp16")
+
+
+def test_mixup_and_cutblur_change_what_is_trained_on(shared_store, make_config, tmp_path):
+    plain, mixed, cut = (
+        [event["loss"] for event in read_metrics(train(make_config(steps=2, data=data), shared_store, tmp_path / name))
+         if event["event"] == "train"]
+        for name, data in (("plain", {}), ("mixup", {"mixup": 1.0}), ("cutblur", {"cutblur": 1.0}))
+    )  # fmt: skip
+    assert plain[0] != mixed[0] and plain[0] != cut[0]

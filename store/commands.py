@@ -1,6 +1,7 @@
-"""`store info | verify | merge | convert | rm | view`."""
+"""`store info | verify | merge | convert | rm | view | codecs`."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +16,14 @@ from store.info import SourceInfo, StoreInfo
 from store.info import info as store_info
 from store.layout import CONTAINERS
 from store.manifest import Manifest
+from store.measure import CodecFigures, measure_codecs
 from store.merge import merge as merge_stores
 from store.reader import Store
 from store.verify import recorded_bytes
 from store.verify import verify as verify_store
 from store.view import write_sheet
+
+log = logging.getLogger(__name__)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
@@ -126,6 +130,35 @@ def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) ->
     output = output or Path(f"{image}.png")
     write_sheet(Store(root, names or None), image, output)
     click.echo(f"{output}")
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.option("--codec", "names", multiple=True, help="For feature maps, such as pca64-int8; repeatable.")
+@click.option("--sr-codec", "sr_names", multiple=True, help="For SR images, such as uint8; repeatable.")
+@click.option(
+    "--sample", default=8, show_default=True, help="Images that bases are fitted to; the others are measured."
+)
+@JSON
+def codecs(root: Path, names: tuple[str, ...], sr_names: tuple[str, ...], sample: int, as_json: bool) -> None:
+    """Measure what each codec costs and loses on the arrays of a store that holds float32."""
+    found = []
+    for figures in measure_codecs(root, names, sr_names, sample):
+        found.append(figures)
+        log.info("%s %s: %s", figures.array, figures.codec, figures)
+    click.echo(json.dumps([asdict(each) for each in found]) if as_json else _codec_table(found))
+
+
+def _codec_table(found: list[CodecFigures]) -> str:
+    columns = "array | codec | B per LR pixel | SNR, dB | largest error, sd | write, MB/s | read, MB/s | decode, MB/s"
+    lines = [f"| {columns} |", "|---|---|" + "---:|" * 6]
+    for each in found:
+        snr = " / ".join(f"{value:.1f}" for value in each.snr_db.values())
+        speeds = f"{each.write_mb_s:,.0f} | {each.read_mb_s:,.0f} | {each.load_mb_s:,.0f}"
+        lines.append(
+            f"| {each.array} | {each.codec} | {each.bytes_per_lr_px:.1f} | {snr} | {each.max_error:.2g} | {speeds} |"
+        )
+    return "\n".join(lines)
 
 
 def _bar(total: int) -> tqdm:

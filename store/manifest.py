@@ -176,13 +176,8 @@ class Manifest:
         doomed = old.with_name(name + files.TMP)
         with files.locked(self.root / LOCK_FILE, wait=True):
             files.remove(doomed)
-            if old.exists() and files.exchange(new, old):
-                new.rename(doomed)
-            else:
-                if old.exists():
-                    old.rename(doomed)
-                new.rename(old)  # killed just before: the next swap comes here again
-            files.sync(old.parent)
+            if new.exists():  # else another process that rebuilt the last shard has been faster
+                _swap(old, new, doomed)
             files.remove(doomed)
         self.experts[name] = read_expert(self.root, name)
 
@@ -229,6 +224,16 @@ class Manifest:
 def assign_shards(images: Iterable[Image], images_per_shard: int) -> tuple[Image, ...]:
     """The images with shard numbers in their order."""
     return tuple(replace(image, shard=i // images_per_shard) for i, image in enumerate(images))
+
+
+def _swap(old: Path, new: Path, doomed: Path) -> None:
+    if old.exists() and files.exchange(new, old):
+        new.rename(doomed)
+    else:
+        if old.exists():
+            old.rename(doomed)
+        new.rename(old)  # if this is never reached, the rebuilt expert is whole and the next swap comes here
+    files.sync(old.parent)
 
 
 def _read_experts(root: Path, damaged: list[str] | None) -> dict[str, Expert]:

@@ -104,6 +104,17 @@ def test_plain_h5py_reads_a_store(tmp_path, make_store, codec, chunks):
             assert (dataset[:] == store.array(1, "a", name).read()).all()
 
 
+@pytest.mark.parametrize("compression", ["zstd", "blosc"])
+def test_plain_h5py_reads_compressed_chunks_with_the_usual_plugins(tmp_path, make_store, compression):
+    pytest.importorskip("hdf5plugin")
+    codecs = {"sr": f"uint8+{compression}", "features": f"float16+{compression}"}
+    root = make_store(tmp_path / "s", container="hdf5", codecs=codecs, sizes=SIZES)
+    store = Store(root)
+    with h5py.File(root / "experts/a/shard-00000.h5") as file:
+        for name in ("sr", "features"):
+            assert (file[f"img001/{name}"][:] == store.array(1, "a", name).read()).all()
+
+
 def test_zarr_files_of_other_programs_agree_with_ours_on_the_index(tmp_path):
     from store import zarr_shard
 

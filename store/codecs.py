@@ -17,9 +17,12 @@ from store.errors import ConfigError, StoreError
 
 Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw numbers
 
-BASES = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pcaK-int8")
+BASES = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pcaK-int8", "pcaK-int4")
 FLOAT16_MAX = 65504.0
-INT8_MAX = 127
+INT8_MAX, INT4_MAX = 127, 7
+WHOLE_BYTES = 8  # components of pcaK-int4 that are in int8
+CLIPS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18)  # of the largest magnitude: what int4 reaches to, the best is taken
+CLIP_SAMPLE = 8192  # pixels on which it is chosen
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -138,6 +141,38 @@ class Principal(Scaled):
         return (values - basis["mean"]) @ basis["basis"].T
 
 
+class Packed(Principal):
+    """Principal components, the first eight in int8, the others in four bits, two of them to a byte.
+
+    The late components vary little: half of the bits for twice as many of them halves the error at equal bytes.
+    """
+
+    def raw_channels(self, channels: int) -> int:
+        return WHOLE_BYTES + (self.components - WHOLE_BYTES) // 2
+
+    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+        params = super().params(values, basis)
+        late = self._project(values, params)[..., WHOLE_BYTES:].reshape(-1, self.components - WHOLE_BYTES)
+        scale = _clipping_scales(late[:: max(1, len(late) // CLIP_SAMPLE)])
+        return {**params, "scale": np.concatenate([params["scale"][:WHOLE_BYTES], scale])}
+
+    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+        numbers = np.rint(self._project(values, params) / params["scale"])
+        early = np.clip(numbers[..., :WHOLE_BYTES], -INT8_MAX, INT8_MAX).astype(np.int8)
+        late = np.clip(numbers[..., WHOLE_BYTES:], -INT4_MAX, INT4_MAX).astype(np.int8)
+        low, high = np.split(late, 2, axis=-1)
+        return np.concatenate([early, (high << 4) | (low & 15)], axis=-1)
+
+    def decode(self, raw: Any, params: Params) -> Any:
+        early, pairs = raw[..., :WHOLE_BYTES], raw[..., WHOLE_BYTES:]
+        parts = early, (pairs << 4) >> 4, pairs >> 4  # shifts of signed numbers keep the sign
+        if isinstance(raw, np.ndarray):
+            return super().decode(np.concatenate(parts, axis=-1), params)
+        import torch
+
+        return super().decode(torch.cat(parts, dim=-1), params)
+
+
 @lru_cache
 def get_codec(name: str) -> Codec:
     """The codec of this name.
@@ -146,9 +181,12 @@ def get_codec(name: str) -> Codec:
     """
     base, plus, suffix = name.partition("+")
     compression = get_compression(suffix, name) if plus else None
-    principal = re.fullmatch(r"pca([1-9]\d*)-int8", base)
+    principal = re.fullmatch(r"pca([1-9]\d*)-int([48])", base)
     if principal:
-        return Principal(name, compression, np.dtype(np.int8), components=int(principal.group(1)))
+        components, kind = int(principal.group(1)), Packed if principal.group(2) == "4" else Principal
+        if kind is Packed and (components <= WHOLE_BYTES or components % 2):
+            raise ConfigError(f"codec {name!r}: the components must be an even number over {WHOLE_BYTES}")
+        return kind(name, compression, np.dtype(np.int8), components=components)
     match base:
         case "float32":
             return Codec(name, compression)
@@ -164,7 +202,7 @@ def get_codec(name: str) -> Codec:
 
 
 def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndarray]:
-    """The basis of `pcaK-int8`: {"mean": (C,), "basis": (K, C)}, float32, largest variance first.
+    """The basis of `pcaK-int8` and `pcaK-int4`: {"mean": (C,), "basis": (K, C)}, float32, largest variance first.
 
     samples     float (..., C): features of a few tiles or whole images, all of one expert and tap; they decide the
                 bytes, so take the same ones whatever part of the images is extracted here
@@ -190,6 +228,16 @@ def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndar
 def _scales(values: np.ndarray) -> np.ndarray:
     largest = np.abs(values).reshape(-1, values.shape[-1]).max(0)
     return np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
+
+
+def _clipping_scales(values: np.ndarray) -> np.ndarray:
+    """For each column the scale of int4 that gives the least mean squared error."""
+    largest = np.abs(values).max(0)
+    scales = [np.where(largest > 0, largest * clip / INT4_MAX, 1).astype(np.float32) for clip in CLIPS]
+    errors = [
+        np.square(np.clip(np.rint(values / scale), -INT4_MAX, INT4_MAX) * scale - values).sum(0) for scale in scales
+    ]
+    return np.choose(np.argmin(errors, axis=0), scales)
 
 
 def _float(raw: Any) -> Any:

@@ -38,7 +38,7 @@ def test_decoding_on_torch_equals_numpy(name):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["int8", "pca4-int8"])
+@pytest.mark.parametrize("name", ["int8", "pca4-int8", "pca10-int4"])
 def test_parameters_of_a_batch_broadcast(name):
     codec, params, raw = round_trip(name, FEATURES)
     other = {**params, "scale": params["scale"] * 2}
@@ -98,7 +98,36 @@ def test_encoding_without_a_basis_says_how_to_get_one():
         get_codec("pca4-int8").params(FEATURES)
 
 
-@pytest.mark.parametrize("name", ["float8", "pca-int8", "pca0-int8", "float16+lz4", "+zstd", ""])
+def test_four_bits_keep_what_fits_into_them():
+    values = FEATURES @ RNG.standard_normal((12, 40)).astype(np.float32)
+    basis = fit_pca([values], 12)
+    codec = get_codec("pca12-int4")
+    params = codec.params(values, basis)
+    raw = codec.encode(values, params)
+    assert raw.shape == (9, 11, codec.raw_channels(40)) == (9, 11, 8 + 2)
+    numbers = np.rint((values - basis["mean"]) @ basis["basis"].T / params["scale"])
+    expected = np.clip(numbers, -127, 127)
+    expected[..., 8:] = np.clip(numbers[..., 8:], -7, 7)
+    decoded = expected * params["scale"] @ basis["basis"] + basis["mean"]
+    np.testing.assert_allclose(codec.decode(raw, params), decoded, atol=1e-3)
+    np.testing.assert_allclose(codec.decode(torch.from_numpy(raw), params).numpy(), decoded, atol=1e-3)
+
+
+def test_clipping_outliers_beats_reaching_to_them():
+    values = (RNG.standard_normal((64, 64, 16)) * np.linspace(9, 1, 16)).astype(np.float32)
+    values[3, 3] *= 20
+    basis = fit_pca([values], 16)
+    codec = get_codec("pca16-int4")
+    params = codec.params(values, basis)
+    late = ((values - basis["mean"]) @ basis["basis"].T)[..., 8:]
+    reaching = np.abs(late).max((0, 1)) / 7
+    error = {}
+    for name, scale in (("chosen", params["scale"][8:]), ("reaching", reaching)):
+        error[name] = np.square(np.clip(np.rint(late / scale), -7, 7) * scale - late).mean()
+    assert error["chosen"] < 0.5 * error["reaching"]
+
+
+@pytest.mark.parametrize("name", ["pca9-int4", "pca8-int4", "float8", "pca-int8", "pca0-int8", "int8+lz4", "+zstd", ""])
 def test_an_unknown_codec_is_named(name):
     with pytest.raises(ConfigError, match="codec"):
         get_codec(name)

@@ -51,6 +51,9 @@ def decoded(raw, codec, params, folder, name):
         return (raw.astype(np.uint32) << 16).view(np.float32)
     if codec in ("uint8", "uint16"):
         return numbers / np.iinfo(raw.dtype).max
+    if codec.endswith("-int4"):
+        low, high = (raw[..., 8:].astype(int) + 8) % 16 - 8, np.floor_divide(raw[..., 8:], 16)
+        numbers = np.concatenate([numbers[..., :8], low, high], -1).astype(np.float32)
     if "scale" in params:
         numbers = numbers * np.array(params["scale"], np.float32)
     if codec.startswith("pca"):
@@ -60,7 +63,9 @@ def decoded(raw, codec, params, folder, name):
 
 
 @pytest.mark.parametrize("container", ["zarr", "hdf5"])
-@pytest.mark.parametrize("codec", ["float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pca3-int8"])
+@pytest.mark.parametrize(
+    "codec", ["float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pca3-int8", "pca14-int4"]
+)
 def test_docs_format_md_is_enough_to_read_a_store(tmp_path, make_store, container, codec):
     variants = ("identity", "mirror_rot90")
     sizes = [(21, 70), (40, 33)]

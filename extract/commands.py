@@ -18,7 +18,7 @@ from extract.config import (
     load_expert_config,
 )
 from store.config import build, load_section, override, read_yaml, to_plain
-from store.errors import ConfigError
+from store.errors import ConfigError, StoreError
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
@@ -150,7 +150,7 @@ def chosen(entries: tuple[str, ...], path: Path | None, assignments: tuple[str, 
         return expert_configs(entries or default)
     content = override(read_yaml(path), assignments)
     listed = tuple((content.get("extract") or {}).get("experts") or FULL_SIZE)
-    return [c for c in expert_configs(listed) if not entries or c.name in entries]
+    return expert_configs(listed, entries)
 
 
 @experts.command("list")
@@ -231,6 +231,57 @@ def check_text(result: dict[str, Any]) -> str:
         cosines = ", ".join(f"{name} {cosine:.3f}" for name, cosine in entry["cosine"].items())
         lines.append(f"  {entry['variant']:14} SR {entry['psnr_db']:.1f} dB, cosine of {cosines}")
     return "\n".join(lines)
+
+
+@experts.command()
+@click.argument("root", metavar="STORE", type=click.Path(path_type=Path))
+@click.option("--images", "n_images", default=2, help="How many, from all over the store.")
+@expert_option
+@device_option
+@json_option
+def live(root, n_images, names, device, as_json):
+    """Run a store's experts again on some of its images, and compare within what their codecs change."""
+    from extract.live import check_live
+
+    checks = check_live(root, n_images, names or None, device or "auto")
+    if as_json:
+        click.echo(json.dumps([asdict(check) | {"faults": check.faults} for check in checks]))
+    for check in checks if not as_json else ():
+        worst = max(difference.error / difference.allowed for difference in check.differences)
+        click.echo(f"{check.name}: {len(check.differences)} arrays, at most {worst:.2f} of what is allowed")
+    faults = [fault for check in checks for fault in check.faults]
+    if faults:
+        raise StoreError(f"{root}: {'; '.join(faults)}")
+
+
+@experts.command()
+@click.argument("entries", nargs=-1, required=True, metavar="[NAME | FILE.yaml]...")
+@click.option("--images", "folder", required=True, type=click.Path(path_type=Path), help="Folder of LR images.")
+@click.option("--limit", default=3, help="Only the first of them that are larger than a tile.")
+@click.option("--tile-px", default=64, help="Side of a tile.")
+@click.option("--halo", "halos", default="0,4,8,16,24", help="Halos to measure.")
+@click.option("--scale", default=4)
+@device_option
+def tiling(entries, folder, limit, tile_px, halos, scale, device):
+    """How far an expert's tiled answer is from its answer to the whole image: a Markdown table."""
+    import torch
+
+    from extract.experts import load_expert, resolve_device
+    from extract.images import decode, eight_bit, image_files
+    from extract.measure import tiling_errors
+    from extract.run import as_input
+
+    lrs = [as_input(eight_bit(decode(path))) for path in image_files(folder)]
+    lrs = [lr for lr in lrs if max(lr.shape[-2:]) > tile_px][:limit]
+    if not lrs:
+        raise click.UsageError(f"{folder}: no image is larger than a tile of {tile_px}")
+    click.echo("| expert | halo | SR, dB | SR, largest of 255 | features, dB | features, largest in std | work |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for config in expert_configs(entries):
+        with load_expert(config, resolve_device(device or "auto"), scale) as expert, torch.inference_mode():
+            for e in tiling_errors(expert, lrs, tile_px, [int(halo) for halo in halos.split(",")]):
+                figures = f"{e.sr_psnr_db:.1f} | {e.sr_max:.2f} | {e.features_psnr_db:.1f} | {e.features_max:.2f}"
+                click.echo(f"| {e.name} | {e.halo_px} | {figures} | {e.work:.2f} |")
 
 
 @experts.command()

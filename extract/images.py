@@ -194,7 +194,11 @@ def _known_layouts(root: Path, split: str, scale: int) -> list[tuple[Path, Path 
     return list(found.items())
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The folder's images by name.
+
+    raises  StoreError if there is no such folder, or no image in it
+    """
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -204,11 +208,11 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[str]) -> Iterable[Pair]:
-    hr_files = _image_files(hr_folder)
+    hr_files = image_files(hr_folder)
     if lr_folder is None:
         return [Pair("", hr.name, hr, None, scale) for hr in hr_files]
     partners: dict[str, Path] = {}
-    lr_files = _image_files(lr_folder)
+    lr_files = image_files(lr_folder)
     for lr in sorted(lr_files, key=lambda path: _key(path, scale) == path.stem):  # a name of its own wins over x4
         if _key(lr, scale) in partners and _key(lr, scale) != lr.stem:
             faults.append(f"{lr}: stands for the same image as {partners[_key(lr, scale)].name}")
@@ -232,17 +236,19 @@ def _key(path: Path, scale: int) -> str:
 
 
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
-    """The pairs with ids: the HR file's name, after its folder's where two folders have the same name."""
-    plain = Counter(_safe(pair.hr.stem) for pair in pairs)
-    named, seen = [], {}
+    """The pairs with ids: the HR file's name, after as many of its folders' as tell it from files of the same name."""
+    ids = {pair.hr: _safe(pair.hr.stem) for pair in pairs}
+    for depth in range(1, max(len(pair.hr.parts) for pair in pairs)):
+        taken = Counter(ids.values())
+        for path in ids:
+            if taken[ids[path]] > 1:
+                ids[path] = _safe("-".join([*path.parts[-1 - depth : -1], path.stem]))
+    seen: dict[str, Path] = {}
     for pair in pairs:
-        own = _safe(pair.hr.stem)
-        image_id = own if plain[own] == 1 else _safe(f"{pair.hr.parent.name}-{pair.hr.stem}")
-        if image_id in seen:
-            faults.append(f"{pair.hr}: would have the same id as {seen[image_id]}: {image_id}")
-        seen[image_id] = pair.hr
-        named.append(replace(pair, id=image_id))
-    return named
+        if ids[pair.hr] in seen:
+            faults.append(f"{pair.hr}: would have the same id as {seen[ids[pair.hr]]}: {ids[pair.hr]}")
+        seen[ids[pair.hr]] = pair.hr
+    return [replace(pair, id=ids[pair.hr]) for pair in pairs]
 
 
 def _safe(name: str) -> str:

@@ -257,12 +257,13 @@ def fit_tiling(expert: LoadedExpert, images: Sequence[Image], tiling: Tiling) ->
 
     raises  StoreError if even the smallest tile is too large
     """
-    sides = [[min(n, tiling.tile_px) for n in image.lr_size] for image in images]
-    height, width = max(sides, key=lambda side: side[0] * side[1])
     while True:
+        sides = [[min(n, tiling.tile_px) for n in image.lr_size] for image in images]
+        height, width = max(sides, key=lambda side: side[0] * side[1])
+        tiled = any(max(image.lr_size) > tiling.tile_px for image in images)
         try:
             with torch.inference_mode():
-                expert(torch.zeros(tiling.batch_size, 3, min(height, tiling.tile_px), min(width, tiling.tile_px)))
+                expert(torch.zeros(tiling.batch_size if tiled else 1, 3, height, width))
             return tiling
         except torch.OutOfMemoryError:
             smaller = tiling.halved()

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from extract.commands import bench_extract, experts, extract, plan, size_text
 from store.config import to_plain
-from store.errors import ConfigError
+from store.errors import ConfigError, StoreError
 from store.reader import Store
 
 
@@ -101,6 +101,22 @@ def test_the_bench_ends_with_its_figures(run, save_edsr, tmp_path):
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures.keys() == {"overhead", "peak_gib", "px_per_second", "experts"}
     assert figures["experts"]["tiny"]["overhead"] > 0
+
+
+def test_a_stores_experts_are_run_again(run, config_file, save_edsr, tmp_path):
+    run(extract, "--config", config_file)
+    assert "tiny: 4 arrays, at most 0.00" in run(experts, "live", tmp_path / "store").stdout
+    save_edsr(seed=5)
+    with pytest.raises(StoreError, match=r"weights_sha256 is .* in the store, .* now; tiny: image photo0"):
+        run(experts, "live", tmp_path / "store")
+
+
+def test_a_tiling_table_has_a_row_for_each_halo(run, save_edsr, save_photos, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(save_edsr()))
+    args = (tmp_path / "tiny.yaml", "--images", save_photos(), "--tile-px", 40, "--halo", "0,8", "--limit", 2)
+    rows = [line.split(" | ") for line in run(experts, "tiling", *args).stdout.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows] == [("| tiny", "0"), ("| tiny", "8")]
+    assert float(rows[0][2]) < 60 < float(rows[1][2])  # EDSR with two blocks sees 7 pixels far
 
 
 def test_sizes_are_written_for_people():

@@ -153,6 +153,19 @@ def test_images_of_one_name_in_two_folders_get_ids_of_their_own(tmp_path):
     assert [p.id for p in pairs] == ["one-a-b", "two-a-b", "c"]
 
 
+def test_two_benchmarks_of_the_same_names_are_told_apart_by_their_own(tmp_path):
+    for name in ("Set5", "Set14"):
+        save(tmp_path / name / "HR/img_001.png")
+    pairs = find_pairs(DataConfig(roots=(str(tmp_path / "Set5"), str(tmp_path / "Set14"))), 4)
+    assert [p.id for p in pairs] == ["Set5-HR-img_001", "Set14-HR-img_001"]
+
+
+def test_a_folder_named_twice_is_refused(tmp_path):
+    save(tmp_path / "hr/a.png")
+    with pytest.raises(StoreError, match=r"hr/a.png: would have the same id as .*hr/a.png: a"):
+        find_pairs(DataConfig(hr=(str(tmp_path / "hr"), str(tmp_path / "hr"))), 4)
+
+
 def test_everything_that_does_not_fit_is_reported_at_once(tmp_path):
     for name, size in (("good", (8, 12)), ("wrong", (8, 12)), ("alone", (8, 12)), ("text", (8, 12))):
         save(tmp_path / f"hr/{name}.png", *size)

@@ -1,0 +1,84 @@
+"""What a store's experts say now, for `store.live.compare_live`: each made again from what the store recorded of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from extract.config import load_expert_config
+from extract.experts import LoadedExpert, load_expert, resolve_device
+from extract.run import as_input
+from extract.tiling import run_tiled
+from store.layout import PAIRS, transform
+from store.live import LiveDifference, compare_live
+from store.manifest import Expert
+from store.reader import Store
+
+
+@dataclass(frozen=True)
+class LiveCheck:
+    """One expert's stored arrays beside its answers now."""
+
+    name: str
+    changed: tuple[str, ...]  # what the expert is now that the store's entry does not say
+    differences: tuple[LiveDifference, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that does not fit, a line each; empty if stored equals live."""
+        far = [
+            f"{self.name}: image {d.image}, {d.array}: {d.error:.3g} away from the live expert, allowed {d.allowed:.3g}"
+            for d in self.differences
+            if not d.within
+        ]
+        return [f"{self.name}: {text}" for text in self.changed] + far
+
+
+def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, device: str = "auto") -> list[LiveCheck]:
+    """Runs the store's experts again on images from all over it, one expert after the other.
+
+    raises  WeightsError, ConfigError if an expert cannot be loaded by what the store recorded of it
+    """
+    result = []
+    for name, entry in Store(root, names).experts.items():
+        store = Store(root, [name])
+        with live_expert(entry, store.scale, device) as expert:
+            now = expert.identity
+            made = entry.identity
+            changed = [f"{key} is {made[key]} in the store, {now[key]} now" for key in now if made[key] != now[key]]
+            index = {image.id: i for i, image in enumerate(store.images)}
+
+            def recompute(_name, image, variant, store=store, entry=entry, expert=expert, index=index):
+                lr = store.array(index[image.id], PAIRS, "lr").load()
+                return answer(expert, entry, transform(lr, variant))
+
+            result.append(LiveCheck(name, tuple(changed), compare_live(store, recompute, n_images)))
+    return result
+
+
+@contextmanager
+def live_expert(entry: Expert, scale: int, device: str = "auto") -> Iterator[LoadedExpert]:
+    """The expert as the store's entry describes it, loaded again."""
+    made = entry.identity
+    with load_expert(
+        load_expert_config(entry.notes["config"]),
+        resolve_device(device),
+        scale,
+        made["random_weights"],
+        precision=made["precision"],
+        channels_last=made["channels_last"],
+        compiled=made["compile"],
+    ) as expert:
+        yield expert
+
+
+def answer(expert: LoadedExpert, entry: Expert, lr: np.ndarray) -> dict[str, np.ndarray]:
+    """Array name -> (rows, cols, C) float32: what extraction would store of this LR image, before its codec."""
+    tiling = entry.identity["tiling"]
+    with torch.inference_mode():
+        sr, features = run_tiled(expert, as_input(lr), tiling["tile_px"], tiling["halo_px"])
+    outputs = {"sr": sr} | features
+    return {name: np.ascontiguousarray(tensor[0].permute(1, 2, 0).numpy()) for name, tensor in outputs.items()}

@@ -72,6 +72,42 @@ def evaluate(
     results.check()
 
 
+@evaluate.command("submit")
+@click.option("--run", type=RUN, required=True, help="The run.")
+@click.option("--lr", type=FOLDER, required=True, help="The challenge's LR images.")
+@click.option("--description", default="", help="The line `Other description` of readme.txt.")
+@click.option("--extra-data/--no-extra-data", default=True, show_default=True, help="Whether readme.txt says so.")
+@click.option("--self-ensemble", is_flag=True, help="The mean over eight flips and turns, in eight times the time.")
+@click.argument("out", type=OUT)
+@configured
+def submit_command(run, lr, description, extra_data, self_ensemble, out, config_path, assignments) -> None:
+    """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
+    from evaluate.model import load
+    from evaluate.submit import Facts, submit
+
+    model = load(run, config=section(config_path, assignments))
+    made = submit(model, lr, out, Facts(extra_data, description), self_ensemble=self_ensemble)
+    click.echo(f"{made.zip}: {made.images} images, {made.seconds_per_image:.2f} s each")
+
+
+@evaluate.command("export")
+@click.option("--run", type=RUN, required=True, help="The run.")
+@click.option("--with-experts", is_flag=True, help="Copy the experts' weights too.")
+@click.option("--graph", "graphs", multiple=True, type=click.Choice(["pt2", "onnx"]), help="The fusion as a graph too.")
+@click.option("--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="Side of its LR windows.")
+@click.argument("out", type=OUT)
+def export_command(run, with_experts, graphs, graph_px, out) -> None:
+    """Write a run to hand on into OUT: weights, configuration and a model card."""
+    from evaluate.export import export_graph, export_run
+    from evaluate.model import load
+
+    model = load(run, device="cpu")
+    click.echo(export_run(model, out, with_experts=with_experts))
+    for ending in graphs:
+        difference = export_graph(model, out / f"fusion.{ending}", graph_px)
+        click.echo(f"{out / f'fusion.{ending}'}: differs from the network by at most {difference:.1e}")
+
+
 @click.command()
 @click.option("--run", type=RUN, required=True, help="A run's folder, or an exported one.")
 @click.argument("given", metavar="INPUT")

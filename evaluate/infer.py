@@ -148,7 +148,7 @@ class Result:
     seconds: dict[str, float]  # "inputs": reading the store, or the experts; and each network
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training
 def run(
     inputs: Inputs,
     networks: Mapping[str, nn.Module],

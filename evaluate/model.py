@@ -24,6 +24,7 @@ from train.checkpoint import LoadedFusion, Which, load_fusion
 log = logging.getLogger(__name__)
 
 SMALLEST_TILE_PX = 64
+WEIGHTS = "weights"  # the folder of an exported run that holds its experts' weights
 Given = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -44,7 +45,7 @@ class Model:
         raises  WeightsError if a weights file is missing, or is not the one that the run was trained with
         """
         entries = (self.fusion.expert_entries[name] for name in self.expert_names)
-        return tuple(live_expert(entry, self.scale, self.device) for entry in entries)
+        return tuple(live_expert(entry, self.scale, self.device, self.root / WEIGHTS) for entry in entries)
 
     def __call__(self, image: Given, *, self_ensemble: bool = False) -> Image.Image | np.ndarray | Tensor:
         """The SR image, of the kind that was given.
@@ -123,14 +124,18 @@ def load(
     return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device))
 
 
-def live_expert(entry: Expert, scale: int, device: torch.device) -> LoadedExpert:
+def live_expert(entry: Expert, scale: int, device: torch.device, folder: Path | None = None) -> LoadedExpert:
     """The expert that a store's entry describes, run as it was run for the store.
 
+    folder  where its weights lie if they are not where the entry says
     raises  WeightsError if its weights file is missing or another one
     """
-    identity = entry.identity
+    identity, config = entry.identity, load_expert_config(entry.notes["config"])
+    own = folder / Path(config.weights).name if folder else None
+    if own and own.exists() and not Path(config.weights).exists():
+        config = replace(config, weights=str(own))
     expert = load_expert(
-        load_expert_config(entry.notes["config"]),
+        config,
         device,
         scale,
         bool(identity.get("random_weights")),

@@ -187,7 +187,7 @@ def _error_text(error: np.ndarray | None) -> str:
     return f"{10 * np.log10(255**2 / mean_square):.2f} dB" if mean_square else "inf dB"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training
 def _maps(cut: Cut, model: Model) -> dict[str, Any]:
     """What the network decided around a window: every map that it has, and who of the experts is nearest."""
     inputs = cut.case.inputs("identity", model.expert_names)

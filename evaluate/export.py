@@ -1,0 +1,177 @@
+"""A run to hand on: its best weights, configuration and a model card; and the fusion as one graph."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluate.model import WEIGHTS, Model
+from extract.config import BUNDLED
+from store.config import dump_yaml
+from store.errors import ConfigError, StoreError
+from store.manifest import Expert
+from train.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
+from train.run import CONFIG_FILE, EXPERTS_FILE
+
+CARD, PROGRAM, ONNX = "README.md", "fusion.pt2", "fusion.onnx"
+TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
+
+
+def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
+    """Writes a folder that `load` takes like the run itself, and returns it.
+
+    with_experts  the experts' weights are copied into it
+    raises        StoreError if the folder is not empty
+    """
+    if out.exists() and any(out.iterdir()):
+        raise StoreError(f"{out}: not empty; choose another folder")
+    source, step = model.root, model.fusion.checkpoint.path.name
+    target = out / CHECKPOINTS / step
+    target.mkdir(parents=True)
+    shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
+    for name in (WEIGHTS_FILE, STATE_FILE):
+        shutil.copyfile(source / CHECKPOINTS / step / name, target / name)
+    entries = {name: _shared(entry) for name, entry in model.fusion.expert_entries.items()}
+    (out / EXPERTS_FILE).write_text(dump_yaml({name: asdict(entry) for name, entry in entries.items()}))
+    if with_experts:
+        _copy_experts(model, out / WEIGHTS)
+    (out / CARD).write_text(model_card(model), encoding="utf-8")
+    return out
+
+
+def _shared(entry: Expert) -> Expert:
+    """The entry without what tells of this machine: no notes but the expert's configuration, no folder in it."""
+    config = dict(entry.notes["config"])
+    if not config["weights"].startswith(BUNDLED):
+        config["weights"] = Path(config["weights"]).name
+    return replace(entry, notes={"config": config})
+
+
+def _copy_experts(model: Model, folder: Path) -> None:
+    folder.mkdir()
+    for expert in model.experts:  # loading them has checked that the files are the right ones
+        weights = expert.config.weights
+        if not weights.startswith(BUNDLED):
+            shutil.copyfile(weights, folder / Path(weights).name)
+
+
+def model_card(model: Model) -> str:
+    """The model card, in Markdown."""
+    fusion = model.fusion
+    parameters = sum(parameter.numel() for parameter in fusion.network.parameters())
+    psnr = fusion.checkpoint.psnr
+    rows = "\n".join(
+        f"| {name} | {entry.identity.get('architecture', '')} | `{entry.identity.get('weights_sha256') or 'random'}` "
+        f"| {entry.notes['config'].get('licence') or 'not stated'} | {entry.notes['config'].get('url') or ''} |"
+        for name, entry in fusion.expert_entries.items()
+    )
+    return f"""# {model.root.resolve().name}
+
+A fusion of {len(fusion.experts)} frozen x{fusion.scale} super-resolution experts, trained from their stored images and
+features. {parameters:,} parameters, profile `{fusion.config.fusion.profile}`, checkpoint of step
+{fusion.checkpoint.step}{f", {psnr:.3f} dB PSNR-Y on its validation images" if psnr is not None else ""}.
+
+```python
+from evaluate import load
+model = load("path/to/this/folder")
+sr = model("photo.png")
+```
+
+It needs the experts' weights, exactly these, in the working directory or in the folder `{WEIGHTS}` beside this file:
+
+| expert | architecture | sha256 of the weights | licence | from |
+|---|---|---|---|---|
+{rows}
+
+Trained for photographs reduced by bicubic interpolation; noise, JPEG artefacts and blur are not removed. The experts'
+own training images and licences bind whoever uses them.
+"""
+
+
+class _Flat(nn.Module):
+    """The network with one input a tensor, as graphs have them."""
+
+    def __init__(self, network: nn.Module, experts: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.experts = network, experts
+
+    def forward(self, lr: Tensor, images: Tensor, *features: Tensor) -> Tensor:
+        return self.network(lr, images, dict(zip(self.experts, features, strict=True)))
+
+
+def export_graph(model: Model, path: Path, lr_px: int = 64) -> float:
+    """Writes the fusion as a graph for windows of one size, and returns its largest difference from the network.
+
+    path    ending in .pt2 (torch.export) or .onnx; inputs `lr`, `images` and the features of each expert in order
+    lr_px   side of the windows, LR pixels
+    raises  ConfigError if a package is missing or an operator is not known there, StoreError if outputs differ
+    """
+    flat = _Flat(model.network, model.expert_names).eval().cpu()
+    example, other = (_example(model, lr_px, seed) for seed in (0, 1))
+    with torch.no_grad():
+        expected = flat(*other)  # before any tracing: what the network caches must be real tensors
+    found = (_write_onnx if path.suffix == ".onnx" else _write_program)(flat, example, other, path)
+    difference = (found - expected).abs().max().item()
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise StoreError(f"{path}: its output differs from the network's by {difference:.2g} of 1; it is not kept")
+    return difference
+
+
+def _example(model: Model, size: int, seed: int) -> tuple[Tensor, ...]:
+    random = torch.Generator().manual_seed(seed)
+    large = size * model.scale
+    lr = torch.rand(1, 3, size, size, generator=random)
+    images = torch.rand(1, len(model.expert_names), 3, large, large, generator=random)
+    features = (torch.randn(1, channels, size, size, generator=random) for channels in model.fusion.channels.values())
+    return lr, images, *features
+
+
+def _write_program(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Tensor, ...], path: Path) -> Tensor:
+    torch.export.save(torch.export.export(flat, example), path)
+    with torch.no_grad():
+        return torch.export.load(path).module()(*other)
+
+
+def _write_onnx(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Tensor, ...], path: Path) -> Tensor:
+    try:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+        unknown = _onnx_frequencies()
+    except ImportError as error:
+        raise ConfigError(f"{path}: {error}. Run: pip install onnx onnxscript onnxruntime") from None
+    names = ["lr", "images", *(f"features_{name}" for name in flat.experts)]
+    try:
+        program = torch.onnx.export(
+            flat, example, dynamo=True, verbose=False, input_names=names, output_names=["sr"],
+            custom_translation_table=unknown,
+        )  # fmt: skip
+        program.save(path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except (torch.onnx.OnnxExporterError, Fail) as error:
+        raise ConfigError(f"{path}: ONNX cannot express this network: {_first_line(error)}") from None
+    inputs = {name: tensor.numpy() for name, tensor in zip(names, other, strict=True)}
+    return torch.from_numpy(session.run(None, inputs)[0])
+
+
+def _onnx_frequencies() -> dict[Callable, Callable]:
+    """The frequencies of a transform, for which torch's exporter knows no ONNX: constants, the size being fixed."""
+    import onnx
+    from onnxscript import opset18
+
+    def constant(values: np.ndarray):
+        return opset18.Constant(value=onnx.numpy_helper.from_array(values.astype(np.float32)))
+
+    return {
+        torch.ops.aten.fft_fftfreq.default: lambda n, d=1.0, **_options: constant(np.fft.fftfreq(n, d)),
+        torch.ops.aten.fft_rfftfreq.default: lambda n, d=1.0, **_options: constant(np.fft.rfftfreq(n, d)),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -29,7 +29,7 @@ class Widths:
 
 # the document's layers
 PAPER = Widths(64, 4, 4, 128, 8, 4, 64, 32, 128, 6, 32)
-SWIFT = Widths(16, 2, 2, 64, 4, 2, 64, 32, 112, 6, 32)
+SWIFT = Widths(32, 2, 2, 64, 2, 2, 64, 32, 112, 6, 32)
 
 
 @config_dataclass

@@ -20,6 +20,8 @@ from train.fusion.rival import PlainCNN
 from train.fusion.selection import Selection
 from train.fusion.views import Views
 
+SWIFT_BAND_FACTOR = 2  # the bands are attended at half of the LR resolution
+
 
 class FusionNetwork(nn.Module):
     """Frozen experts' images (B, E, 3, H, W) and features, expert -> (B, C, h, w), to one image (B, 3, H, W).
@@ -160,7 +162,7 @@ def _swift_phases(
     experts, pixel = len(channels), 3 * scale**2
     return {
         "frequency": FrequencySplit(),
-        "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion),
+        "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion, factor=SWIFT_BAND_FACTOR),
         "collaboration": Collaboration(
             channels, widths.experts, widths.expert_heads, widths.expert_expansion,
             with_images=with_images, scale=scale, subpixels=scale, neutral=neutral,

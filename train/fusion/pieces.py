@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-CPU_PIXELS = 512
+CPU_PIXELS = 4096
 
 
 def in_pieces(

@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from store.config import load_section
+from store.config import dump_yaml, load_section
 from store.errors import ConfigError
 from train.config import TrainConfig
 
+AT_LEAST_1 = click.IntRange(min=1)
 DEFAULT_PROFILE = "swift.yaml"
 FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published experts' channels
 
@@ -64,6 +65,37 @@ def train(
 @click.group()
 def bench() -> None:
     """Make the figures of the README again."""
+
+
+@bench.command("step")
+@click.option("--batch", "batches", multiple=True, type=AT_LEAST_1, default=(1, 4), show_default=True)
+@click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True, help="Side of a window, LR pixels.")
+@click.option("--profile", "profiles", multiple=True, default=("direct", "paper", "swift"), show_default=True)
+@click.option("--rounds", type=AT_LEAST_1, default=3, show_default=True, help="The medians of so many are given.")
+@click.option("--live/--no-live", default=True, help="Measure the four full-size experts too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
+def bench_step(batches, crop, profiles, rounds, live, as_json) -> None:
+    """What a training step costs in each profile, and what it would cost with the experts in it."""
+    from train.bench_step import bench_step as run
+    from train.bench_step import table
+
+    result = run(batches, crop, profiles=profiles, rounds=rounds, live=live)
+    click.echo(json.dumps(result) if as_json else table(result))
+
+
+@bench.command("loader")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the stores are written, about 6 GB.")
+@click.option("--rounds", type=AT_LEAST_1, default=5, show_default=True, help="The medians of so many are given.")
+@click.option("--seconds", default=1.0, show_default=True, help="That each contender is measured in a round.")
+@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True)
+@click.option("--threads", type=AT_LEAST_1, default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
+def bench_loader(folder, rounds, seconds, batch_size, threads, as_json) -> None:
+    """How fast a store is read, beside a plain copy of the same bytes and what people use instead."""
+    from train.bench_loader import bench_loader as run
+
+    result = run(folder, rounds=rounds, seconds=seconds, batch_size=batch_size, threads=threads)
+    click.echo(json.dumps(result) if as_json else dump_yaml(result).rstrip())
 
 
 def read_settings(config: Path | None, assignments: tuple[str, ...]) -> TrainConfig:

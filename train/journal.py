@@ -38,14 +38,18 @@ class Journal:
         files.write_atomic(run / METRICS_FILE, "".join(map(_line, kept)).encode())
         self._file = open(run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115, closed by close
         self._writer = _summary_writer(run, step) if tensorboard else None
+        self._reference = next((event for event in kept if event["event"] == "reference"), {})
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Adds an event; its numbers become scalars `event/name` in TensorBoard."""
         self._file.write(_line({"event": event, "step": step, "time": round(time.time(), 3), **values}))
         self._file.flush()
+        if event == "reference":
+            self._reference = values
         if self._writer:
-            for name, value in _scalars(values):
-                self._writer.add_scalar(f"{event}/{name}", value, step)
+            self._scalars(event, step, values)
+            if event == "validation":  # a point at each makes a line beside the fusion's
+                self._scalars("reference", step, {key: self._reference.get(key, {}) for key in ("psnr", "ssim")})
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Shows images (3, H, W) in 0..1 in TensorBoard."""
@@ -53,6 +57,10 @@ class Journal:
             for name, picture in pictures.items():
                 self._writer.add_image(f"validation/{name}", picture, step)
             self._writer.flush()
+
+    def _scalars(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in _scalars(values):
+            self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
         self._file.close()

@@ -101,7 +101,7 @@ class Run:
             while not self.finished:
                 self._one_step(batches, stopping.is_set())
                 self._after_step(bar)
-                if self.watch.stop_wanted:
+                if self.watch.stop_wanted and not self.finished:
                     raise KeyboardInterrupt
         self._write("end", reason="patience" if self.out_of_patience else "steps", best_psnr=self.best)
 

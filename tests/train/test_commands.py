@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from store.errors import ConfigError, StoreError
 from train.checkpoint import checkpoints
-from train.commands import read_settings, train
+from train.commands import bench, read_settings, train
 
 
 def run(*arguments, fails: type[Exception] | None = None):
@@ -80,6 +80,13 @@ def test_describe_counts_the_parameters_of_the_stores_experts(shared_store, conf
     assert result["channels"] == {"one": 5, "two": 7}
     whole = result["phases"][-1]
     assert whole["name"] == "network" and whole["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_bench_step_has_the_figures_of_each_profile_and_batch():
+    result = CliRunner().invoke(bench, ["step", "--crop", "8", "--batch", "1", "--rounds", "1", "--no-live", "--json"])
+    figures = json.loads(result.stdout.splitlines()[-1])
+    keys = {"seconds_forward", "seconds_step", "gflop_forward", "saved_mib", "parameters"}
+    assert all(set(figures[profile]["1"]) == keys for profile in ("direct", "paper", "swift"))
 
 
 @pytest.mark.parametrize("profile", ["swift.yaml", "paper.yaml"])

@@ -36,12 +36,14 @@ def test_a_new_run_begins_with_an_empty_log(tmp_path):
 def test_tensorboard_opens_and_shows_every_number_and_picture(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     journal = Journal(tmp_path, 0, tensorboard=True)
+    journal.write("reference", 0, psnr={"mean": 29.0}, ssim={})
     journal.write("train", 1, loss=0.5, losses={"l1": 0.25}, stage="pixels")
     journal.write("validation", 1, psnr=30.0, images={"a": (30.0, 0.9)})
     journal.pictures(1, {"a": torch.rand(3, 8, 8)})
     journal.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"train/loss", "train/losses/l1", "validation/psnr"}
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/losses/l1", "validation/psnr", "reference/psnr/mean"}
+    assert [point.step for point in events.Scalars("reference/psnr/mean")] == [0, 1]
     assert events.Scalars("train/losses/l1")[0].value == 0.25 and events.Scalars("validation/psnr")[0].step == 1
     assert events.Tags()["images"] == ["validation/a"]

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 
 from store.reader import Store
 
+CODECS = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pca3-int8", "pca14-int4")
+
 
 def stranger_reads(root, image_id, expert, name, variant="identity"):
     about = yaml.safe_load((root / "store.yaml").read_text())

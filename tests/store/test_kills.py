@@ -15,7 +15,7 @@ from store.merge import merge
 from store.reader import Store
 from store.verify import verify
 
-KILLS = 6
+KILLS = 4
 
 
 def options(container: str) -> dict:

@@ -238,7 +238,7 @@ def _key(path: Path, scale: int) -> str:
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
     """The pairs with ids: the HR file's name, after as many of its folders' as tell it from files of the same name."""
     ids = {pair.hr: _safe(pair.hr.stem) for pair in pairs}
-    for depth in range(1, max(len(pair.hr.parts) for pair in pairs)):
+    for depth in range(1, max((len(pair.hr.parts) for pair in pairs), default=1)):
         taken = Counter(ids.values())
         for path in ids:
             if taken[ids[path]] > 1:

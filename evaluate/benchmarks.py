@@ -26,9 +26,10 @@ def find_benchmarks(folder: Path, scale: int, left_out: list[str]) -> dict[str, 
     left_out  takes what does not fit
     raises    StoreError if there is none
     """
-    found = {}
+    found: dict[str, list[Pair]] = {}
     for child in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        pairs = benchmark_pairs(child, scale, left_out)
+        inside = any(path.is_relative_to(child) for pairs in found.values() for pair in pairs for path in pair.files)
+        pairs = [] if inside else benchmark_pairs(child, scale, left_out)
         if pairs:
             found[child.resolve().name] = pairs
     if not found:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from extract.check import peak_memory_gib, reset_peak_memory
 from extract.config import DataConfig, ExpertConfig, ExtractConfig
+from extract.entry import describe
 from extract.experts import LoadedExpert, load_expert
 from extract.prepare import sha256_of
-from extract.run import as_input, describe, run_expert
+from extract.run import run_expert
 from extract.statedict import weights_path
-from extract.tiling import Tiling
+from extract.tiling import Tiling, as_input
 from store.layout import PAIRS
 from store.manifest import Image, Manifest
 from store.writer import write_shard

@@ -10,8 +10,7 @@ import torch
 
 from extract.config import load_expert_config
 from extract.experts import LoadedExpert, load_expert, resolve_device
-from extract.run import as_input
-from extract.tiling import run_tiled
+from extract.tiling import as_input, run_tiled
 from store.layout import PAIRS, transform
 from store.live import LiveDifference, compare_live
 from store.manifest import Expert

@@ -1,7 +1,6 @@
 """The extraction: the pairs, then one expert after the other over the shards that no record says are done."""
 
 import logging
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,27 +10,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from extract.config import ExpertConfig, ExtractConfig, expert_configs
+from extract.entry import describe, fit_bases, fit_tiling
 from extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
 from extract.images import Pair
 from extract.prepare import prepare, write_pairs
+from extract.progress import Progress
 from extract.shares import Part, Rank, pixels, until_done
 from extract.sink import Sink
-from extract.tiling import Tiling, run_tiled
-from store.codecs import Params, fit_pca, get_codec
-from store.config import to_plain
+from extract.tiling import Tiling, as_input, run_tiled
+from store.codecs import get_codec
 from store.errors import ConfigError, StoreError
 from store.files import ShardBusy
 from store.layout import PAIRS, transform
-from store.manifest import ArraySpec, Expert, Image, Manifest
+from store.manifest import Image, Manifest
 from store.reader import Store
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CODEC = "float16"
-BASIS_IMAGES, BASIS_PX = 32, 64  # the windows that a codec with principal components is fitted on
 ADVICE = "set extract.precision to bf16 or fp32 and run again with --rebuild {name}"
 
 
@@ -152,28 +149,6 @@ class _Job:
         return tiling
 
 
-def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling) -> Expert:
-    """The expert as the store records it."""
-    codec = config.codecs.get
-    arrays = [ArraySpec("sr", 3, expert.scale, codec("sr", DEFAULT_CODEC))]
-    arrays += [ArraySpec(name, n, 1, codec(name, DEFAULT_CODEC)) for name, n in expert.channels.items()]
-    identity = {
-        **expert.identity,
-        "tiling": {"tile_px": tiling.tile_px, "halo_px": tiling.halo_px},
-        "variants": list(config.variants),
-    }
-    notes = {
-        "config": to_plain(expert.config),
-        "parameters": expert.n_parameters,
-        "tile_px_asked": config.tile_px,
-        "batch_size": tiling.batch_size,
-        "device": str(expert.device),
-        "host": platform.node(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    return Expert(expert.name, tuple(arrays), identity, notes)
-
-
 def run_expert(
     manifest: Manifest,
     expert: LoadedExpert,
@@ -198,7 +173,7 @@ def run_expert(
     started, written, lr_px = time.monotonic(), 0, 0
     with (
         Sink(manifest, expert.name, rebuild) as sink,
-        _Progress(manifest, expert.name, shards, len(variants), rebuild, rank) as progress,
+        Progress(manifest, expert.name, shards, len(variants), rebuild, rank) as progress,
         torch.inference_mode(),
     ):
         for shard in until_done(missing, shards):
@@ -214,11 +189,6 @@ def run_expert(
                 progress.own(shard)
         sink.flush()
     return ExpertSummary(written, lr_px, time.monotonic() - started)
-
-
-def as_input(lr: np.ndarray) -> Tensor:
-    """A stored LR image (h, w, 3) uint8 as (1, 3, h, w) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(lr)).permute(2, 0, 1)[None].float() / 255
 
 
 def _outputs(
@@ -250,76 +220,3 @@ def _run(expert: LoadedExpert, lr: Tensor, tiling: Tiling) -> tuple[Tensor, dict
             tiling = tiling.halved()
             log.warning("%s: out of memory; going on with %d tiles at a time", expert.name, tiling.batch_size)
         torch.cuda.empty_cache()
-
-
-def fit_tiling(expert: LoadedExpert, images: Sequence[Image], tiling: Tiling) -> Tiling:
-    """The tiling, halved until the largest image runs in the device's memory; tried before anything is recorded.
-
-    raises  StoreError if even the smallest tile is too large
-    """
-    while True:
-        sides = [[min(n, tiling.tile_px) for n in image.lr_size] for image in images]
-        height, width = max(sides, key=lambda side: side[0] * side[1])
-        tiled = any(max(image.lr_size) > tiling.tile_px for image in images)
-        try:
-            with torch.inference_mode():
-                expert(torch.zeros(tiling.batch_size if tiled else 1, 3, height, width))
-            return tiling
-        except torch.OutOfMemoryError:
-            smaller = tiling.halved()
-        torch.cuda.empty_cache()
-        if smaller is None:
-            raise StoreError(f"expert {expert.name}: out of memory on {expert.device} even with {tiling}")
-        log.warning("%s: out of memory with %s; going on with %s", expert.name, tiling, smaller)
-        tiling = smaller
-
-
-def fit_bases(
-    expert: LoadedExpert, manifest: Manifest, pairs: dict[str, Pair], specs: Sequence[ArraySpec]
-) -> dict[str, Params]:
-    """Array name -> basis, fitted on the middles of images from all over the store, whatever part is made here."""
-    step = max(1, len(manifest.images) // BASIS_IMAGES)
-    samples: dict[str, list[np.ndarray]] = {spec.name: [] for spec in specs}
-    for image in tqdm(manifest.images[::step][:BASIS_IMAGES], desc=f"{expert.name} basis", unit="image", disable=None):
-        lr, _ = pairs[image.id].read()
-        top, left = (max(0, (n - BASIS_PX) // 2) for n in lr.shape[:2])
-        with torch.inference_mode():
-            _, features = expert(as_input(lr[top : top + BASIS_PX, left : left + BASIS_PX]))
-        for name in samples:
-            samples[name].append(features[name][0].permute(1, 2, 0).cpu().numpy())
-    return {spec.name: fit_pca(samples[spec.name], get_codec(spec.codec).components) for spec in specs}
-
-
-class _Progress:
-    """One line for all ranks: pixels of this one as they are done, of the others as their records appear."""
-
-    def __init__(
-        self, manifest: Manifest, name: str, shards: list[int], variants: int, rebuild: bool, rank: Rank
-    ) -> None:
-        self._manifest, self._name, self._rebuild, self._several = manifest, name, rebuild, rank.world_size > 1
-        self._px = {shard: pixels(manifest, shard) * variants for shard in self._missing() & set(shards)}
-        self._total, self._done = sum(self._px.values()), 0
-        disable = None if rank.first else True
-        self._bar = tqdm(total=self._total, desc=name, unit="px", unit_scale=True, smoothing=0.1, disable=disable)
-
-    def _missing(self) -> set[int]:
-        return set(self._manifest.missing_shards(self._name, self._rebuild))
-
-    def advance(self, px: int) -> None:
-        """This many more pixels are done here."""
-        self._bar.update(px)
-
-    def own(self, shard: int) -> None:
-        """A shard is done here; look what the others have done meanwhile."""
-        self._done += self._px.pop(shard, 0)
-        if self._several and not self._bar.disable:
-            missing = self._missing()
-            others = sum(px for shard, px in self._px.items() if shard not in missing)
-            self._bar.n = self._done + others
-            self._bar.refresh()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._bar.close()

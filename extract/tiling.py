@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,11 @@ def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list
     # cut each overlap in its middle, where both tiles are equally far from their borders
     cuts = [0, *((left + size + right) // 2 for left, right in pairwise(starts)), length]
     return [Span(start, size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+
+
+def as_input(lr: np.ndarray) -> Tensor:
+    """A stored LR image (h, w, 3) uint8 as (1, 3, h, w) in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(lr)).permute(2, 0, 1)[None].float() / 255
 
 
 def run_tiled(

@@ -5,7 +5,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from extract.commands import bench_extract, experts, extract, plan, size_text
+from extract.commands import bench_extract, experts, extract, plan
+from extract.options import size_text
 from store.config import to_plain
 from store.errors import ConfigError, StoreError
 from store.reader import Store

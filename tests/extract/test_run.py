@@ -14,11 +14,12 @@ from PIL import Image as Picture
 from torch import nn
 
 from extract.config import load_expert_config
+from extract.entry import fit_tiling
 from extract.experts import LoadedExpert, load_expert
 from extract.networks import Network
-from extract.run import as_input, extract, fit_tiling, run_expert
+from extract.run import extract, run_expert
 from extract.shares import Part
-from extract.tiling import Tiling, run_tiled
+from extract.tiling import Tiling, as_input, run_tiled
 from store.errors import ConfigError, StoreError
 from store.layout import PAIRS, transform
 from store.manifest import ArraySpec, Expert, Image, Manifest

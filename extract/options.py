@@ -1,0 +1,54 @@
+"""What the commands of this stage share: options, and how results are written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from extract.config import ExtractConfig
+from store.config import load_section
+
+config_option = click.option(
+    "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
+)
+set_option = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value.")
+expert_option = click.option("--expert", "names", multiple=True, metavar="NAME", help="Only this expert; repeatable.")
+random_option = click.option("--random-weights", is_flag=True, help="Run without the weights files, to size a run.")
+device_option = click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+
+
+def data_options(command: Any) -> Any:
+    """--store, --root, --hr and --lr, for runs without a YAML file."""
+    for option in (
+        click.option("--lr", multiple=True, metavar="DIR", help="LR images, one folder for each --hr."),
+        click.option("--hr", multiple=True, metavar="DIR", help="HR images; without --lr the LR images are made."),
+        click.option("--root", "roots", multiple=True, metavar="DIR", help="A data set in a known layout."),
+        click.option("--store", metavar="DIR", help="The feature store."),
+    ):
+        command = option(command)
+    return command
+
+
+def extract_config(path: Path | None, assignments: tuple[str, ...], options: dict[str, Any]) -> ExtractConfig:
+    """The extract section of a file, with the command line's options over it."""
+    given = [f"extract.{key}={json.dumps(value)}" for key, value in options.items() if value]
+    return load_section(ExtractConfig, path, "extract", (*assignments, *given))
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes for people: 1.02 TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as left-aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -81,7 +81,7 @@ class DataConfig:
     crops_per_visit: Positive = 1  # more: longer reads of a store that is larger than memory
     pool_visits: Positive = 64
     threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
-    buffer_mib: Positive = 256
+    buffer_mib: Positive = 128
     ahead_mib: Annotated[int, Field(ge=0)] = 128
     augment: Augment = "none"
     cutblur: Share = 0.0  # probability, each step

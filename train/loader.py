@@ -26,7 +26,7 @@ from train.sampler import Place, Sampler, Weighting
 
 MIB = 2**20
 SR = "sr"  # an expert's image; its other arrays are features
-MOST_SLOTS = 8
+MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
 
 Submit = Callable[..., Future]
@@ -102,7 +102,7 @@ class Loader:
         crops_per_visit: int = 1,
         pool_visits: int = 64,
         threads: int = 2,
-        buffer_mib: int = 256,
+        buffer_mib: int = 128,
         ahead_mib: int = 128,
         rank: int = 0,
         world: int = 1,
@@ -161,7 +161,7 @@ class Loader:
 
     def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[list[Place]]:
         """The places of each step; the kernel has then been asked for those of the steps that follow."""
-        distance = -(-self.ahead_mib * MIB // self.slot().nbytes)
+        distance = min(-(-self.ahead_mib * MIB // self.slot().nbytes), MOST_AHEAD)
         ahead: deque[list[Place]] = deque()
         for step in count(start) if stop is None else range(start, stop):
             ahead.append(self.places(step))

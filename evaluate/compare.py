@@ -10,7 +10,7 @@ from tqdm import tqdm
 from evaluate.baselines import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, fit_convex, images_of
 from evaluate.cases import Case
 from evaluate.config import EvaluateConfig
-from evaluate.infer import Tiling, hwc, run, run_ensemble
+from evaluate.infer import hwc, run, run_ensemble
 from evaluate.memory import peak_memory
 from evaluate.metrics import METRICS, Protocol, Scorer
 from evaluate.scores import Scores, best_per_image
@@ -79,11 +79,10 @@ class _Comparison:
 
     def __init__(self, scale: int, plan: Plan, config: EvaluateConfig) -> None:
         self.scale, self.plan, self.config = scale, plan, config
-        self.border = scale if config.border_px is None else config.border_px
-        self.tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
+        self.border, self.tiling = config.border(scale), config.tiling
         self.device = resolve_device(config.device)
         self.weights = fit_convex(plan.fit, self.border) if plan.fit else None
-        self.table = _Table(config.metrics)
+        self.table = _Table(config.scored)
 
     def add(self, case: Case) -> None:
         """Scores the image by every method that needs it only once."""
@@ -95,9 +94,9 @@ class _Comparison:
         experts = {name: result.images[name] for name in inputs.experts}
         images = images_of(lr, hr, experts, self.scale, self.weights)
         images |= {name: hwc(result.images[name]) for name in self.plan.networks}
-        scorer = Scorer(hr, self.config.metrics, self.border)
+        scorer = Scorer(hr, self.config.scored, self.border)
         scores = {method: scorer(image) for method, image in images.items()}
-        scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.metrics)
+        scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.scored)
         self.table.add(case.name, scores, result.seconds, peak.mib)
         if self.plan.observe:
             self.plan.observe(Pictures(case, lr, hr, images, scores))
@@ -108,7 +107,7 @@ class _Comparison:
         networks = {FUSION: self.plan.networks[FUSION]} if self.plan.fusion_x8 and self.plan.networks else {}
         experts = self.plan.experts if networks else [best]
         result = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
-        scorer = Scorer(case.pair()[1], self.config.metrics, self.border)
+        scorer = Scorer(case.pair()[1], self.config.scored, self.border)
         scores = {BEST_X8: scorer(hwc(result.images[best]))}
         if networks:
             scores[FUSION_X8] = scorer(hwc(result.images[FUSION]))
@@ -118,7 +117,7 @@ class _Comparison:
         """What has been scored."""
         table, config = self.table, self.config
         return Scores(
-            protocol=Protocol(self.scale, self.border, lr).describe(config.metrics),
+            protocol=Protocol(self.scale, self.border, lr).describe(config.scored),
             images=tuple(table.names),
             values={metric: {k: tuple(v) for k, v in methods.items()} for metric, methods in table.values.items()},
             seconds={part: tuple(values) for part, values in table.seconds.items()},

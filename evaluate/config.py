@@ -1,15 +1,23 @@
 """How a run is scored and images are super-resolved: the section `evaluate` of a configuration file."""
 
+from typing import Literal
+
+from evaluate.infer import Tiling
 from evaluate.metrics import METRICS
 from store.config import config_dataclass
+
+# Timofte et al. 2017, "NTIRE 2017 Challenge": RGB, and 6 + scale pixels ignored; later challenges score luma
+NTIRE2017_BORDER = 6
+PROTOCOL_METRICS = {"luma": ("psnr_y", "ssim_y"), "ntire2017": ("psnr_rgb", "ssim_rgb")}
 
 
 @config_dataclass
 class EvaluateConfig:
     """Metrics, their protocol, and how large images are cut."""
 
-    metrics: tuple[str, ...] = ("psnr_y", "ssim_y")
-    border_px: int | None = None  # cut from each side before scoring; None: the scale
+    protocol: Literal["luma", "ntire2017"] = "luma"  # what metrics and border are where they are not given
+    metrics: tuple[str, ...] = ()
+    border_px: int | None = None  # cut from each side before scoring
     tile_px: int = 256  # side of the kept part of a tile, LR pixels; larger images are cut
     halo_px: int = 32  # read around a tile and thrown away, LR pixels
     blend_px: int = 8  # width of the seam over which neighbouring tiles fade into each other, LR pixels
@@ -19,10 +27,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.metrics) - set(METRICS))
-        if unknown or not self.metrics:
-            raise ValueError(
-                f"metrics: no such metric: {', '.join(unknown) or 'none given'} (has: {', '.join(METRICS)})"
-            )
+        if unknown:
+            raise ValueError(f"metrics: no such metric: {', '.join(unknown)} (has: {', '.join(METRICS)})")
         if self.tile_px < 16:
             raise ValueError(f"tile_px must be at least 16, found {self.tile_px}")
         widest = min(2 * self.halo_px, self.tile_px // 2)
@@ -32,3 +38,19 @@ class EvaluateConfig:
             raise ValueError(f"border_px must be at least 0, found {self.border_px}")
         if self.bootstrap < 100:
             raise ValueError(f"bootstrap must be at least 100, found {self.bootstrap}")
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The metrics, the first being the one that methods are compared by."""
+        return self.metrics or PROTOCOL_METRICS[self.protocol]
+
+    def border(self, scale: int) -> int:
+        """How many pixels are cut from each side."""
+        if self.border_px is not None:
+            return self.border_px
+        return scale + (NTIRE2017_BORDER if self.protocol == "ntire2017" else 0)
+
+    @property
+    def tiling(self) -> Tiling:
+        """How large images are cut."""
+        return Tiling(self.tile_px, self.halo_px, self.blend_px)

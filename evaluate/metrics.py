@@ -11,8 +11,6 @@ from torch import Tensor
 from store.errors import ConfigError, WeightsError
 from train.metrics import psnr, rgb_to_y, ssim
 
-NTIRE_EXTRA_BORDER = 6  # Timofte et al. 2017, "NTIRE 2017 Challenge": 6 + scale pixels ignored, RGB
-
 
 @dataclass(frozen=True)
 class Metric:

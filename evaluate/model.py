@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evaluate.baselines import FUSION
 from evaluate.config import EvaluateConfig
 from evaluate.files import Picture, from_pil, read_picture, to_pil
-from evaluate.infer import LiveInputs, Progress, Result, Tiling, chw, hwc, run, run_ensemble
+from evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
 from extract.bicubic import upscale
 from extract.config import load_expert_config
 from extract.experts import LoadedExpert, load_expert, resolve_device
@@ -36,7 +36,7 @@ class Model:
         self.scale, self.expert_names = fusion.scale, fusion.experts
         self.device = resolve_device(config.device)
         self.network: nn.Module = fusion.network.to(self.device)
-        self.tiling = Tiling(config.tile_px, config.halo_px, config.blend_px)
+        self.tiling = config.tiling
 
     @cached_property
     def experts(self) -> tuple[LoadedExpert, ...]:

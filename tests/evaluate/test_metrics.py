@@ -1,6 +1,8 @@
 """The metrics against NumPy versions written from BasicSR's definitions, and against scikit-image."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from hypothesis.strategies import integers
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from evaluate.config import EvaluateConfig
+from evaluate.metrics import Protocol, Scorer, learned_metric, ntire_perceptual
+from store.errors import ConfigError
 from train.metrics import psnr, rgb_to_y, round_to_8bit, ssim
 
 
@@ -108,3 +113,71 @@ def test_a_cut_that_leaves_nothing_is_refused(metric, border, found):
 def test_images_of_two_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 1, 8, 8\) and \(1, 1, 8, 9\)"):
         psnr(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 9), border=0)
+
+
+def test_a_scorer_gives_the_named_metrics_of_8_bit_images():
+    sr, hr = noisy_pair(11)
+    found = Scorer(hr, ["psnr_y", "ssim_y", "psnr_rgb"], border=4)(sr)
+    assert list(found) == ["psnr_y", "ssim_y", "psnr_rgb"]
+    assert found["psnr_y"] == pytest.approx(basicsr_psnr_y(sr, hr, 4), abs=1e-9)
+    assert found["ssim_y"] == pytest.approx(basicsr_ssim_y(sr, hr, 4), abs=1e-9)
+    assert found["psnr_rgb"] == pytest.approx(peak_signal_noise_ratio(hr[4:-4, 4:-4], sr[4:-4, 4:-4]), abs=1e-9)
+
+
+def test_a_16_bit_hr_image_is_scored_on_the_same_scale():
+    sr, hr = noisy_pair(12)
+    deep = Scorer(hr.astype(np.uint16) * 257, ["psnr_y"], border=4)(sr)
+    assert deep["psnr_y"] == pytest.approx(basicsr_psnr_y(sr, hr, 4), abs=1e-9)
+
+
+def test_the_older_protocol_scores_rgb_and_cuts_six_pixels_more():
+    old = EvaluateConfig(protocol="ntire2017")
+    assert old.scored == ("psnr_rgb", "ssim_rgb") and old.border(4) == 10
+    assert EvaluateConfig().scored == ("psnr_y", "ssim_y") and EvaluateConfig().border(3) == 3
+    assert EvaluateConfig(protocol="ntire2017", border_px=2, metrics=("psnr_y",)).border(4) == 2
+    words = Protocol(4, old.border(4), "as published").describe(old.scored)
+    assert "PSNR-RGB on RGB" in words and "10 pixels cut" in words and "LR as published" in words
+
+
+def test_a_metric_whose_package_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    sr, hr = noisy_pair(1)
+    for name, package in (("lpips", r"'\.\[perceptual\]'"), ("niqe", "pyiqa")):
+        with pytest.raises(ConfigError, match=rf"metric {name}: .* Run: pip install {package}"):
+            Scorer(hr, [name], border=4)(sr)
+
+
+def test_learned_metrics_get_the_inside_of_the_images_in_their_own_range(monkeypatch):
+    seen = []
+
+    class Distance:
+        metric_mode = "FR"
+
+        def __init__(self, *_args, **_options): ...
+
+        def eval(self):
+            return self
+
+        def requires_grad_(self, _):
+            return self
+
+        def __call__(self, sr, hr):
+            seen.append((sr, hr))
+            return (sr - hr).abs().mean()
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Distance))
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=Distance))
+    learned_metric.cache_clear()
+    sr, hr = noisy_pair(2)
+    found = Scorer(hr, ["lpips", "dists"], border=4)(sr)
+    learned_metric.cache_clear()
+    expected = np.abs(sr.astype(float) - hr)[4:-4, 4:-4].mean() / 255
+    assert found["lpips"] == pytest.approx(2 * expected, rel=1e-5)  # -1..1
+    assert found["dists"] == pytest.approx(expected, rel=1e-5)  # 0..1
+    assert seen[0][0].shape == (1, 3, 32, 39)
+
+
+def test_ntire_score_is_the_challenges_sum():
+    means = {"lpips": 0.25, "dists": 0.1, "clipiqa": 0.6, "maniqa": 0.4, "musiq": 65.0, "niqe": 12.0}
+    assert ntire_perceptual(means) == pytest.approx(0.75 + 0.9 + 0.6 + 0.4 + 0.65 + 0.0)

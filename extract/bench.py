@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,14 @@ class ExpertBench:
 
     name: str
     overhead: float  # extraction's seconds over the bare forwards', 1.00 is free
+    cpu_overhead: float  # the same in seconds of processor time, which other programs disturb less
     px_per_second: float  # LR pixels, of the extraction
     peak_gib: float
     load_seconds: float  # building, reading weights, trying them: once an expert, not in the overhead
     bare_seconds: tuple[float, ...]  # of each round
     extract_seconds: tuple[float, ...]
+    bare_cpu_seconds: tuple[float, ...]
+    extract_cpu_seconds: tuple[float, ...]
 
 
 def bench_expert(
@@ -52,31 +55,44 @@ def bench_expert(
         run = ExtractConfig(store=folder, data=DataConfig(hr=(folder,)), scale=scale, tile_px=tile_px, halo_px=0)
         tiling = Tiling(tile_px, 0)
         manifest.add_expert(describe(expert, run, tiling))
-        bare, whole = [], []
+        bare: list[tuple[float, float]] = []  # wall seconds, processor seconds
+        whole: list[tuple[float, float]] = []
         for shard in range(rounds):
             padded = [expert.pad(as_input(lr).to(device)) for lr in lrs[shard]]
-            steps = [lambda p=padded: bare.append(_bare_seconds(expert, p))]
-            steps.append(lambda s=shard: whole.append(_extract_seconds(manifest, expert, s, tiling)))
+            steps = [lambda p=padded: bare.append(_seconds(lambda: _run_bare(expert, p), expert))]
+            steps.append(lambda s=shard: whole.append(_seconds(lambda: run_expert(manifest, expert, [s], tiling))))
             for step in steps[:: 1 if shard % 2 else -1]:  # neither always has the warmer machine
                 step()
+        (bare_wall, bare_cpu), (wall, cpu) = zip(*bare, strict=True), zip(*whole, strict=True)
         return ExpertBench(
             name=config.name,
-            overhead=statistics.median(w / b for w, b in zip(whole, bare, strict=True)),
-            px_per_second=tiles * tile_px**2 / statistics.median(whole),
+            overhead=_ratio(wall, bare_wall),
+            cpu_overhead=_ratio(cpu, bare_cpu),
+            px_per_second=tiles * tile_px**2 / statistics.median(wall),
             peak_gib=peak_memory_gib(device),
             load_seconds=load_seconds,
-            bare_seconds=tuple(bare),
-            extract_seconds=tuple(whole),
+            bare_seconds=bare_wall,
+            extract_seconds=wall,
+            bare_cpu_seconds=bare_cpu,
+            extract_cpu_seconds=cpu,
         )
+
+
+def _ratio(ours: Sequence[float], bare: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
 
 
 def totals(results: Sequence[ExpertBench]) -> dict[str, float]:
     """The same figures for all experts one after the other."""
-    bare, whole = (sum(sum(getattr(r, key)) for r in results) for key in ("bare_seconds", "extract_seconds"))
+
+    def total(key: str) -> float:
+        return sum(sum(getattr(result, key)) for result in results)
+
     px = sum(r.px_per_second * statistics.median(r.extract_seconds) for r in results)
     seconds = sum(statistics.median(r.extract_seconds) for r in results)
     return {
-        "overhead": whole / bare,
+        "overhead": total("extract_seconds") / total("bare_seconds"),
+        "cpu_overhead": total("extract_cpu_seconds") / total("bare_cpu_seconds"),
         "peak_gib": max(r.peak_gib for r in results),
         "px_per_second": px / seconds / len(results),  # of images that all experts have seen
     }
@@ -102,20 +118,21 @@ def _store(
     return manifest, lrs
 
 
-def _bare_seconds(expert: LoadedExpert, padded: list[Tensor]) -> float:
-    expert.close()  # without the taps' hooks
-    started = time.perf_counter()
+def _run_bare(expert: LoadedExpert, padded: list[Tensor]) -> None:
     with torch.inference_mode():
         for image in padded:
             expert.bare(image)
         if expert.device.type == "cuda":
             torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    expert.open()
+
+
+def _seconds(work: Callable[[], object], unhooked: LoadedExpert | None = None) -> tuple[float, float]:
+    """Wall and processor seconds of the work; without the taps' hooks on the expert, if one is given."""
+    if unhooked:
+        unhooked.close()
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    if unhooked:
+        unhooked.open()
     return seconds
-
-
-def _extract_seconds(manifest: Manifest, expert: LoadedExpert, shard: int, tiling: Tiling) -> float:
-    started = time.perf_counter()
-    run_expert(manifest, expert, [shard], tiling)
-    return time.perf_counter() - started

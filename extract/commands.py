@@ -136,10 +136,8 @@ def bench_extract(entries, tile_px, tiles, rounds, scale, container, device, as_
             bench_expert(config, where, scale=scale, tile_px=tile_px, tiles=tiles, rounds=rounds, container=container)
         )
         last = results[-1]
-        click.echo(
-            f"{last.name}: overhead {last.overhead:.3f}, {last.px_per_second:,.0f} px/s, {last.peak_gib:.2f} GiB",
-            err=as_json,
-        )
+        ratios = f"overhead {last.overhead:.3f} (processor time {last.cpu_overhead:.3f})"
+        click.echo(f"{last.name}: {ratios}, {last.px_per_second:,.0f} px/s, {last.peak_gib:.2f} GiB", err=as_json)
     result = {**totals(results), "experts": {r.name: asdict(r) for r in results}}
     click.echo(
         json.dumps(result) if as_json else f"all: overhead {result['overhead']:.3f}, peak {result['peak_gib']:.2f} GiB"

@@ -3,13 +3,13 @@ import torch
 
 from extract.bench import bench_expert, totals
 from extract.config import load_expert_config
+from extract.edsr import EDSR
 
 
 def test_both_sides_do_the_same_work_and_the_ratio_is_theirs(save_edsr, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "extract.edsr.EDSR.forward", lambda self, x, forward=None: seen.append(tuple(x.shape)) or plain(self, x)
-    )
+    forward = EDSR.forward
+    monkeypatch.setattr(EDSR, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
     result = bench_expert(
         load_expert_config(save_edsr()), torch.device("cpu"), scale=4, tile_px=16, tiles=2, rounds=3, container="zarr"
     )
@@ -21,9 +21,3 @@ def test_both_sides_do_the_same_work_and_the_ratio_is_theirs(save_edsr, monkeypa
     both = totals([result, result])
     assert both["overhead"] == pytest.approx(sum(result.extract_seconds) / sum(result.bare_seconds))
     assert both["px_per_second"] == pytest.approx(result.px_per_second / 2)
-
-
-def plain(self, x):
-    x = self.conv_first((x - self.mean) * self.img_range)
-    x = self.upsample(self.conv_after_body(self.body(x)) + x)
-    return self.conv_last(x) / self.img_range + self.mean

@@ -4,7 +4,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ import numpy as np
 
 from store import hdf5_shard, maps, zarr_shard
 from store.codecs import Codec, Params, get_codec
-from store.compression import Compression
 from store.errors import StoreError
 from store.layout import FORMAT_VERSION, PAIRS, array_key, grid
 from store.manifest import Expert, Manifest
+from store.views import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept
 BAND_BYTES = 4 << 20  # read at a time where a whole array is gone through
 DECODED_MIB = 128  # of compressed chunks kept decoded
-NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
 CONTAINER_MODULES = {"zarr": zarr_shard, "hdf5": hdf5_shard}
 
 
@@ -92,10 +90,10 @@ class Store:
         place = content["offset"], content["file_bytes"], content["sha256"]
         return Entry(shape, raw_shape, dtype, codec, params, chunk, *place)
 
-    def _view(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
+    def _view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         return self._views.get((array.source, array.key), partial(self._open, array))
 
-    def _open(self, array: "StoredArray") -> "_Rows | _Tiles | _Chunks":
+    def _open(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         entry = array.entry
         shard = self.manifest.shard_path(array.source, array.shard)
         container = CONTAINER_MODULES[self.manifest.container]
@@ -108,25 +106,10 @@ class Store:
             table = container.chunk_table(shard, array.key, int(np.prod(counts)))
             if table.sum(1).max() > entry.file_bytes:
                 raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
-            return _Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
+            return Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
         if entry.chunk is None or entry.chunk[1] == entry.raw_shape[1]:
-            return _Rows(mapped, entry)
-        return _Tiles(mapped, entry)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a record says about one array, ready for use."""
-
-    shape: tuple[int, int, int]
-    raw_shape: tuple[int, int, int]
-    dtype: np.dtype
-    codec: Codec
-    params: Params
-    chunk: tuple[int, int, int] | None
-    offset: int | None  # of the first chunk, the others following in C order; None: the container has a table
-    file_bytes: int
-    sha256: str  # of the raw array in row-major order
+            return Rows(mapped, entry)
+        return Tiles(mapped, entry)
 
 
 class StoredArray:
@@ -212,108 +195,6 @@ class StoredArray:
             raise ValueError(
                 f"{self.source}: {self.key}: window {rows}x{cols} at ({y}, {x}) is not inside {height}x{width}"
             )
-
-
-class _Rows:
-    """Whole rows, one after the other: a window is one strided copy."""
-
-    def __init__(self, mapped: maps.FileMap, entry: Entry):
-        self._map, self._offset = mapped, entry.offset
-        self._array = mapped.view(entry.raw_shape, entry.dtype, entry.offset)
-
-    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
-        np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
-
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
-        pitch, step, _ = self._array.strides
-        first, n_bytes = self._offset + y * pitch + x * step, cols * step
-        if pitch - n_bytes <= NEAR:
-            self._map.prefetch(first, (rows - 1) * pitch + n_bytes)
-        else:
-            self._map.prefetch(first, n_bytes, pitch, rows)
-
-
-class _Tiles:
-    """Tiles in C order: a window is at most nine copies, of its corners, its edges and its inside."""
-
-    def __init__(self, mapped: maps.FileMap, entry: Entry):
-        self._rows, self._cols, channels = entry.chunk
-        counts = grid(entry.raw_shape, entry.chunk)[:2]
-        self._tiles = mapped.view((*counts, *entry.chunk), entry.dtype, entry.offset)
-        self._map, self._offset = mapped, entry.offset
-        self._channels = channels
-
-    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
-        for ty, ny, top, n_rows, at_y in _pieces(y, out.shape[0], self._rows):
-            for tx, nx, left, n_cols, at_x in _pieces(x, out.shape[1], self._cols):
-                tiles = self._tiles[ty : ty + ny, tx : tx + nx, top : top + n_rows, left : left + n_cols]
-                place = out[at_y : at_y + ny * n_rows, at_x : at_x + nx * n_cols]
-                split = place.reshape(ny, n_rows, nx, n_cols, self._channels)  # a view: axes are only cut
-                np.copyto(split, tiles.transpose(0, 2, 1, 3, 4))
-
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
-        pitch, step = self._tiles.strides[:2]
-        first, last = x // self._cols, (x + cols - 1) // self._cols
-        top, bottom = y // self._rows, (y + rows - 1) // self._rows
-        run = (last - first + 1) * step
-        self._map.prefetch(self._offset + top * pitch + first * step, run, pitch, bottom - top + 1)
-
-
-class _Chunks:
-    """Chunks anywhere in the file, compressed or not: decoded one by one and kept in the store's bounded cache."""
-
-    def __init__(self, mapped: maps.FileMap, table: np.ndarray, entry: Entry, cache: maps.Cache, where: str):
-        self._bytes, self._table, self._entry, self._cache, self._where = np.asarray(mapped), table, entry, cache, where
-        self._counts = grid(entry.raw_shape, entry.chunk)
-        self._map = mapped
-
-    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
-        n_rows, n_cols, _ = self._entry.chunk
-        for ty in range(y // n_rows, (y + out.shape[0] - 1) // n_rows + 1):
-            for tx in range(x // n_cols, (x + out.shape[1] - 1) // n_cols + 1):
-                chunk = self._chunk(ty * self._counts[1] + tx)
-                top, left = ty * n_rows - y, tx * n_cols - x
-                inside = chunk[max(-top, 0) : out.shape[0] - top, max(-left, 0) : out.shape[1] - left]
-                top, left = max(top, 0), max(left, 0)
-                out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
-        n_rows, n_cols, _ = self._entry.chunk
-        for ty in range(y // n_rows, (y + rows - 1) // n_rows + 1):
-            for tx in range(x // n_cols, (x + cols - 1) // n_cols + 1):
-                offset, n_bytes = self._table[ty * self._counts[1] + tx]
-                self._map.prefetch(offset, n_bytes)
-
-    def _chunk(self, number: int) -> np.ndarray:
-        compression = self._entry.codec.compression
-        if compression is None:
-            return self._decoded(number, None)
-        make = partial(self._decoded, number, compression)
-        return self._cache.get((self._where, number), make, lambda chunk: chunk.nbytes)
-
-    def _decoded(self, number: int, compression: Compression | None) -> np.ndarray:
-        offset, n_bytes = self._table[number]
-        stored = self._bytes[offset : offset + n_bytes]
-        content = compression.decode(stored, self._where) if compression else stored
-        return np.frombuffer(content, self._entry.dtype).reshape(self._entry.chunk)
-
-
-def _pieces(start: int, size: int, step: int) -> list[tuple[int, int, int, int, int]]:
-    """A run cut at the tiles: (first tile, tiles, first place in each, places in each, place in the window)."""
-    end = start + size
-    first, inside = divmod(start, step)
-    if end <= (first + 1) * step:
-        return [(first, 1, inside, size, 0)]
-    pieces = []
-    if inside:
-        pieces.append((first, 1, inside, step - inside, 0))
-        first += 1
-    last, rest = divmod(end, step)
-    if last > first:
-        pieces.append((first, last - first, 0, step, first * step - start))
-    if rest:
-        pieces.append((last, 1, 0, rest, last * step - start))
-    return pieces
 
 
 def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.fusion.attention import PixelAttention
@@ -57,10 +58,18 @@ class Collaboration(nn.Module):
 
     def tokens(self, inputs: list[Tensor]) -> Tensor:
         """A token of each expert with what the others tell it: (B, h, w, E, C)."""
+        experts, project = len(self.project), _projected_plainly if self.plain else _projected
+        tokens = torch.stack(
+            [
+                project(layer, inputs[e], inputs[experts + e :: experts])
+                for e, layer in enumerate(self.project.values())
+            ],
+            dim=-2,
+        )
         if self.plain:
-            return self._attended(*inputs)
-        pixels = in_pieces(self._attended, (x.flatten(0, -2) for x in inputs), [self.project, self.attention])
-        return pixels.unflatten(0, inputs[0].shape[:-1])
+            return tokens + self.attention(tokens)
+        attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
+        return attended.view_as(tokens)
 
     def surrounded(self, x: Tensor) -> Tensor:
         """(B, h, w, C) after the block of large kernel attention."""
@@ -69,15 +78,6 @@ class Collaboration(nn.Module):
             return self.surroundings.mix(x, around)
         pixels = in_pieces(self.surroundings.mix, (x.flatten(0, -2), around.flatten(0, -2)), self.surroundings.mixers)
         return pixels.view_as(x)
-
-    def _attended(self, *inputs: Tensor) -> Tensor:
-        experts = len(self.project)
-        tokens = [
-            layer(torch.cat([*scaled(inputs[e]), *inputs[experts + e :: experts]], dim=-1))
-            for e, layer in enumerate(self.project.values())
-        ]
-        tokens = torch.stack(tokens, dim=-2)
-        return tokens + self.attention(tokens)
 
     def _map(self, layer: Pointwise, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.plain:
@@ -90,10 +90,29 @@ def modulated(modulation: Tensor, rest: float) -> Tensor:
     return 1 + STRENGTH * (modulation - rest)
 
 
+def _projected_plainly(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
+    return layer(torch.cat([*scaled(features), *images], dim=-1))
+
+
+def _projected(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
+    """The same; scaling commutes with the layer, and is cheaper after it."""
+    inverse, log = inverse_and_log_rms(features)
+    n_features, n_images = features.shape[-1], sum(x.shape[-1] for x in images)
+    on_features, on_log, on_images = layer.weight.split([n_features, 1, n_images], dim=1)
+    token = F.linear(features, on_features) * inverse + log * on_log[:, 0] + layer.bias
+    return sum((F.linear(x, on_images) for x in images), token)
+
+
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features (..., C) of unit variance at each pixel, and the logarithm of what they were divided by, (..., 1).
 
     Experts differ a thousandfold in the size of their features: some work on 0..255.
     """
-    rms = features.square().mean(dim=-1, keepdim=True).sqrt() + LEAST_RMS
-    return features / rms, rms.log()
+    inverse, log = inverse_and_log_rms(features)
+    return features * inverse, log
+
+
+def inverse_and_log_rms(features: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / rms and log(rms) over the last dimension, which stays with length 1."""
+    rms = torch.linalg.vector_norm(features, dim=-1, keepdim=True) * features.shape[-1] ** -0.5 + LEAST_RMS
+    return 1 / rms, rms.log()

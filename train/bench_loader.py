@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -114,7 +115,7 @@ def write_store(root: Path, container: str, n_images: int) -> Path:
 def _runners(folder: Path, loader: Loader, hdf5: Store) -> Iterator[Runner]:
     """Every contender, those in a DataLoader once without and once with worker processes."""
     batch_size = loader.sampler.batch_size
-    raw_bytes = loader.slot().nbytes // batch_size
+    raw_bytes = loader.batch_bytes // batch_size
     yield Runner("memcpy", 0, partial(copies, loader), batch_size, raw_bytes, MOST_SLOTS)
     yield Runner("store", 0, loader.filled, batch_size, raw_bytes, MOST_SLOTS)
     yield Runner("store_decoded", 0, loader.batches, batch_size, raw_bytes, MOST_SLOTS)
@@ -128,7 +129,7 @@ def _runners(folder: Path, loader: Loader, hdf5: Store) -> Iterator[Runner]:
 
 def float32_bytes(loader: Loader) -> int:
     """Bytes of one sample whose every number is a float32."""
-    return 4 * sum(raw[0].numel() for raw in loader.slot().raw.values())
+    return 4 * sum(prod(shape[1:]) for shape in loader.shapes.values())
 
 
 def copies(loader: Loader) -> Iterator[None]:
@@ -211,8 +212,7 @@ def useful_bytes(loader: Loader, steps: int) -> int:
     for step in range(steps):
         for place in loader.places(step):
             seen[place.image, place.y : place.y + CROP_PX, place.x : place.x + CROP_PX] = True
-    slot = loader.slot()
-    return int(seen.sum()) * slot.nbytes // (len(slot.raw[loader.fields[0]]) * CROP_PX**2)
+    return int(seen.sum()) * loader.batch_bytes // (loader.sampler.batch_size * CROP_PX**2)
 
 
 def _forget(files: list[Path]) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -67,10 +68,6 @@ class Slot:
     places: list[Place]
     left: "torch.cuda.Event | None" = None  # when the device has taken its copy
 
-    @property
-    def nbytes(self) -> int:
-        return sum(raw.nbytes for raw in self.raw.values())
-
 
 class Loader:
     """Batches of random windows, the same for any number of threads and, taken together, of ranks.
@@ -110,6 +107,7 @@ class Loader:
         if batch_size % world:
             raise ConfigError(f"batch_size={batch_size}: {world} ranks cannot share it evenly")
         self.store, self.crop_px, self.device = store, crop_px, torch.device(device)
+        self.on_gpu = self.device.type == "cuda"  # buffers are then pinned, and copies to the device do not wait
         self.experts = tuple(store.experts if experts is None else experts)
         self.images = tuple(range(len(store.images)) if images is None else images)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
@@ -128,6 +126,8 @@ class Loader:
         )
         self.fields = fields_of(store, self.experts, features)
         self.dtypes = {field: self._widest(field) for field in self.fields}
+        self.shapes = {field: self._shape(field) for field in self.fields}
+        self.batch_bytes = sum(prod(self.shapes[field]) * self.dtypes[field].itemsize for field in self.fields)
 
     def places(self, step: int) -> list[Place]:
         """This rank's share of the step's windows, images by their index in the store."""
@@ -161,7 +161,7 @@ class Loader:
 
     def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[list[Place]]:
         """The places of each step; the kernel has then been asked for those of the steps that follow."""
-        distance = min(-(-self.ahead_mib * MIB // self.slot().nbytes), MOST_AHEAD)
+        distance = min(-(-self.ahead_mib * MIB // self.batch_bytes), MOST_AHEAD)
         ahead: deque[list[Place]] = deque()
         for step in count(start) if stop is None else range(start, stop):
             ahead.append(self.places(step))
@@ -180,20 +180,17 @@ class Loader:
                 array.prefetch(y, x, side, side)
 
     def _slots(self) -> Iterator[Slot]:
-        first = self.slot()
-        yield first
-        for _ in range(1, min(MOST_SLOTS, self.buffer_mib * MIB // first.nbytes) if self.threads else 1):
+        fitting = self.buffer_mib * MIB // self.batch_bytes if self.threads else 1
+        for _ in range(min(max(fitting, 1), MOST_SLOTS)):
             yield self.slot()
 
     def slot(self) -> Slot:
-        """An empty slot of this rank's share of a batch."""
-        size = self.share.stop - self.share.start
+        """An empty slot for this rank's share of a batch."""
         raw = {}
-        for field in self.fields:
-            side, channels = self.crop_px * field.resolution, self._array(field, self.images[0]).raw_channels
+        for field, shape in self.shapes.items():
             dtype = torch.from_numpy(np.empty(0, self.dtypes[field])).dtype
-            raw[field] = torch.empty(size, side, side, channels, dtype=dtype, pin_memory=self.device.type == "cuda")
-        return Slot(raw, {field: [None] * size for field in self.fields}, places=[])
+            raw[field] = torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
+        return Slot(raw, {field: [None] * shape[0] for field, shape in self.shapes.items()}, places=[])
 
     def _fill(self, submit: Submit, slot: Slot, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
@@ -224,12 +221,16 @@ class Loader:
         images = self.images if field.source == PAIRS else self.images[:1]
         return max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
 
+    def _shape(self, field: Field) -> tuple[int, int, int, int]:
+        side, channels = self.crop_px * field.resolution, self._array(field, self.images[0]).raw_channels
+        return self.share.stop - self.share.start, side, side, channels
+
     def _stored_turned(self, field: Field) -> bool:
         return self.stored_variants and field.source != PAIRS
 
     def _decoded(self, slot: Slot) -> Batch:
         values = {field: self._values(slot, field) for field in self.fields}
-        if self.device.type == "cuda":
+        if self.on_gpu:
             slot.left = torch.cuda.current_stream(self.device).record_event()
         lr, hr = (values.pop(field) for field in self.fields[:2])
         images = [values.pop(field) for field in self.fields if field.name == SR]
@@ -243,7 +244,7 @@ class Loader:
         )
 
     def _values(self, slot: Slot, field: Field) -> Tensor:
-        raw = slot.raw[field].to(self.device, non_blocking=True)
+        raw = slot.raw[field].to(self.device, non_blocking=self.on_gpu)
         if not self._stored_turned(field):
             raw = transformed(raw, [place.variant for place in slot.places])
         codec = get_codec(self.dtypes[field].name) if field.source == PAIRS else slot.arrays[field][0].codec

@@ -77,7 +77,7 @@ def test_figures_are_medians_of_the_better_number_of_workers():
 
 def test_bytes_that_windows_share_are_useful_once(random_store, monkeypatch):
     loader = Loader(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
-    sample_bytes = loader.slot().nbytes // 2
+    sample_bytes = loader.batch_bytes // 2
     monkeypatch.setattr(loader, "places", lambda step: [Place(0, 4, 4, "identity"), Place(0, 4, 8, "identity")])
     assert useful_bytes(loader, 3) == sample_bytes * 12 // 8
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from store import files
 from train import checkpoint
 from train.augment import cutblur, mixup
 from train.config import TrainConfig, learning_rate, loss_stages, span
@@ -30,6 +31,8 @@ from train.step import Trainer
 from train.watch import Meter, Watch, stop_signals
 
 log = logging.getLogger(__name__)
+
+LOCK_FILE = "run.lock"
 
 
 def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
@@ -47,7 +50,9 @@ def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, 
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries))
         if processes.first:
-            begin(out, config, source.entries, store, resume=resume, changes=changes)
+            trained = bool(checkpoint.checkpoints(out))
+            begin(out, config, source.entries, store, trained=trained, resume=resume, changes=changes)
+            stack.enter_context(files.locked(out / LOCK_FILE))
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
     return out
@@ -103,6 +108,7 @@ class Run:
                 self._after_step(bar)
                 if self.watch.stop_wanted and not self.finished:
                     raise KeyboardInterrupt
+        log.info("%s: ended after %d steps, best %.3f dB", self.out, self.step, self.best)
         self._write("end", reason="patience" if self.out_of_patience else "steps", best_psnr=self.best)
 
     def _one_step(self, batches: Iterator[Batch], stop: bool) -> None:

@@ -48,20 +48,28 @@ def read_store(run: Path) -> Path:
 
 
 def begin(
-    run: Path, config: TrainConfig, entries: Mapping[str, Expert], store: Path, *, resume: bool, changes: bool
+    run: Path,
+    config: TrainConfig,
+    entries: Mapping[str, Expert],
+    store: Path,
+    *,
+    trained: bool,
+    resume: bool,
+    changes: bool,
 ) -> None:
     """Makes the run's folder, or checks that the run in it may go on with this configuration and these experts.
 
+    trained  whether it has a checkpoint; a run without one begins anew
     resume   go on with a run that is there
     changes  take over a configuration that differs, except for the network's
     raises   ConfigError or StoreError naming what differs
     """
-    if (run / CONFIG_FILE).exists():
-        if not resume:
-            raise ConfigError(f"{run}: holds a run already. Go on with --resume {run}, or choose another --out")
+    if trained and not resume:
+        raise ConfigError(f"{run}: holds a run already. Go on with --resume {run}, or choose another --out")
+    if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()) and not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: not a run and not empty; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())

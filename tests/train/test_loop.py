@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from store.errors import ConfigError, StoreError
+from store import files
+from store.errors import ConfigError, StoreError, WeightsError
 from train.checkpoint import checkpoints, load_fusion
 from train.journal import read_metrics
 from train.loop import train
@@ -258,6 +259,26 @@ def test_a_folder_with_a_run_is_not_overwritten(finished, shared_store, make_con
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not a run and not empty"):
         train(make_config(), shared_store, tmp_path)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_begin_anew(shared_store, make_config, tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        train(
+            make_config(
+                steps=1,
+                losses={"stages": [{"length": "100 %", "weights": {"vgg": 1}}], "vgg_weights": str(tmp_path / "none")},
+            ),
+            shared_store,
+            tmp_path / "run",
+        )
+    assert checkpoints(train(make_config(steps=1), shared_store, tmp_path / "run"))
+
+
+def test_two_processes_cannot_train_one_run(shared_store, make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    with files.locked(tmp_path / "run" / "run.lock"), pytest.raises(StoreError, match="another process"):
+        train(make_config(), shared_store, tmp_path / "run")
 
 
 def test_resuming_with_another_configuration_names_what_differs(finished, shared_store, make_config):

@@ -51,9 +51,12 @@ def prepare(
     limit    only the first of the images
     raises   StoreError listing every image that does not fit, or naming what the store in `root` has differently
     """
-    pairs = find_pairs(data, scale)[:limit]
+    faults: list[str] = []
+    pairs = find_pairs(data, scale, left_out=faults)[:limit]
     known = _read_sources(root)
-    sources = _identify(pairs, known)
+    sources = _identify(pairs, known, faults)
+    if faults:
+        raise StoreError(joined(faults))
     images = assign_shards(
         (
             Image(
@@ -118,11 +121,8 @@ def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
             pool.shutdown(cancel_futures=True)
 
 
-def _identify(pairs: list[Pair], known: dict[str, Source]) -> dict[str, Source]:
-    """Image id -> source; files whose size and time are known are not read.
-
-    raises  StoreError listing every file that cannot be decoded
-    """
+def _identify(pairs: list[Pair], known: dict[str, Source], faults: list[str]) -> dict[str, Source]:
+    """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read."""
 
     def work(pair: Pair) -> Source | UnreadableImage:
         stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in pair.files]
@@ -135,10 +135,8 @@ def _identify(pairs: list[Pair], known: dict[str, Source]) -> dict[str, Source]:
         return Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
 
     results = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=None))
-    faults = [str(result) for result in results if isinstance(result, UnreadableImage)]
-    if faults:
-        raise StoreError(joined(faults))
-    return {pair.id: source for pair, source in zip(pairs, results, strict=True)}
+    faults += [str(result) for result in results if isinstance(result, UnreadableImage)]
+    return {p.id: source for p, source in zip(pairs, results, strict=True) if isinstance(source, Source)}
 
 
 def _read_sources(root: Path) -> dict[str, Source]:

@@ -186,6 +186,13 @@ def test_everything_that_does_not_fit_is_reported_at_once(tmp_path):
     assert "good" not in message
 
 
+def test_folders_of_other_images_are_reported_image_by_image(tmp_path):
+    save(tmp_path / "hr/a.png")
+    save(tmp_path / "lr/b.png", 2, 3)
+    with pytest.raises(StoreError, match=r"2 images do not fit: .*a.png: has no LR.*b.png: has no HR"):
+        find_pairs(DataConfig(hr=(str(tmp_path / "hr"),), lr=(str(tmp_path / "lr"),)), 4)
+
+
 def test_too_many_faults_go_to_the_log(tmp_path, caplog):
     for i in range(13):
         save(tmp_path / f"hr/a{i:02d}.png", 2, 2)

@@ -23,6 +23,7 @@ from extract.tiling import Tiling, as_input, run_tiled
 from store.errors import ConfigError, StoreError
 from store.layout import PAIRS, transform
 from store.manifest import ArraySpec, Expert, Image, Manifest
+from store.merge import merge
 from store.reader import Store
 from store.writer import write_shard
 
@@ -87,6 +88,17 @@ def interrupt_at(n: int):
         return run_tiled(*args)
 
     return run
+
+
+def test_parts_in_stores_of_their_own_merge_to_the_whole(make_config, save_edsr, tmp_path):
+    experts = [save_edsr("one"), save_edsr("two", seed=1)]
+    extract(make_config(experts=experts))
+    extract(make_config(experts=experts, store=str(tmp_path / "a")), part=Part(1, 2))
+    extract(make_config(experts=experts, store=str(tmp_path / "b")), ["one"], part=Part(2, 2))
+    extract(make_config(experts=experts, store=str(tmp_path / "c")), ["two"])
+    merge([tmp_path / name for name in "abc"], tmp_path / "merged")
+    assert checksums(tmp_path / "merged") == checksums(tmp_path / "store")
+    Store(tmp_path / "merged", ["one", "two"])
 
 
 def test_a_part_reads_only_its_own_images(make_config):
@@ -195,7 +207,10 @@ def test_every_damaged_image_is_named_before_any_expert_runs(make_config, tmp_pa
     for name in ("photo0", "photo2"):
         path = tmp_path / f"HR/{name}.png"
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"2 images do not fit: .*photo0.png: truncated.*photo2.png: truncated"):
+    (tmp_path / "HR/text.png").write_text("no image")
+    with pytest.raises(
+        StoreError, match=r"3 images do not fit: .*text.png: not an.*photo0.png: trunc.*photo2.png: trunc"
+    ):
         extract(config)
 
 

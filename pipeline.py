@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import warnings
 
 import click
 
@@ -10,10 +11,10 @@ from store.errors import ConfigError, StoreError, WeightsError
 
 # where each command lives: a module is imported when its command is used, so that --help needs no torch
 COMMANDS = {
-    "demo": ("evaluate.commands:demo", "The main job, from nothing to a report, in minutes on two CPU cores."),
+    "demo": ("evaluate.demo:demo", "The main job, from nothing to a report, in minutes on two CPU cores."),
     "plan": ("extract.commands:plan", "What an extraction will cost; writes nothing."),
     "extract": ("extract.commands:extract", "Run the frozen experts once and fill the feature store."),
-    "store": ("store.commands:store", "Look at, check, merge, convert and thin out feature stores."),
+    "store": ("extract.store_commands:store", "Look at, check, merge, convert and thin out feature stores."),
     "train": ("train.commands:train", "Train the fusion from a feature store."),
     "evaluate": ("evaluate.commands:evaluate", "Score a run against every expert, their mean and the oracles."),
     "upscale": ("evaluate.commands:upscale", "Super-resolve one image or a folder."),
@@ -49,6 +50,7 @@ def cli(debug: bool, verbose: bool) -> None:
 
     extract runs the experts once, train maps what they said, evaluate shows what the fusion adds.
     """
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import click
 
+from extract.config import DataConfig
 from extract.experts_commands import live as check_live
+from extract.images import find_pairs
+from extract.prepare import sha256_of
 from store.commands import FOLDER, JSON, store
 from store.commands import verify as verify_bytes
+from store.manifest import Image, Manifest
+from store.verify import Hashes
 
 __all__ = ["store"]
 
@@ -14,11 +19,35 @@ __all__ = ["store"]
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
+@click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
+@click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr.")
 @click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
 @JSON
 @click.pass_context
-def verify(context: click.Context, root: Path, repair: bool, live: int | None, as_json: bool) -> None:
+def verify(
+    context: click.Context,
+    root: Path,
+    repair: bool,
+    hr: tuple[str, ...],
+    lr: tuple[str, ...],
+    live: int | None,
+    as_json: bool,
+) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
-    context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json)
+    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root).scale) if hr else None
+    context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
     if live:
         context.invoke(check_live, root=root, n_images=live, names=(), device=None, as_json=as_json)
+
+
+def source_hashes(data: DataConfig, scale: int) -> Hashes:
+    """What the files' images hash to now, for `store.verify.verify`; (None, None) for images that are not there."""
+    pairs = {pair.id: pair for pair in find_pairs(data, scale)}
+
+    def hashes(image: Image) -> tuple[str | None, str | None]:
+        if image.id not in pairs:
+            return None, None
+        lr, hr = pairs[image.id].read()
+        return sha256_of(lr), sha256_of(hr)
+
+    return hashes

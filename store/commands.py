@@ -19,7 +19,7 @@ from store.manifest import Manifest
 from store.measure import CodecFigures, measure_codecs
 from store.merge import merge as merge_stores
 from store.reader import Store
-from store.verify import recorded_bytes
+from store.verify import Hashes, recorded_bytes
 from store.verify import verify as verify_store
 from store.view import write_sheet
 
@@ -47,10 +47,10 @@ def info(root: Path, as_json: bool) -> None:
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
 @JSON
-def verify(root: Path, repair: bool, as_json: bool) -> None:
+def verify(root: Path, repair: bool, as_json: bool, hashes: Hashes | None = None) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
     with _bar(recorded_bytes(root)) as bar:
-        report = verify_store(root, repair=repair, progress=bar.update)
+        report = verify_store(root, hashes, repair=repair, progress=bar.update)
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:

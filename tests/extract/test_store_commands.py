@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from extract.config import ExtractConfig
+from extract.run import extract
+from extract.store_commands import store
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A folder of one HR image and its store, filled by a bundled expert."""
+    folder = tmp_path / "hr"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "one.png")
+    root = tmp_path / "one.store"
+    extract(ExtractConfig(store=str(root), data={"hr": (str(folder),)}, experts=("edsr-xs",)))
+    return folder, root
+
+
+def test_verify_compares_with_the_live_experts_and_the_source_images(filled):
+    folder, root = filled
+    result = CliRunner().invoke(store, ["verify", str(root), "--hr", str(folder), "--live", "1"])
+    assert result.exit_code == 0, result.output
+    assert "no fault" in result.output and "edsr-xs: 2 arrays" in result.output
+
+
+def test_verify_names_a_source_image_that_changed(filled):
+    folder, root = filled
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(folder / "one.png")
+    result = CliRunner().invoke(store, ["verify", str(root), "--hr", str(folder)])
+    assert "the HR image has changed since the store was made" in result.output
+    assert result.exit_code == 1

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 42
 MAX_BINS = 24
 
 Point = tuple[float, float]
@@ -159,4 +159,4 @@ def _nice(step: float) -> float:
 
 
 def _label(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.0e}"
+    return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}" if abs(value) < 1e6 else f"{value:.0e}"

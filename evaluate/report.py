@@ -103,7 +103,7 @@ def _content(scores: Scores, gallery: Gallery, model: Model) -> dict[str, Any]:
         "curves": _curves(model.root),
         "gains": [_window(cut) for cut in gallery.gains],
         "losses": [_window(cut) for cut in gallery.losses],
-        "maps": [_maps(cut, model) for cut in [*gallery.gains[:MAPPED], *gallery.losses[:MAPPED]]],
+        "maps": _all_maps([*gallery.gains[:MAPPED], *gallery.losses[:MAPPED]], model),
         "wins": _wins(gallery),
         "colours": CATEGORIES,
         "costs": _costs(scores),
@@ -185,6 +185,11 @@ def _error_text(error: np.ndarray | None) -> str:
         return ""
     mean_square = float((error**2).mean())
     return f"{10 * np.log10(255**2 / mean_square):.2f} dB" if mean_square else "inf dB"
+
+
+def _all_maps(cuts: Sequence[Cut], model: Model) -> list[dict[str, Any]]:
+    """The maps around the windows; windows of a small image have the same surroundings, which are shown once."""
+    return list({item["title"]: item for item in (_maps(cut, model) for cut in cuts)}.values())
 
 
 @torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training

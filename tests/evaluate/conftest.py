@@ -86,7 +86,7 @@ def run_root(tmp_path_factory, store_root) -> Path:
 def made_run(root: Path, store: Path, **fusion) -> Path:
     config = build(TrainConfig, {"fusion": {**NARROW, **fusion}}, "test", "train")
     entries = Store(store).experts
-    begin(root, config, entries, store, resume=False, changes=False)
+    begin(root, config, entries, store, trained=False, resume=False, changes=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_fusion(config.fusion, {name: feature_channels(e) for name, e in entries.items()}, SCALE)

@@ -19,29 +19,38 @@ COMMANDS = {
     "evaluate": ("evaluate.commands:evaluate", "Score a run against every expert, their mean and the oracles."),
     "upscale": ("evaluate.commands:upscale", "Super-resolve one image or a folder."),
     "experts": ("extract.commands:experts", "List, check and pretrain experts."),
-    "bench": ("train.commands:bench", "Make the figures of the README again."),
+    "bench": ("pipeline:bench", "Make the figures of the README again."),
+}
+BENCHMARKS = {
+    "loader": ("train.commands:bench_loader", "How fast a store is read, beside memcpy and other ways to read."),
+    "step": ("train.commands:bench_step", "What a training step costs in each profile."),
+    "extract": ("extract.commands:bench_extract", "What extraction costs beside the experts' bare forward passes."),
 }
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are used."""
+    """A group whose commands are imported when they are used: name -> (module:command, what it does)."""
+
+    def __init__(self, *args, table: dict[str, tuple[str, str]], **options) -> None:
+        super().__init__(*args, **options)
+        self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self.table:
             return None
-        module, _, attribute = COMMANDS[name][0].partition(":")
+        module, _, attribute = self.table[name][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more of what is done.")
 @click.version_option(package_name="championship-sr")
@@ -52,6 +61,11 @@ def cli(debug: bool, verbose: bool) -> None:
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@click.group(cls=LazyGroup, table=BENCHMARKS)
+def bench() -> None:
+    """Make the figures of the README again."""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import click
+import pytest
+
+import pipeline
+from store.errors import ConfigError, StoreError, WeightsError
+
+
+@pytest.mark.parametrize("name", [*pipeline.COMMANDS, *(f"bench {name}" for name in pipeline.BENCHMARKS)])
+def test_every_command_of_the_tables_can_be_imported(name):
+    group = pipeline.cli
+    for part in name.split():
+        group = group.get_command(click.Context(group), part)
+    assert isinstance(group, click.Command)
+
+
+def test_help_needs_no_torch():
+    code = "import sys, pipeline; sys.argv[1:] = ['--help']\ntry: pipeline.main()\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigError("train.steps: no"), 2, "error: train.steps: no\n"),
+        (click.UsageError("give --store"), 2, "Error: give --store\n"),
+        (StoreError("shard 3\nis bad"), 1, "error: shard 3 is bad\n"),
+        (WeightsError("half a network"), 1, "error: half a network\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from what is done\n"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_its_status(monkeypatch, capsys, error, status, said):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(pipeline.cli, "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        pipeline.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err == said
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    def fail(**_):
+        raise StoreError("bad")
+
+    monkeypatch.setattr(pipeline.cli, "main", fail)
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", "--debug", "train"])
+    with pytest.raises(StoreError):
+        pipeline.main()
+
+
+def test_a_real_interrupt_ends_with_130():
+    code = "import pipeline, signal, os, sys\nsys.argv[1:] = ['x']\n"
+    code += "pipeline.cli.main = lambda **_: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\npipeline.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr

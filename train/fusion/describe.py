@@ -83,6 +83,7 @@ def measure(name: str, module: nn.Module, call: Callable[[], Any], rounds: int) 
         call()
     saved = saved_mib(module, call)
     times = [timed_step(call) for _ in range(rounds)]
+    module.zero_grad()
     forward, step = (statistics.median(column) for column in zip(*times, strict=True))
     parameters = sum(p.numel() for p in module.parameters())
     return Cost(name, parameters, counter.get_total_flops() / 1e9, forward, step, saved)

@@ -44,7 +44,7 @@ def extract(
     Goes on where it stopped: what the store's records say is done stays.
     """
     from extract.run import extract as run
-    from extract.shares import Part
+    from extract.shares import Part, Rank
 
     options = {
         "store": store,
@@ -57,6 +57,8 @@ def extract(
     }
     config = extract_config(path, assignments, options)
     summary = run(config, names, rebuild, part and Part.parse(part), limit)
+    if not Rank.from_environment().first:
+        return
     if as_json:
         click.echo(json.dumps({**asdict(summary), "store": str(summary.store)}))
         return

@@ -31,6 +31,7 @@ class Network:
     model: nn.Module
     call: Callable[[Tensor], Tensor]
     multiple_px: int  # sides must be multiples of it
+    align_px: int  # tiles begin at multiples of it, so that windows lie in them where they lie in the whole image
     minimum_px: int
     architecture: str
     hyperparameters: dict[str, Any]
@@ -83,11 +84,15 @@ def _described(config: ExpertConfig, model: nn.Module, descriptor: Any, digest: 
     if descriptor is not None:
         multiple = math.lcm(multiple, descriptor.size_requirements.multiple_of)
         minimum = descriptor.size_requirements.minimum
+    multiple = config.window_px or multiple
+    inner = (getattr(module, "window_size", None) for module in model.modules())
+    align = config.window_px or math.lcm(multiple, *(size for size in inner if isinstance(size, int)))
     return Network(
         model=model.eval().requires_grad_(False),
         # the network's own call convention: some return a tuple, some another range
         call=model if descriptor is None else lambda image: descriptor._call_fn(model, image),
-        multiple_px=config.window_px or multiple,
+        multiple_px=multiple,
+        align_px=align,
         minimum_px=minimum,
         architecture=type(model).__name__,
         hyperparameters=_plain(getattr(model, "hyperparameters", None) or config.hyperparameters),

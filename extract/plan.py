@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -73,7 +74,9 @@ def plan(config: ExtractConfig, sizes: Sequence[tuple[int, int]] | None = None, 
         random = config.random_weights or not weights_path(entry).is_file()
         with load_expert(entry, device, config.scale, random, precision=config.precision) as expert:
             speed = measured_speed(expert)
-            work = sum(worked_px(size, config, expert.multiple_px) for size in sizes) * len(config.variants)
+            work = sum(worked_px(size, config, expert.multiple_px, expert.align_px) for size in sizes) * len(
+                config.variants
+            )
             experts.append(
                 ExpertPlan(
                     name=expert.name,
@@ -107,11 +110,10 @@ def measured_speed(expert: LoadedExpert) -> float:
     return MEASURED_PX**2 / (time.perf_counter() - started)
 
 
-def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int) -> int:
+def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int, align_px: int) -> int:
     """LR pixels that the network sees of an image of this size: with window padding and overlaps."""
-    rows, cols = (spans(length, config.tile_px, config.halo_px, multiple_px) for length in size)
-    whole = [-(-axis[0].size // multiple_px) * multiple_px * len(axis) for axis in (rows, cols)]
-    return whole[0] * whole[1]
+    axes = [spans(length, config.tile_px, config.halo_px, align_px) for length in size]
+    return prod(-(-axis[0].size // multiple_px) * multiple_px * len(axis) for axis in axes)
 
 
 def free_bytes(store: Path) -> int:

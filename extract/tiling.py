@@ -73,13 +73,13 @@ def run_tiled(
     batch    tiles in one forward; always the same tiles together, so that the result is too
     returns  (1, 3, scale*h, scale*w), and for each tap (1, C, h, w); channels last in memory where they were tiled
     """
-    rows, cols = (spans(length, tile_px, halo_px, expert.multiple_px) for length in lr.shape[-2:])
+    rows, cols = (spans(length, tile_px, halo_px, expert.align_px) for length in lr.shape[-2:])
     if len(rows) == len(cols) == 1:
         sr, features = expert(lr)
         return sr.cpu(), {name: tensor.cpu() for name, tensor in features.items()}
     size, whole = lr.shape[-2:], {}
     places = [(row, col) for row in rows for col in cols]
-    for place, outputs in _tile_outputs(expert, expert.pad(lr), places, batch):
+    for place, outputs in _tile_outputs(expert, expert.pad(lr, expert.align_px), places, batch):
         for name, tensor in outputs.items():
             factor = expert.scale if name == "sr" else 1
             if name not in whole:

@@ -28,7 +28,7 @@ class Turning(nn.Module):
 
 def expert(model: nn.Module) -> LoadedExpert:
     config = load_expert_config({"name": "turning", "weights": "none", "tap": "body"})
-    return LoadedExpert(config, Network(model, model, 1, 1, "Turning", {}, None), CPU, 2)
+    return LoadedExpert(config, Network(model, model, 1, 1, 1, "Turning", {}, None), CPU, 2)
 
 
 def test_a_symmetric_network_is_equivariant_and_another_is_not():

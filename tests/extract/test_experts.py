@@ -31,7 +31,7 @@ class Small(nn.Module):
 
 def expert(model, multiple_px=1, minimum_px=1, scale=2, tap="body", **options) -> LoadedExpert:
     config = load_expert_config({"name": "e", "weights": "none", "tap": tap})
-    network = Network(model.eval(), model, multiple_px, minimum_px, "Small", {}, None)
+    network = Network(model.eval(), model, multiple_px, multiple_px, minimum_px, "Small", {}, None)
     return LoadedExpert(config, network, CPU, scale, **options)
 
 

@@ -130,7 +130,23 @@ def test_the_window_multiple_comes_from_the_network_unless_the_entry_says_it(ent
         upsampler="pixelshuffle",
     )  # fmt: skip
     assert load_network(entry(drct.state_dict()), 4).multiple_px == 16  # what spandrel asks of every DRCT
-    assert load_network(entry(drct.state_dict(), window_px=32), 4).multiple_px == 32
+    own = load_network(entry(drct.state_dict(), window_px=32), 4)
+    assert own.multiple_px == own.align_px == 32
+
+
+def test_tiles_are_aligned_to_windows_that_only_inner_modules_know():
+    # DCTLSA's blocks pad to windows of 16, and the network says nothing of it
+    config = load_expert_config(
+        {
+            "name": "e",
+            "weights": "none",
+            "tap": "LR_conv",
+            "architecture": "spandrel.architectures.DCTLSA:DCTLSA",
+            "hyperparameters": {"nf": 10, "num_head": 5},
+        }
+    )
+    network = load_network(config, 4, random_weights=True)
+    assert (network.multiple_px, network.align_px) == (1, 16)
 
 
 class Evil:

@@ -40,10 +40,10 @@ def test_variants_multiply_bytes_and_hours(make_config):
 
 def test_work_counts_window_padding_and_overlaps(make_config):
     config = make_config(tile_px=64, halo_px=8)
-    assert worked_px((30, 33), config, 1) == 30 * 33
-    assert worked_px((30, 33), config, 16) == 32 * 48
+    assert worked_px((30, 33), config, 1, 1) == 30 * 33
+    assert worked_px((30, 33), config, 16, 16) == 32 * 48
     # 100 = two tiles of 58 (overlap 16) in columns
-    assert worked_px((64, 100), config, 1) == 64 * 2 * 58
+    assert worked_px((64, 100), config, 1, 1) == 64 * 2 * 58
 
 
 def test_missing_weights_are_measured_with_random_ones_and_nothing_is_written(make_config, tmp_path):

@@ -286,7 +286,7 @@ class Fragile(nn.Module):
 def fragile(precision: str = "fp32", limit_px: int = 10**9) -> LoadedExpert:
     model = Fragile()
     config = load_expert_config({"name": "fragile", "weights": "none", "tap": "body"})
-    expert = LoadedExpert(config, Network(model, model, 1, 1, "Fragile", {}, None), CPU, 4, precision=precision)
+    expert = LoadedExpert(config, Network(model, model, 1, 1, 1, "Fragile", {}, None), CPU, 4, precision=precision)
     model.seen.clear()
     model.limit_px = limit_px
     return expert

@@ -12,7 +12,7 @@ from extract.tiling import Tiling, run_tiled, spans
 
 def expert(model: nn.Module, multiple_px: int = 1) -> LoadedExpert:
     config = load_expert_config({"name": "e", "weights": "none", "tap": "body"})
-    network = Network(model.eval(), model, multiple_px, 1, "Test", {}, None)
+    network = Network(model.eval(), model, multiple_px, multiple_px, 1, "Test", {}, None)
     return LoadedExpert(config, network, torch.device("cpu"), 2)
 
 

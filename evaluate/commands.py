@@ -8,7 +8,6 @@ import click
 from evaluate.config import EvaluateConfig
 from store.config import load_section
 
-RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT = click.Path(file_okay=False, path_type=Path)
 FORMATS = ["png", "jpg", "webp", "tif", "bmp"]
@@ -32,7 +31,7 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 
 
 @click.group(invoke_without_command=True)
-@click.option("--run", type=RUN, help="The run; without it the experts alone are scored.")
+@click.option("--run", type=FOLDER, help="The run; without it the experts alone are scored.")
 @click.option("--store", type=FOLDER, help="Score the images of a feature store.")
 @click.option("--images", multiple=True, metavar="ID", help="Only these images of the store.")
 @click.option("--hr", multiple=True, type=FOLDER, help="Score the image files of a folder; the experts are run.")
@@ -73,7 +72,7 @@ def evaluate(
 
 
 @evaluate.command("submit")
-@click.option("--run", type=RUN, required=True, help="The run.")
+@click.option("--run", type=FOLDER, required=True, help="The run.")
 @click.option("--lr", type=FOLDER, required=True, help="The challenge's LR images.")
 @click.option("--description", default="", help="The line `Other description` of readme.txt.")
 @click.option("--extra-data/--no-extra-data", default=True, show_default=True, help="Whether readme.txt says so.")
@@ -91,7 +90,7 @@ def submit_command(run, lr, description, extra_data, self_ensemble, out, config_
 
 
 @evaluate.command("export")
-@click.option("--run", type=RUN, required=True, help="The run.")
+@click.option("--run", type=FOLDER, required=True, help="The run.")
 @click.option("--with-experts", is_flag=True, help="Copy the experts' weights too.")
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(["pt2", "onnx"]), help="The fusion as a graph too.")
 @click.option("--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="Side of its LR windows.")
@@ -109,7 +108,7 @@ def export_command(run, with_experts, graphs, graph_px, out) -> None:
 
 
 @click.command()
-@click.option("--run", type=RUN, required=True, help="A run's folder, or an exported one.")
+@click.option("--run", type=FOLDER, required=True, help="A run's folder, or an exported one.")
 @click.argument("given", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(

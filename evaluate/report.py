@@ -226,12 +226,8 @@ def _wins(gallery: Gallery) -> dict[str, Any]:
 
 def _costs(scores: Scores) -> list[tuple[str, str]]:
     names = {"inputs": "reading the store, or running the experts", FUSION: "fusion"}
-    costs = [
-        (f"{names[part]}, seconds an image", f"{np.mean(values):.2f}")
-        for part, values in scores.seconds.items()
-        if part in names
-    ]
-    return [*costs, ("most memory held, MiB", f"{max(scores.peak_mib, default=0):.0f}")]
+    costs = [(f"{name}, seconds an image", f"{np.mean(scores.seconds[part]):.2f}") for part, name in names.items()]
+    return [*costs, ("most memory held, MiB", f"{max(scores.peak_mib):.0f}")]
 
 
 def _experts(model: Model) -> list[dict[str, str]]:

@@ -130,7 +130,15 @@ class Scores:
 
     def _footer(self) -> list[str]:
         number = f"{len(self.images)} image{'s' if len(self.images) != 1 else ''}"
-        return [f"{number}; {self.protocol}", *self.notes]
+        return [f"{number}; {self.protocol}", *self.costs(), *self.notes]
+
+    def costs(self) -> list[str]:
+        """Time and memory of an image, in words; nothing where they were not measured."""
+        if not self.seconds:
+            return []
+        reading = f"{np.mean(self.seconds['inputs']):.2f} s an image to read the store or run the experts"
+        fusing = f", {np.mean(self.seconds[FUSION]):.2f} s to fuse" if FUSION in self.seconds else ""
+        return [f"{reading}{fusing}; at most {max(self.peak_mib):.0f} MiB"]
 
     def csv(self) -> str:
         """One line an image and method."""

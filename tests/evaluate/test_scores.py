@@ -107,3 +107,9 @@ def test_benchmarks_stand_side_by_side():
     table = benchmarks_table({"Set5": scores(), "Set14": scores()}, "markdown")
     assert "| Set5 PSNR-Y |" in table.splitlines()[0] and "| Set14 LPIPS |" in table.splitlines()[0]
     assert table.count("x4; as asked") == 2
+
+
+def test_time_and_memory_stand_under_the_table():
+    timed = scores(seconds={"inputs": (1.0, 2.0, 3.0), FUSION: (0.5, 0.5, 0.5)}, peak_mib=(100.0, 300.4, 200.0))
+    assert "2.00 s an image to read the store or run the experts, 0.50 s to fuse; at most 300 MiB" in timed.table()
+    assert scores().costs() == []

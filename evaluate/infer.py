@@ -15,6 +15,7 @@ from store.layout import PAIRS, VARIANTS, inverse, transform
 from store.reader import Store
 
 SPATIAL = (-2, -1)
+ROWS_AT_ONCE = 256
 Device = torch.device | str
 Progress = Callable[[int], object]  # called with the number of LR pixels that were done
 
@@ -95,9 +96,11 @@ def chw(image: np.ndarray) -> Tensor:
 
 def hwc(image: Tensor, dtype: type = np.uint8) -> np.ndarray:
     """(H, W, 3) in uint8 or uint16, clipped and rounded, of an image (3, H, W) in about 0..1."""
-    values = image.clamp(0, 1).mul(np.iinfo(dtype).max).round_()
-    # torch has no full set of uint16 operations; int32 holds both
-    return np.ascontiguousarray(values.permute(1, 2, 0).to(torch.int32).numpy().astype(dtype))
+    result = np.empty((*image.shape[-2:], 3), dtype)
+    for first in range(0, len(result), ROWS_AT_ONCE):  # a large image does not fit into memory many times
+        part = image[:, first : first + ROWS_AT_ONCE].clamp(0, 1).mul_(np.iinfo(dtype).max).round_()
+        result[first : first + ROWS_AT_ONCE] = part.permute(1, 2, 0).numpy()
+    return result
 
 
 @dataclass(frozen=True)

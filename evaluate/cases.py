@@ -83,16 +83,20 @@ def chosen_images(store: Store, ids: Sequence[str] | None) -> list[int]:
     return list(index.values()) if ids is None else [index[image] for image in ids]
 
 
-def fit_images(
-    store: Store, experts: Sequence[str], scored: set[str]
-) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """(hr, experts' images) of up to MAX_FIT_IMAGES images of a store, spread over it.
+def fit_images(store: Store, scored: set[str]) -> list[int]:
+    """The indices of up to MAX_FIT_IMAGES images of a store, spread over it, none of which is scored.
 
-    scored  sha256 of the HR images that are scored: these are never fitted on
+    scored  sha256 of the HR images that are scored
     """
     free = [index for index, image in enumerate(store.images) if image.hr_sha256 not in scored]
     count = min(MAX_FIT_IMAGES, len(free))
-    for index in (free[i * len(free) // count] for i in range(count)):
+    return [free[i * len(free) // count] for i in range(count)]
+
+
+def fit_pairs(
+    store: Store, images: Sequence[int], experts: Sequence[str]
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """(hr (H, W, 3), experts' images (3, H, W)) of the images with these indices, one in memory at a time."""
+    for index in images:
         hr = store.array(index, PAIRS, "hr").load()
-        images = {name: torch.from_numpy(store.array(index, name, "sr").load()).permute(2, 0, 1) for name in experts}
-        yield hr, images
+        yield hr, {name: torch.from_numpy(store.array(index, name, "sr").load()).permute(2, 0, 1) for name in experts}

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from evaluate.baselines import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, fit_convex, images_of
+from evaluate.baselines import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, images_of
 from evaluate.cases import Case
 from evaluate.config import EvaluateConfig
 from evaluate.infer import hwc, run, run_ensemble
@@ -38,7 +38,7 @@ class Plan:
     """What is scored: the baselines of these experts, and the networks.
 
     ensemble   whether the best expert's x8 self-ensemble is scored; fusion_x8 whether the fusion's is too
-    fit        (hr, experts' images) that the convex weights are fitted on; empty leaves them out
+    weights    of the convex combination; None leaves it out
     observe    called with the pictures of each image
     notes      what a reader of the table must know
     """
@@ -47,7 +47,7 @@ class Plan:
     networks: Mapping[str, nn.Module]
     ensemble: bool
     fusion_x8: bool
-    fit: Sequence[tuple[np.ndarray, Mapping[str, Tensor]]]
+    weights: Mapping[str, float] | None
     notes: Sequence[str] = ()
     observe: Observer | None = None
 
@@ -81,7 +81,6 @@ class _Comparison:
         self.scale, self.plan, self.config = scale, plan, config
         self.border, self.tiling = config.border(scale), config.tiling
         self.device = resolve_device(config.device)
-        self.weights = fit_convex(plan.fit, self.border) if plan.fit else None
         self.table = _Table(config.scored)
 
     def add(self, case: Case) -> None:
@@ -92,7 +91,7 @@ class _Comparison:
         with peak_memory(self.device) as peak:
             result = run(inputs, self.plan.networks, self.tiling, keep_experts=True)
         experts = {name: result.images[name] for name in inputs.experts}
-        images = images_of(lr, hr, experts, self.scale, self.weights)
+        images = images_of(lr, hr, experts, self.scale, self.plan.weights)
         images |= {name: hwc(result.images[name]) for name in self.plan.networks}
         scorer = Scorer(hr, self.config.scored, self.border)
         scores = {method: scorer(image) for method, image in images.items()}
@@ -122,7 +121,7 @@ class _Comparison:
             values={metric: {k: tuple(v) for k, v in methods.items()} for metric, methods in table.values.items()},
             seconds={part: tuple(values) for part, values in table.seconds.items()},
             peak_mib=tuple(table.peaks),
-            weights=self.weights,
+            weights=dict(self.plan.weights) if self.plan.weights else None,
             notes=tuple(self.plan.notes),
             left_out=tuple(left_out),
             bootstrap=config.bootstrap,

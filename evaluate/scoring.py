@@ -1,26 +1,30 @@
 """A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.compare`."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor, nn
 
-from evaluate.baselines import FUSION, SWITCHED_OFF
-from evaluate.cases import chosen_images, fit_images, paired_cases, stored_cases, stored_variants
+from evaluate.baselines import FUSION, SWITCHED_OFF, fit_convex
+from evaluate.cases import chosen_images, fit_images, fit_pairs, paired_cases, stored_cases, stored_variants
 from evaluate.compare import Observer, Plan, score_cases
 from evaluate.config import EvaluateConfig
 from evaluate.model import Model, live_expert, load
 from evaluate.scores import Scores
 from extract.experts import LoadedExpert, resolve_device
-from extract.images import Pair
+from extract.images import Pair, UnreadableImage
+from extract.prepare import sha256_of
 from store.errors import ConfigError, StoreError, WeightsError
 from store.layout import VARIANTS
 from store.reader import Store
 from train.fusion import PHASES
 from train.run import RUN_FILE, read_store
+
+log = logging.getLogger(__name__)
 
 BICUBIC_LR, PUBLISHED_LR = "made by MATLAB's bicubic", "as published"
 
@@ -66,13 +70,15 @@ def evaluate_store(
     live = cache(lambda: tuple(live_expert(store.experts[name], store.scale, device) for name in names))
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live)
-    notes: list[str] = []
+    scored = {store.images[index].hr_sha256 for index in chosen}
+    weights, note = _fitted(wanted, model, store, names, scored, config.border(store.scale))
+    notes = [note]
     plan = Plan(
         experts=names,
         networks=_networks(model, wanted),
         ensemble=_can_ensemble(wanted, lambda: len(stored_variants(store)) == len(VARIANTS) or live(), notes),
         fusion_x8=bool(wanted.self_ensemble),
-        fit=_fit(wanted, model, store, names, {store.images[index].hr_sha256 for index in chosen}, notes),
+        weights=weights,
         notes=notes,
         observe=wanted.observe,
     )
@@ -101,19 +107,20 @@ def evaluate_pairs(
     experts = model.experts if model else tuple(experts)
     if not experts:
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
-    names, notes = tuple(expert.name for expert in experts), []
+    names, scale = tuple(expert.name for expert in experts), experts[0].scale
+    weights, note = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
     plan = Plan(
         experts=names,
         networks=_networks(model, wanted),
         ensemble=wanted.self_ensemble is not False,
         fusion_x8=bool(wanted.self_ensemble),
-        fit=_fit(wanted, model, None, names, set(), notes),
-        notes=notes,
+        weights=weights,
+        notes=[note],
         observe=wanted.observe,
     )
     cases = paired_cases(pairs, experts, resolve_device(config.device))
     lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
-    return score_cases(cases, experts[0].scale, lr, plan, config)
+    return score_cases(cases, scale, lr, plan, config)
 
 
 def _check_experts(model: Model, store: Store) -> None:
@@ -174,20 +181,35 @@ def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str])
     return True
 
 
-def _fit(
-    wanted: Wanted, model: Model | None, store: Store | None, names: Sequence[str], scored: set[str], notes: list[str]
-) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
-    """What the convex weights are fitted on: (hr, experts' images); empty with a note where there is nothing."""
-    roots = [wanted.fit_store] if wanted.fit_store else []
-    if not roots and model and (model.root / RUN_FILE).exists():
-        roots.append(read_store(model.root))
-    for root in roots:
-        if wanted.fit_store or (root / "store.yaml").exists():
-            store = Store(root, names)
-            break
-    found = list(fit_images(store, names, scored)) if store else []
-    if found:
-        notes.append(f"convex weights fitted on {len(found)} images of {store.root.name} that are not scored")
-    else:
-        notes.append("fitted convex weights left out: no images but the scored ones; give --fit-store")
+def _fitted(
+    wanted: Wanted, model: Model | None, scored_store: Store | None, names: Sequence[str], scored: set[str], border: int
+) -> tuple[dict[str, float] | None, str]:
+    """The fitted convex weights, None where there is nothing to fit them on; and a note on where they are from."""
+    store = _fit_store(wanted, model, names) or scored_store
+    images = fit_images(store, scored) if store else []
+    if not images:
+        return None, "fitted convex weights left out: no images but the scored ones; give --fit-store"
+    weights = fit_convex(fit_pairs(store, images, names), border)
+    return weights, f"convex weights fitted on {len(images)} images of {store.root.name} that are not scored"
+
+
+def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Store | None:
+    """The store that was asked for, or the run's where it is still there and whole."""
+    if wanted.fit_store:
+        return Store(wanted.fit_store, names)
+    if model is None or not (model.root / RUN_FILE).exists():
+        return None
+    try:
+        return Store(read_store(model.root), names)
+    except StoreError as error:
+        log.info("the run's store cannot be used to fit convex weights: %s", error)
+        return None
+
+
+def _hashes(pairs: Sequence[Pair]) -> set[str]:
+    """sha256 of the HR images that can be read, as stores state them."""
+    found = set()
+    for pair in pairs:
+        with suppress(UnreadableImage):  # said when it is scored
+            found.add(sha256_of(pair.read()[1]))
     return found

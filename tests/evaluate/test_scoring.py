@@ -128,6 +128,14 @@ def test_convex_weights_come_only_from_images_that_are_not_scored(run_root, stor
     assert CONVEX not in everything.methods and any("left out" in note for note in everything.notes)
 
 
+def test_files_of_the_runs_own_store_are_not_fitted_on(run_root, hr_folder, config):
+    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
+    some = evaluate_pairs(run_root, pairs[:1], wanted=Wanted(self_ensemble=False), config=config)
+    assert any("fitted on 3 images of plain.store" in note for note in some.notes)
+    every = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
+    assert CONVEX not in every.methods
+
+
 def test_without_a_run_the_experts_are_scored(store_root, config):
     found = evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
     assert FUSION not in found.methods and EXPERT + "two" in found.methods

@@ -150,9 +150,9 @@ class LoadedExpert:
         with autocast:
             return self._forward(padded)
 
-    def pad(self, image: Tensor, multiple_px: int | None = None) -> Tensor:
-        """The image, reflected beyond its right and lower edge up to a multiple; the network's own by default."""
-        multiple = multiple_px or self._network.multiple_px
+    def pad(self, image: Tensor) -> Tensor:
+        """The image, reflected beyond its right and lower edge up to the network's window multiple."""
+        multiple = self._network.multiple_px
         sizes = [max(n, self._network.minimum_px) for n in image.shape[-2:]]
         down, right = (-(-n // multiple) * multiple - m for n, m in zip(sizes, image.shape[-2:], strict=True))
         while down or right:  # one reflection reaches no further than the image's own size

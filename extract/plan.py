@@ -113,7 +113,7 @@ def measured_speed(expert: LoadedExpert) -> float:
 def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int, align_px: int) -> int:
     """LR pixels that the network sees of an image of this size: with window padding and overlaps."""
     axes = [spans(length, config.tile_px, config.halo_px, align_px) for length in size]
-    return prod(-(-axis[0].size // multiple_px) * multiple_px * len(axis) for axis in axes)
+    return prod(sum(-(-span.size // multiple_px) * multiple_px for span in axis) for axis in axes)
 
 
 def free_bytes(store: Path) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -40,11 +40,11 @@ class Span:
 
 
 def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list[Span]:
-    """The tiles along one axis: as few as cover it, all of one size, no larger than they must be.
+    """The tiles along one axis: as few as cover it, of one size, no larger than they must be.
 
     Starts and sizes are multiples of `multiple_px`, so that a network's windows lie where they lie in the whole image;
-    the last tile may reach beyond `length`, by less than `multiple_px`. Kept parts touch and cover 0..length; each lies
-    at least `halo_px` inside its tile, but for the image's own borders.
+    the last tile ends with the image, and may be smaller by less than `multiple_px`. Kept parts touch and cover
+    0..length; each lies at least `halo_px` inside its tile, but for the image's own borders.
     """
     whole, overlap = -(-length // multiple_px), -(-2 * halo_px // multiple_px)
     largest = max(tile_px // multiple_px, overlap + 1)
@@ -56,7 +56,7 @@ def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list
     size *= multiple_px
     # cut each overlap in its middle, where both tiles are equally far from their borders
     cuts = [0, *((left + size + right) // 2 for left, right in pairwise(starts)), length]
-    return [Span(start, size, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+    return [Span(start, min(size, length - start), cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
 def as_input(lr: np.ndarray) -> Tensor:
@@ -79,7 +79,7 @@ def run_tiled(
         return sr.cpu(), {name: tensor.cpu() for name, tensor in features.items()}
     size, whole = lr.shape[-2:], {}
     places = [(row, col) for row in rows for col in cols]
-    for place, outputs in _tile_outputs(expert, expert.pad(lr, expert.align_px), places, batch):
+    for place, outputs in _tile_outputs(expert, lr, places, batch):
         for name, tensor in outputs.items():
             factor = expert.scale if name == "sr" else 1
             if name not in whole:
@@ -92,12 +92,18 @@ def run_tiled(
 def _tile_outputs(
     expert: LoadedExpert, lr: Tensor, places: list[tuple[Span, Span]], batch: int
 ) -> Iterator[tuple[tuple[Span, Span], dict[str, Tensor]]]:
-    for first in range(0, len(places), batch):
-        group = places[first : first + batch]
+    for group in _equal_groups(places, batch):
         crops = [lr[..., r.start : r.start + r.size, c.start : c.start + c.size] for r, c in group]
         sr, features = expert(torch.cat(crops) if len(crops) > 1 else crops[0])
         for i, place in enumerate(group):
             yield place, {"sr": sr[i]} | {name: tensor[i] for name, tensor in features.items()}
+
+
+def _equal_groups(places: list[tuple[Span, Span]], batch: int) -> Iterator[list[tuple[Span, Span]]]:
+    """Runs of at most `batch` tiles of one shape."""
+    for _, same in groupby(places, key=lambda place: (place[0].size, place[1].size)):
+        run = list(same)
+        yield from (run[first : first + batch] for first in range(0, len(run), batch))
 
 
 def _paste(whole: Tensor, tile: Tensor, place: tuple[Span, Span], factor: int) -> None:

@@ -47,9 +47,9 @@ def test_kept_parts_cover_every_pixel_once_and_lie_inside_the_halo(length, tile_
     assert [i for t in tiles for i in range(t.keep_from, t.keep_to)] == list(range(length))
     if len(tiles) == 1:
         return
-    assert len({t.size for t in tiles}) == 1
-    assert all(t.start % multiple_px == 0 and t.size % multiple_px == 0 for t in tiles)
-    assert tiles[-1].start + tiles[-1].size - length < multiple_px
+    assert len({t.size for t in tiles[:-1]}) == 1 and 0 <= tiles[0].size - tiles[-1].size < multiple_px
+    assert all(t.start % multiple_px == 0 and t.size % multiple_px == 0 for t in tiles[:-1])
+    assert tiles[-1].start % multiple_px == 0 and tiles[-1].start + tiles[-1].size == length
     assert all(t.keep_from - t.start >= halo_px for t in tiles[1:])
     assert all(t.start + t.size - t.keep_to >= halo_px for t in tiles[:-1])
 
@@ -78,10 +78,19 @@ def test_too_small_a_halo_is_seen_in_the_result():
         assert not torch.allclose(run_tiled(loaded, lr, 20, 1)[0], loaded(lr)[0], atol=1e-4)
 
 
-def test_windows_lie_in_tiles_where_they_lie_in_the_whole():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_windows_lie_in_tiles_where_they_lie_in_the_whole(batch):
     lr = torch.rand(1, 3, 53, 37)
     with expert(Windows(8), multiple_px=8) as loaded:
-        assert run_tiled(loaded, lr, 24, 3)[0].equal(loaded(lr)[0])
+        assert run_tiled(loaded, lr, 24, 3, batch)[0].equal(loaded(lr)[0])
+
+
+def test_only_tiles_of_one_shape_are_put_into_a_batch():
+    seen = []
+    with expert(Windows(8), multiple_px=8) as loaded:
+        loaded._forward = lambda x: seen.append(tuple(x.shape)) or loaded._network.model(x)
+        run_tiled(loaded, torch.rand(1, 3, 24, 53), 24, 4, batch=2)
+    assert seen == [(2, 3, 24, 24), (1, 3, 24, 24)]
 
 
 def test_an_image_that_fits_runs_whole():

@@ -46,13 +46,12 @@ class SwiftRefinement(nn.Module):
         self.enter = Join(inputs, channels)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range((layers - 2) // 2)))
         self.leave = conv3(channels, 3 * scale**2)
-        self.scale = scale
         if neutral:
             zero(self.leave)
 
     def forward(self, fused: Tensor, views: Views, *seen: Tensor) -> Tensor:
         x = self.blocks(self.enter(views.of(fused - views.mean), views.detail, *seen))
-        return fused + RESIDUAL_SCALE * shuffle(gelu_conv(x, self.leave), self.scale)
+        return fused + RESIDUAL_SCALE * views.image(gelu_conv(x, self.leave))
 
 
 class Edges(nn.Module):
@@ -86,7 +85,7 @@ class Edges(nn.Module):
     def _refined(self, level: nn.Module, edges: Tensor) -> Tensor:
         if self.subpixels == 1:
             return level(edges)
-        return shuffle(level(unshuffle(Views.GAIN * edges, self.subpixels)), self.subpixels)
+        return shuffle(level(unshuffle(Views.GAIN * edges, self.subpixels)), self.subpixels) / Views.GAIN
 
 
 def laplacians(image: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from train.fusion.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
 from train.fusion.collaboration import scaled
 from train.fusion.config import FusionConfig
+from train.fusion.refinement import RESIDUAL_SCALE
 from train.fusion.views import Views
 
 BLOCKS = 6
@@ -33,16 +34,16 @@ class PlainCNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        x = self.trunk(lr, images, features)
-        return blend(images, self.gates(x)) + 0.1 * shuffle(self.residual(x), self.scale)
+        views = Views(lr, images, self.scale)
+        x = self.trunk(lr, views, features)
+        return blend(images, self.gates(x)) + RESIDUAL_SCALE * views.image(self.residual(x))
 
     @torch.no_grad()
     def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of the experts (B, E, H, W), the only map that it has."""
-        return {"gates": self.gates(self.trunk(lr, images, features))}
+        return {"gates": self.gates(self.trunk(lr, Views(lr, images, self.scale), features))}
 
-    def trunk(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        views = Views(lr, images, self.scale)
+    def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
         if self.config.features:
             seen += [first(part) for name in self.experts for part in scaled(last(features[name]))]

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.fusion.blocks import unshuffle
+from train.fusion.blocks import shuffle, unshuffle
 
 
 class Views:
@@ -30,3 +30,7 @@ class Views:
     def of(self, image: Tensor) -> Tensor:
         """A small image (B, 3, H, W), such as a correction, at LR."""
         return unshuffle(image * self.GAIN, self.scale)
+
+    def image(self, x: Tensor) -> Tensor:
+        """The way back. Without the division one early step of Adam moves the image further than its whole error."""
+        return shuffle(x, self.scale) / self.GAIN

@@ -49,7 +49,7 @@ class Fusions:
         """A few steps towards an image that is none of the experts'."""
         lr, images, features = self.inputs()
         target = images[:, 0] + 0.1 * torch.sin(20 * images[:, 1])
-        optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+        optimiser = torch.optim.Adam(network.parameters(), lr=4e-3)
         for _ in range(steps):
             optimiser.zero_grad()
             (network(lr, images, features) - target).abs().mean().backward()

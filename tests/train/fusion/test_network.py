@@ -109,6 +109,24 @@ def test_checkpointing_changes_memory_only(fusions, profile):
         assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.parametrize("profile", PHASED)
+def test_bfloat16_gives_nearly_the_full_result(fusions, profile):
+    network = fusions.build(profile, start="document")
+    inputs = fusions.inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(*inputs)
+    half.float().square().mean().backward()
+    assert (half.float() - network(*inputs)).abs().max() < 0.05
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_an_exported_network_gives_the_same_image(fusions):
+    network = fusions.build("swift", start="document").eval()
+    inputs = fusions.inputs(8, 8, batch=1)
+    exported = torch.export.export(network, inputs).module()
+    assert torch.allclose(exported(*inputs), network(*inputs), atol=1e-6)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_training_and_inference_are_one_function_of_each_image(fusions, profile):
     network = fusions.build(profile, **({} if profile == "cnn" else {"start": "document"}))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -133,53 +134,85 @@ def export(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     save_atomically(lambda temporary: save_file(tensors, temporary), path)
 
 
+@dataclass
+class Training:
+    """What a checkpoint holds."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: dict[str, Tensor]
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint; the one before is there until this one is whole."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.averaged,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        save_atomically(lambda temporary: torch.save(state, temporary), path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Goes back to a checkpoint.
+
+        raises  WeightsError if it is of another network
+        """
+        state = torch.load(path, map_location=device, weights_only=True)
+        try:
+            self.network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            line = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{path}: not of this network with these hyperparameters: {line}") from None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averaged, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+
+
+def begin(config: PretrainConfig, device: torch.device) -> Training:
+    """A training at its first step."""
+    torch.manual_seed(config.seed)
+    network = build_network(config.network, config.hyperparameters).train()
+    network.to(device, memory_format=torch.channels_last)
+    averaged = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    return Training(network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.99)), averaged)
+
+
 def pretrain(name: str, config: PretrainConfig, out: Path, device: torch.device) -> Path:
     """Trains the network and returns the path of its exported EMA weights.
 
     A checkpoint is written every `checkpoint_steps`; the same command goes on from the last one.
     """
-    torch.manual_seed(config.seed)
-    network = build_network(config.network, config.hyperparameters).train()
-    network.to(device, memory_format=torch.channels_last)
-    averaged = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
+    training = begin(config, device)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, weights = out / "checkpoint.pt", out / f"{name}.safetensors"
-    first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        try:
-            network.load_state_dict(state["network"])
-        except RuntimeError as error:
-            raise WeightsError(f"{checkpoint}: not of {config.network} with these hyperparameters: {error}") from None
-        optimizer.load_state_dict(state["optimizer"])
-        averaged, first, seconds = state["ema"], state["step"], state["seconds"]
-        log.info("%s: going on from step %d", checkpoint, first)
+        training.load(checkpoint, device)
+        log.info("%s: going on from step %d", checkpoint, training.step)
     pairs = load_pairs(config.hr, config.scale)
-    started = time.monotonic() - seconds
+    started = time.monotonic() - training.seconds
     with (
-        tqdm(total=config.steps, initial=first, desc=name, unit="step", disable=None) as bar,
+        tqdm(total=config.steps, initial=training.step, desc=name, unit="step", disable=None) as bar,
         open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics,
     ):
-        for step in range(first, config.steps):
-            loss = train_step(network, optimizer, averaged, config, pairs, step, device)
+        while training.step < config.steps:
+            loss = train_step(training, config, pairs, device)
             bar.update()
-            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
-                seconds = time.monotonic() - started
-                state = dict(
-                    network=network.state_dict(), optimizer=optimizer.state_dict(), ema=averaged,
-                    step=step + 1, seconds=seconds,
-                )  # fmt: skip
-                save_atomically(lambda temporary, state=state: torch.save(state, temporary), checkpoint)
-                export(network, averaged, weights)
-                metrics.write(json.dumps({"step": step + 1, "l1": round(loss, 5), "seconds": round(seconds)}) + "\n")
+            if training.step % config.checkpoint_steps == 0 or training.step == config.steps:
+                training.seconds = time.monotonic() - started
+                training.save(checkpoint)
+                export(training.network, training.averaged, weights)
+                entry = {"step": training.step, "l1": round(loss, 5), "seconds": round(training.seconds)}
+                metrics.write(json.dumps(entry) + "\n")
                 metrics.flush()
                 bar.set_postfix(l1=f"{loss:.4f}")
     return weights
 
 
-def train_step(network, optimizer, averaged, config: PretrainConfig, pairs, step: int, device) -> float:
+def train_step(training: Training, config: PretrainConfig, pairs: list, device: torch.device) -> float:
     """One step of L1 on a batch; returns the loss."""
+    network, optimizer, step = training.network, training.optimizer, training.step
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     lr, hr = (t.to(device) for t in sample_batch(pairs, config, step))
@@ -194,5 +227,6 @@ def train_step(network, optimizer, averaged, config: PretrainConfig, pairs, step
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         for key, value in network.state_dict().items():
             if value.is_floating_point():
-                averaged[key].lerp_(value, 1 - decay)
+                training.averaged[key].lerp_(value, 1 - decay)
+    training.step += 1
     return loss.item()

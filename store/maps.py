@@ -68,18 +68,19 @@ class FileMap:
             n_bytes *= size
         return np.asarray(self)[offset : offset + n_bytes].view(dtype).reshape(shape)
 
-    def prefetch(self, offset: int, n_bytes: int, pitch: int = 0, runs: int = 1) -> None:
-        """Ask for the pages of so many runs of bytes, `pitch` apart; returns before they are there.
+    def prefetch(self, offset: int, n_bytes: int, pitch: int = 0, runs: int = 1) -> bool:
+        """Ask for the pages of so many runs of bytes, `pitch` apart, without waiting; False: they are there.
 
         Asking costs as much as copying, so nothing is asked for where the first, the middle and the last run are in
         memory: what lies between was read with them, and else is read when it is touched.
         """
         first, n_bytes = self._address + int(offset), int(n_bytes)  # windows drawn by numpy come as its integers
         if self._tells_residency and all(_resident(first + run * pitch, n_bytes) for run in {0, runs // 2, runs - 1}):
-            return
+            return False
         for start in range(first, first + runs * pitch, pitch) if pitch else [first]:
             page = start & -PAGE
             _libc.madvise(page, start + n_bytes - page, _MADV_WILLNEED)
+        return True
 
     def __del__(self) -> None:
         if self._address is not None:

@@ -160,10 +160,10 @@ class StoredArray:
         raw = self.read(y, x, rows, cols)
         return raw if self.source == PAIRS else self.entry.codec.decode(raw, self.entry.params)
 
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
-        """Start reading exactly the window's pages from the disk; for windows that are needed soon."""
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
+        """Start reading exactly the window's pages from the disk, for windows that are needed soon; False: no need."""
         self._inside(y, x, rows, cols)
-        self._store._view(self).prefetch(y, x, rows, cols)
+        return self._store._view(self).prefetch(y, x, rows, cols)
 
     def bands(self) -> Iterator[np.ndarray]:
         """The whole raw array, a few MiB of rows at a time, the next ones always asked for already."""

@@ -38,13 +38,12 @@ class Rows:
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
 
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         pitch, step, _ = self._array.strides
         first, n_bytes = self._offset + y * pitch + x * step, cols * step
         if pitch - n_bytes <= NEAR:
-            self._map.prefetch(first, (rows - 1) * pitch + n_bytes)
-        else:
-            self._map.prefetch(first, n_bytes, pitch, rows)
+            return self._map.prefetch(first, (rows - 1) * pitch + n_bytes)
+        return self._map.prefetch(first, n_bytes, pitch, rows)
 
 
 class Tiles:
@@ -65,12 +64,12 @@ class Tiles:
                 split = place.reshape(ny, n_rows, nx, n_cols, self._channels)  # a view: axes are only cut
                 np.copyto(split, tiles.transpose(0, 2, 1, 3, 4))
 
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         pitch, step = self._tiles.strides[:2]
         first, last = x // self._cols, (x + cols - 1) // self._cols
         top, bottom = y // self._rows, (y + rows - 1) // self._rows
         run = (last - first + 1) * step
-        self._map.prefetch(self._offset + top * pitch + first * step, run, pitch, bottom - top + 1)
+        return self._map.prefetch(self._offset + top * pitch + first * step, run, pitch, bottom - top + 1)
 
 
 class Chunks:
@@ -91,12 +90,14 @@ class Chunks:
                 top, left = max(top, 0), max(left, 0)
                 out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
 
-    def prefetch(self, y: int, x: int, rows: int, cols: int) -> None:
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         n_rows, n_cols, _ = self._entry.chunk
+        asked = False
         for ty in range(y // n_rows, (y + rows - 1) // n_rows + 1):
             for tx in range(x // n_cols, (x + cols - 1) // n_cols + 1):
                 offset, n_bytes = self._table[ty * self._counts[1] + tx]
-                self._map.prefetch(offset, n_bytes)
+                asked |= self._map.prefetch(offset, n_bytes)
+        return asked
 
     def _chunk(self, number: int) -> np.ndarray:
         compression = self._entry.codec.compression

@@ -12,7 +12,7 @@ from store.layout import VARIANTS, transform
 from store.reader import Store
 
 if TYPE_CHECKING:
-    from train.loader import Batch
+    from train.batch import Batch
 
 Augment = Literal["none", "stored", "approximate"]
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from store.layout import PAIRS, array_key
 from store.reader import Store
-from train.loader import Field, fields_of
+from train.batch import Field, fields_of
 from train.sampler import Place
 
 log = logging.getLogger(__name__)

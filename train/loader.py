@@ -6,67 +6,28 @@ the host's work without Python's lock, and processes would have to hand their ba
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count, islice
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from store.codecs import get_codec
 from store.errors import ConfigError
 from store.layout import PAIRS, inverse, variant_size, window_before
 from store.reader import Store, StoredArray
-from train.augment import Augment, transformed, variants_for
+from train.augment import Augment, variants_for
+from train.batch import Batch, Field, Slot, decoded, fields_of
 from train.sampler import Place, Sampler, Weighting
 
 MIB = 2**20
-SR = "sr"  # an expert's image; its other arrays are features
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
+SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
 
 Submit = Callable[..., Future]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's input on the device: float32, images in 0..1, in channels_last order of memory.
-
-    lr        (B, 3, h, w)
-    hr        (B, 3, H, W)
-    images    (B, E, 3, H, W), the experts in their order
-    features  expert -> (B, C, h, w); several arrays of an expert are joined along the channels
-    places    (image id, y, x, variant) of each sample, in LR pixels of the upright image
-    """
-
-    lr: Tensor
-    hr: Tensor
-    images: Tensor
-    features: dict[str, Tensor]
-    places: list[tuple[str, int, int, str]]
-
-
-class Field(NamedTuple):
-    """An array that every image has."""
-
-    source: str
-    name: str
-    resolution: int
-
-
-@dataclass
-class Slot:
-    """The raw windows of one step, overwritten by a later step once they have been decoded."""
-
-    raw: dict[Field, Tensor]  # (B, rows, cols, raw channels)
-    arrays: dict[Field, list[StoredArray]]  # where each sample's window comes from: its codec and parameters
-    places: list[Place]
-    left: "torch.cuda.Event | None" = None  # when the device has taken its copy
 
 
 class Loader:
@@ -111,8 +72,8 @@ class Loader:
         self.experts = tuple(store.experts if experts is None else experts)
         self.images = tuple(range(len(store.images)) if images is None else images)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self.stored_variants = augment == "stored"
         self.threads, self.buffer_mib, self.ahead_mib = threads, buffer_mib, ahead_mib
+        self.in_memory = 0  # windows found there since the last that was not
         self.sampler = Sampler(
             [store.images[image].lr_size for image in self.images],
             batch_size=batch_size,
@@ -125,6 +86,7 @@ class Loader:
             pool_visits=pool_visits,
         )
         self.fields = fields_of(store, self.experts, features)
+        self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
         self.dtypes = {field: self._widest(field) for field in self.fields}
         self.shapes = {field: self._shape(field) for field in self.fields}
         self.batch_bytes = sum(prod(self.shapes[field]) * self.dtypes[field].itemsize for field in self.fields)
@@ -174,10 +136,15 @@ class Loader:
     def _prefetch(self, places: list[Place]) -> None:
         # a fault found here is left to `_fill_sample`, which meets it again where someone hears of it
         for place in places:
-            for field in self.fields:
-                array, y, x = self._window(field, place)
-                side = self.crop_px * field.resolution
-                array.prefetch(y, x, side, side)
+            self.in_memory += 1
+            if self.in_memory <= SETTLED or self.in_memory % LOOK_EVERY == 0:
+                asked = [self._ask_for(field, place) for field in self.fields]
+                self.in_memory *= not any(asked)
+
+    def _ask_for(self, field: Field, place: Place) -> bool:
+        array, y, x = self._window(field, place)
+        side = self.crop_px * field.resolution
+        return array.prefetch(y, x, side, side)
 
     def _slots(self) -> Iterator[Slot]:
         fitting = self.buffer_mib * MIB // self.batch_bytes if self.threads else 1
@@ -207,7 +174,7 @@ class Loader:
     def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
         """The array that holds this field of the place, and where the place begins in it."""
         y, x, variant = place.y, place.x, place.variant
-        if variant == "identity" or not self._stored_turned(field):
+        if variant == "identity" or field not in self.turned:
             return self._array(field, place.image), y * field.resolution, x * field.resolution
         turned = variant_size(self.store.images[place.image].lr_size, variant)
         y, x, _, _ = window_before((y, x, self.crop_px, self.crop_px), inverse(variant), turned)
@@ -225,38 +192,9 @@ class Loader:
         side, channels = self.crop_px * field.resolution, self._array(field, self.images[0]).raw_channels
         return self.share.stop - self.share.start, side, side, channels
 
-    def _stored_turned(self, field: Field) -> bool:
-        return self.stored_variants and field.source != PAIRS
-
     def _decoded(self, slot: Slot) -> Batch:
-        values = {field: self._values(slot, field) for field in self.fields}
-        if self.on_gpu:
-            slot.left = torch.cuda.current_stream(self.device).record_event()
-        lr, hr = (values.pop(field) for field in self.fields[:2])
-        images = [values.pop(field) for field in self.fields if field.name == SR]
-        by_expert = {name: [part for field, part in values.items() if field.source == name] for name in self.experts}
-        return Batch(
-            lr=lr.permute(0, 3, 1, 2),
-            hr=hr.permute(0, 3, 1, 2),
-            images=(torch.stack(images, 1) if images else hr[:, None][:, :0]).permute(0, 1, 4, 2, 3),
-            features={name: _joined(parts).permute(0, 3, 1, 2) for name, parts in by_expert.items() if parts},
-            places=[(self.store.images[place.image].id, *place[1:]) for place in slot.places],
-        )
-
-    def _values(self, slot: Slot, field: Field) -> Tensor:
-        raw = slot.raw[field].to(self.device, non_blocking=self.on_gpu)
-        if not self._stored_turned(field):
-            raw = transformed(raw, [place.variant for place in slot.places])
-        codec = get_codec(self.dtypes[field].name) if field.source == PAIRS else slot.arrays[field][0].codec
-        values = codec.decode(raw, _params(slot.arrays[field]))
-        return values.clone() if values.data_ptr() == slot.raw[field].data_ptr() else values
-
-
-def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:
-    """LR, HR, and then what the experts made."""
-    pairs = (Field(PAIRS, "lr", 1), Field(PAIRS, "hr", store.scale))
-    made = (Field(name, spec.name, spec.resolution) for name in experts for spec in store.experts[name].arrays)
-    return pairs + tuple(field for field in made if features or field.name == SR)
+        ids = [self.store.images[place.image].id for place in slot.places]
+        return decoded(slot, self.device, ids, self.turned)
 
 
 @contextmanager
@@ -283,17 +221,3 @@ def _read(array: StoredArray, out: np.ndarray, y: int, x: int) -> None:
         array.read_into(out, y, x)
     else:
         np.multiply(array.read(y, x, *out.shape[:2]), LEVELS_OF_8_IN_16_BITS, out=out, dtype=out.dtype)
-
-
-def _params(arrays: Sequence[StoredArray]) -> dict[str, np.ndarray]:
-    """The codec's parameters for a batch: what the arrays share once, what differs stacked to (B, 1, 1, ...)."""
-    result = {}
-    for key, value in arrays[0].params.items():
-        values = [array.params[key] for array in arrays]
-        shared = all(each is value for each in values)
-        result[key] = value if shared else np.stack([np.asarray(each) for each in values])[:, None, None]
-    return result
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

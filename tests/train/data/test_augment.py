@@ -5,7 +5,7 @@ import torch
 from store.errors import ConfigError
 from store.layout import VARIANTS
 from train.augment import cutblur, mixup, transformed, variants_for
-from train.loader import Batch
+from train.batch import Batch
 from train.sampler import step_rng
 
 

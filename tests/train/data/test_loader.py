@@ -14,7 +14,7 @@ import zarr
 from store.errors import ConfigError, StoreError
 from store.layout import transform
 from store.manifest import Image, Manifest
-from store.reader import Store
+from store.reader import Store, StoredArray
 from store.writer import write_shard
 from train.loader import Loader
 
@@ -197,6 +197,17 @@ def test_closing_the_iterator_ends_its_threads(written):
     assert threading.active_count() > before
     batches.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_windows_in_memory_are_soon_left_alone_and_others_never(written, monkeypatch, in_memory):
+    looked = []
+    monkeypatch.setattr(StoredArray, "prefetch", lambda array, *window: bool(looked.append(window)) or not in_memory)
+    loader = Loader(Store(written()), **OPTIONS)
+    list(loader.filled(0, 100))
+    windows = 100 * 4
+    expected = 256 + (windows - 256) // 8 if in_memory else windows
+    assert len(looked) == expected * len(loader.fields)
 
 
 def _sums(loader, results):

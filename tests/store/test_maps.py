@@ -34,6 +34,12 @@ def cold(tmp_path):
     pytest.skip("this file system keeps files in memory")
 
 
+def wait_for(mapped, wanted):
+    end = time.monotonic() + 10
+    while not resident(mapped)[sorted(wanted)].all() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
 @pytest.mark.parametrize("tells", [True, False])
 def test_prefetch_brings_exactly_the_pages_of_the_runs(cold, tells):
     cold._tells_residency = tells

@@ -1,0 +1,1 @@
+"""Expert entries that come with the package, as YAML."""

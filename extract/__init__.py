@@ -1,0 +1,1 @@
+"""Frozen experts, their taps, and the run that fills a store."""

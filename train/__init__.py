@@ -1,0 +1,1 @@
+"""The fusion network, its losses, and the run that trains it from a store."""

@@ -66,10 +66,7 @@ class Collaboration(nn.Module):
             ],
             dim=-2,
         )
-        if self.plain:
-            return tokens + self.attention(tokens)
-        attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
-        return attended.view_as(tokens)
+        return tokens + self.attention(tokens)
 
     def surrounded(self, x: Tensor) -> Tensor:
         """(B, h, w, C) after the block of large kernel attention."""

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from store.convert import convert
 from store.manifest import Manifest
@@ -49,9 +50,14 @@ def prepare(job, here, samples, container):
         samples.build(here / "other", {"x": 1, "b": 30}, **options(container))
 
 
+def alone(job, here, samples, container):
+    torch.set_num_threads(1)  # the threads of the parent's OpenMP pool do not survive a fork
+    job(here, samples, container)
+
+
 def run(job, here, samples, container, seconds: float | None = None) -> int:
     """The exit code of the job in a process of its own, killed after so many seconds."""
-    process = get_context("fork").Process(target=job, args=(here, samples, container))
+    process = get_context("fork").Process(target=alone, args=(job, here, samples, container))
     process.start()
     process.join(seconds)
     process.kill()

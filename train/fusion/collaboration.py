@@ -66,7 +66,10 @@ class Collaboration(nn.Module):
             ],
             dim=-2,
         )
-        return tokens + self.attention(tokens)
+        if self.plain:
+            return tokens + self.attention(tokens)
+        attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
+        return attended.view_as(tokens)
 
     def surrounded(self, x: Tensor) -> Tensor:
         """(B, h, w, C) after the block of large kernel attention."""

@@ -152,7 +152,7 @@ def _document_phases(
         "hierarchy": Hierarchy(experts, scale, widths.hierarchy, widths.experts, plain=plain, neutral=neutral),
         "selection": Selection(experts, widths.selection, neutral=neutral),
         "refinement": Refinement(widths.refinement, widths.refinement_layers, plain=plain, neutral=neutral),
-        "edges": Edges(widths.edges, plain=plain, neutral=neutral),
+        "edges": Edges(widths.edges, neutral=neutral),
     }
 
 

@@ -376,6 +376,7 @@ def start(config, **environment: str) -> multiprocessing.Process:
     """`extract` in a process of its own, forked so that it starts in milliseconds."""
 
     def run():
+        torch.set_num_threads(1)  # the threads of the parent's OpenMP pool do not survive a fork
         os.environ |= environment
         extract(config)
 

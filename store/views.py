@@ -65,11 +65,16 @@ class Tiles:
                 np.copyto(split, tiles.transpose(0, 2, 1, 3, 4))
 
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
-        pitch, step = self._tiles.strides[:2]
+        band, tile, line = self._tiles.strides[:3]
         first, last = x // self._cols, (x + cols - 1) // self._cols
-        top, bottom = y // self._rows, (y + rows - 1) // self._rows
-        run = (last - first + 1) * step
-        return self._map.prefetch(self._offset + top * pitch + first * step, run, pitch, bottom - top + 1)
+        asked = False
+        for ty, ny, top, n_rows, _ in _pieces(y, rows, self._rows):
+            offset = self._offset + ty * band + first * tile + top * line
+            if n_rows == self._rows:  # whole tiles follow each other
+                asked |= self._map.prefetch(offset, (last - first + 1) * tile, band, ny)
+            else:
+                asked |= self._map.prefetch(offset, n_rows * line, tile, last - first + 1)
+        return asked
 
 
 class Chunks:

@@ -18,10 +18,11 @@ PAIRS = "pairs"  # the source that holds lr and hr; every other source is an exp
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
 VARIANTS = ("identity", "mirror", "rot90", "rot180", "rot270", "mirror_rot90", "mirror_rot180", "mirror_rot270")
 
-WIDE_CHANNELS = 16  # arrays with fewer channels (images) lie in tiles, the others (features) in bands of whole rows
+WIDE_CHANNELS = 16  # arrays with fewer channels are images, the others features
 BAND_ROWS = 8  # a last band is filled up to whole, so that more rows would waste space
-TILE = (32, 64)  # rows, columns of an image: measured in docs/log.md, "Store layout"
-COMPRESSED_TILE = (32, 32)  # of wide arrays: a window of 64 x 64 decodes 2.2 times its bytes
+STRIP_COLS = 32  # of images, which lie in strips of whole columns: measured in docs/log.md, "Store layout"
+COMPRESSED_IMAGE_TILE = (32, 64)
+COMPRESSED_TILE = (32, 32)  # of features: a window of 64 x 64 decodes 2.2 times its bytes
 
 UNFINISHED = (".tmp", ".rebuild")  # ends of names that are nobody's: files.TMP, and an expert made anew
 
@@ -127,11 +128,12 @@ def _flip(array: Any, axis: int) -> Any:
 def default_chunk(shape: tuple[int, int, int], compressed: bool, container: str) -> tuple[int, ...] | None:
     """The shape of an array's chunks; None for one contiguous block (HDF5 only)."""
     rows, cols, channels = shape
-    if channels < WIDE_CHANNELS and (compressed or container == "zarr"):
-        return _tile(TILE, shape)
+    image = channels < WIDE_CHANNELS
     if compressed:
-        return _tile(COMPRESSED_TILE, shape)
-    return (min(BAND_ROWS, rows), cols, channels) if container == "zarr" else None
+        return _tile(COMPRESSED_IMAGE_TILE if image else COMPRESSED_TILE, shape)
+    if container == "hdf5":
+        return None
+    return _tile((rows, STRIP_COLS) if image else (BAND_ROWS, cols), shape)
 
 
 def parsed_chunk(text: str, shape: tuple[int, int, int], compressed: bool, container: str) -> tuple[int, ...] | None:

@@ -115,9 +115,9 @@ class Loader:
             steps = self._steps(start, stop, advise)
             ring = deque(self._fill(submit, *pair) for pair in zip(self._slots(), steps, strict=False))
             while ring:
-                slot, samples = ring.popleft()
-                for sample in samples:
-                    sample.result()
+                slot, shares = ring.popleft()
+                for share in shares:
+                    share.result()
                 yield slot
                 ring.extend(self._fill(submit, slot, places) for places in islice(steps, 1))
 
@@ -134,7 +134,7 @@ class Loader:
         yield from ahead
 
     def _prefetch(self, places: list[Place]) -> None:
-        # a fault found here is left to `_fill_sample`, which meets it again where someone hears of it
+        # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
         for place in places:
             self.in_memory += 1
             if self.in_memory <= SETTLED or self.in_memory % LOOK_EVERY == 0:
@@ -161,15 +161,18 @@ class Loader:
 
     def _fill(self, submit: Submit, slot: Slot, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
-        return slot, [submit(self._fill_sample, slot, row) for row in range(len(places))]
+        shares = max(self.threads, 1)  # one task a thread: one a sample costs more than it evens out
+        return slot, [submit(self._fill_rows, slot, range(first, len(places), shares)) for first in range(shares)]
 
-    def _fill_sample(self, slot: Slot, row: int) -> None:
+    def _fill_rows(self, slot: Slot, rows: range) -> None:
         if slot.left is not None:
             slot.left.synchronize()
-        for field, raw in slot.raw.items():
-            array, y, x = self._window(field, slot.places[row])
-            _read(array, raw[row].numpy(), y, x)
-            slot.arrays[field][row] = array
+        buffers = [(field, raw.numpy(), slot.arrays[field]) for field, raw in slot.raw.items()]
+        for row in rows:
+            for field, buffer, arrays in buffers:
+                array, y, x = self._window(field, slot.places[row])
+                _read(array, buffer[row], y, x)
+                arrays[row] = array
 
     def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
         """The array that holds this field of the place, and where the place begins in it."""

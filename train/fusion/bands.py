@@ -41,7 +41,7 @@ class CrossBand(nn.Module):
             tokens = self.surroundings.mix(tokens, self.surroundings.around(tokens))
             return flat + self.back(first(tokens.flatten(-2)))
         pixels = last(flat).flatten(0, -2)
-        tokens = in_pieces(self._enter, [pixels], [self.project, self.attention, self.gates])
+        tokens = self._enter(pixels)
         around = self.surroundings.around(tokens.unflatten(0, last(flat).shape[:-1])).flatten(0, 2)
         pixels = in_pieces(self._leave, [pixels, tokens, around], [*self.surroundings.mixers, self.back])
         return first(pixels.unflatten(0, last(flat).shape[:-1]))

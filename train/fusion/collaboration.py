@@ -23,12 +23,14 @@ class Collaboration(nn.Module):
     channels       feature channels of each expert, in order
     with_images    each expert's image joins its features, as channels of LR pixels
     subpixels      modulation values a side of an LR pixel: 1 = at LR, brought to HR bilinearly
+    recompute      what attention keeps for backward is made again there: less memory, a little more time
     plain          the modulation on all channels at HR, as the document puts it
     """
 
     def __init__(
         self, channels: Mapping[str, int], dim: int, heads: int, expansion: int,
-        *, with_images: bool = False, scale: int = 1, subpixels: int = 1, plain: bool = False, neutral: bool = True,
+        *, with_images: bool = False, scale: int = 1, subpixels: int = 1, recompute: bool = False,
+        plain: bool = False, neutral: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         beside = 1 + (3 * scale**2 if with_images else 0)
@@ -39,6 +41,7 @@ class Collaboration(nn.Module):
         self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2, plain=plain) for name in channels})
         self.subpixels = subpixels
         self.with_images = with_images
+        self.recompute = recompute
         self.plain = plain
         if neutral:
             for layer in self.modulate.values():
@@ -66,7 +69,7 @@ class Collaboration(nn.Module):
             ],
             dim=-2,
         )
-        if self.plain:
+        if not self.recompute:
             return tokens + self.attention(tokens)
         attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
         return attended.view_as(tokens)

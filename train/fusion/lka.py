@@ -5,7 +5,6 @@ one of ceil(K/d) x ceil(K/d) taps with dilation d, and a pointwise one. The docu
 a column in place of the dilated square.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.fusion.blocks import first, last
@@ -35,8 +34,10 @@ class LKABlock(nn.Module):
 
     def around(self, tokens: Tensor) -> Tensor:
         """What lies around each pixel, for its gate: (B, h, w, T, C) to the same."""
-        over_tokens = _token_by_token if self.plain else _tokens_as_channels
-        return over_tokens((self.square, self.row, self.column), self.norm1(tokens))
+        x = self.norm1(tokens.movedim(-2, 1)).flatten(0, 1)  # (B T, h, w, C): few channels at a time stay in the cache
+        x = first(x).contiguous() if self.plain else first(x)
+        x = self.column(self.row(self.square(x)))
+        return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
 
     @property
     def mixers(self) -> tuple[nn.Module, ...]:
@@ -47,21 +48,3 @@ class LKABlock(nn.Module):
         """The block's output, from its input and `around`, (..., C)."""
         tokens = tokens + self.norm1(tokens) * self.point(around)
         return tokens + self.feed(self.norm2(tokens))
-
-
-def _token_by_token(convs: tuple[nn.Conv2d, ...], tokens: Tensor) -> Tensor:
-    batch, rows, cols, n_tokens, dim = tokens.shape
-    x = tokens.permute(0, 3, 4, 1, 2).reshape(batch * n_tokens, dim, rows, cols)
-    for conv in convs:
-        x = conv(x)
-    return x.view(batch, n_tokens, dim, rows, cols).permute(0, 3, 4, 1, 2)
-
-
-def _tokens_as_channels(convs: tuple[nn.Conv2d, ...], tokens: Tensor) -> Tensor:
-    """One depthwise convolution over tokens x channels: nothing moves in memory."""
-    n_tokens = tokens.shape[-2]
-    x = first(tokens.flatten(-2))
-    for conv in convs:
-        weight, bias = conv.weight.repeat(n_tokens, 1, 1, 1), conv.bias.repeat(n_tokens)
-        x = F.conv2d(x, weight, bias, 1, conv.padding, conv.dilation, x.shape[1])
-    return last(x).unflatten(-1, (n_tokens, -1))

@@ -147,12 +147,18 @@ def _document_phases(
         "frequency": FrequencySplit(),
         "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion, plain=plain),
         "collaboration": Collaboration(
-            channels, widths.experts, widths.expert_heads, widths.expert_expansion, plain=plain, neutral=neutral
+            channels,
+            widths.experts,
+            widths.expert_heads,
+            widths.expert_expansion,
+            recompute=not plain,
+            plain=plain,
+            neutral=neutral,
         ),
         "hierarchy": Hierarchy(experts, scale, widths.hierarchy, widths.experts, plain=plain, neutral=neutral),
         "selection": Selection(experts, widths.selection, neutral=neutral),
         "refinement": Refinement(widths.refinement, widths.refinement_layers, plain=plain, neutral=neutral),
-        "edges": Edges(widths.edges, neutral=neutral),
+        "edges": Edges(widths.edges, plain=plain, neutral=neutral),
     }
 
 

@@ -60,7 +60,7 @@ class Edges(nn.Module):
     subpixels   1: the refining convolutions run at HR; scale: at LR, on the channels of whole LR pixels
     """
 
-    def __init__(self, channels: int, *, subpixels: int = 1, neutral: bool = True) -> None:
+    def __init__(self, channels: int, *, subpixels: int = 1, plain: bool = False, neutral: bool = True) -> None:
         super().__init__()
         width = 3 * subpixels**2
         self.levels = nn.ModuleList(
@@ -72,6 +72,7 @@ class Edges(nn.Module):
         # the document adds each Laplacian itself too: sharpening that the mean of experts does not want at the start
         self.skip = nn.Parameter(torch.full((LEVELS,), 0.0 if neutral else 1.0))
         self.subpixels = subpixels
+        self.plain = plain
         if neutral:
             for level in self.levels:
                 zero(level[-1])
@@ -84,7 +85,7 @@ class Edges(nn.Module):
 
     def _refined(self, level: nn.Module, edges: Tensor) -> Tensor:
         if self.subpixels == 1:
-            return level(edges)
+            return level(edges if self.plain else edges.contiguous(memory_format=torch.channels_last))
         return shuffle(level(unshuffle(Views.GAIN * edges, self.subpixels)), self.subpixels) / Views.GAIN
 
 

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from extract.bicubic import downscale
 from extract.config import DataConfig
+from extract.png16 import read_png16
 from extract.pretrain import IMAGE_SUFFIXES
 from store.errors import StoreError
 
@@ -112,12 +113,7 @@ def _bits(image: Image.Image, path: Path) -> int:
 
 def _decode_16_bit(image: Image.Image, path: Path) -> np.ndarray:
     if image.format == "PNG":
-        from torchvision.io import decode_png, read_file
-
-        try:
-            return decode_png(read_file(str(path))).permute(1, 2, 0).numpy()
-        except RuntimeError as error:
-            raise ValueError(str(error).partition("\n")[0]) from None
+        return read_png16(path).values
     import tifffile
 
     array = tifffile.imread(path)

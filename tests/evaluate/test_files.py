@@ -1,20 +1,13 @@
 """Pictures through files and back: what must survive, and what must be refused."""
 
 import io
-import struct
-import tempfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis.strategies import integers
 from PIL import Image, ImageCms
 
 from evaluate.files import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, Picture, from_pil, read_picture, to_pil, write_picture
-from evaluate.png16 import is_png16, read_png16
 from store.errors import ConfigError, StoreError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -68,36 +61,6 @@ def test_other_programs_read_our_16_bit_files(tmp_path):
         # Pillow keeps the upper byte of each value
         assert np.array_equal(np.asarray(image), before.pixels >> 8)
         assert image.getexif()[0x010F] == "A camera" and image.info["icc_profile"] == SRGB
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=integers(0, 2**32 - 1), height=integers(1, 20), width=integers(1, 20), channels=integers(1, 4))
-def test_every_filter_of_16_bit_png_is_undone(seed, height, width, channels):
-    rng = np.random.default_rng(seed)
-    values = rng.integers(2**16, size=(height, width, channels), dtype=np.uint16)
-    values[:, ::3] = values[:1, :1]  # ties in the Paeth predictor
-    kinds = rng.integers(5, size=height)
-    rows = values.astype(">u2").view(np.uint8).reshape(height, width, -1).astype(int)
-    filtered = b""
-    for y in range(height):
-        filtered += bytes([kinds[y]])
-        for x in range(width):
-            for i in range(rows.shape[-1]):
-                a = rows[y, x - 1, i] if x else 0
-                b = rows[y - 1, x, i] if y else 0
-                c = rows[y - 1, x - 1, i] if x and y else 0
-                nearest = min((abs(a + b - c - p), k) for k, p in enumerate((a, b, c)))[1]
-                predicted = (0, a, b, (a + b) // 2, (a, b, c)[nearest])[kinds[y]]
-                filtered += bytes([(rows[y, x, i] - predicted) % 256])
-    header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered)), (b"IEND", b""))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.png"
-        path.write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-        )
-        assert is_png16(path) and np.array_equal(read_png16(path).values, values)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])

@@ -1,6 +1,7 @@
 """PNG files of 16 bits a channel, which Pillow reads as 8 and cannot write.
 
-Source: Portable Network Graphics (PNG) Specification, third edition, sections 5 (chunks), 9 (filters) and 11.
+Source: Portable Network Graphics (PNG) Specification, third edition, sections 5 (chunks), 8 (interlacing), 9 (filters)
+and 11.
 """
 
 import io
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER = struct.Struct(">IIBBBBB")  # width, height, depth, colour type, compression, filter, interlacing
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # colour type -> channels: grey, RGB, grey with alpha, RGBA
 COLOUR_TYPES = {channels: colour for colour, channels in CHANNELS.items()}
+WHOLE = ((0, 0, 1, 1),)
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 UP = 2  # the filter that rows are written with: each as its difference to the row above
 ROWS_AT_ONCE = 256
 
@@ -46,22 +50,35 @@ def is_png16(path: Path) -> bool:
 def read_png16(path: Path) -> Png16:
     """The image in the file.
 
-    raises  ValueError if it is damaged or interlaced
+    raises  ValueError if it is damaged
     """
     chunks = _read_chunks(path.read_bytes())
-    width, height, _depth, colour, _compression, _filter, interlaced = struct.unpack(">IIBBBBB", chunks.header)
-    if interlaced or colour not in CHANNELS:
-        raise ValueError("interlaced 16-bit PNG is not supported" if interlaced else f"colour type {colour}")
+    if len(chunks.header) != HEADER.size:
+        raise ValueError(f"a header of {len(chunks.header)} bytes, expected {HEADER.size}")
+    width, height, depth, colour, _compression, _filter, interlaced = HEADER.unpack(chunks.header)
+    if depth != 16 or colour not in CHANNELS:
+        raise ValueError(f"{depth} bits of colour type {colour}, expected 16 of {', '.join(map(str, CHANNELS))}")
+    pixels = np.empty((height, width, 2 * CHANNELS[colour]), np.uint8)
+    parts = [pixels[y::dy, x::dx] for x, y, dx, dy in (ADAM7 if interlaced else WHOLE)]
+    parts = [part for part in parts if part.size]
+    raw = _inflated(b"".join(chunks.data), sum(len(part) + part.size for part in parts))
+    for part in parts:
+        height, width, n = part.shape
+        rows, raw = np.split(raw, [height * (1 + width * n)])
+        rows = rows.reshape(height, 1 + width * n)
+        part[...] = _unfiltered(rows[:, 1:].reshape(part.shape), rows[:, 0])
+    return Png16(pixels.view(">u2").astype(np.uint16), chunks.exif, chunks.icc)
+
+
+def _inflated(data: bytes, size: int) -> np.ndarray:
+    """The uncompressed bytes, exactly as many as there must be."""
     try:
-        raw = zlib.decompress(b"".join(chunks.data))
+        raw = zlib.decompressobj().decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from None
-    row_bytes = 2 * CHANNELS[colour] * width
-    if len(raw) != height * (row_bytes + 1):
-        raise ValueError(f"{len(raw)} bytes of pixels, expected {height * (row_bytes + 1)}")
-    rows = np.frombuffer(raw, np.uint8).reshape(height, row_bytes + 1)
-    pixels = _unfiltered(rows[:, 1:].reshape(height, width, -1), rows[:, 0])
-    return Png16(pixels.view(">u2").astype(np.uint16), chunks.exif, chunks.icc)
+    if len(raw) != size:
+        raise ValueError(f"{'at least ' * (len(raw) > size)}{len(raw)} bytes of pixels, expected {size}")
+    return np.frombuffer(raw, np.uint8)
 
 
 def _read_chunks(content: bytes) -> _Chunks:
@@ -82,8 +99,15 @@ def _read_chunks(content: bytes) -> _Chunks:
         elif kind == b"eXIf":
             chunks.exif = data
         elif kind == b"iCCP":
-            chunks.icc = zlib.decompress(data.partition(b"\0")[2][1:])
+            chunks.icc = _profile(data)
         place += length + 12
+
+
+def _profile(data: bytes) -> bytes:
+    try:
+        return zlib.decompress(data.partition(b"\0")[2][1:])
+    except zlib.error as error:
+        raise ValueError(f"colour profile: {error}") from None
 
 
 def _unfiltered(filtered: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -116,7 +140,7 @@ def write_png16(file: io.BufferedWriter, image: Png16) -> None:
     """Writes the image, a few rows in memory at a time."""
     height, width, channels = image.values.shape
     file.write(SIGNATURE)
-    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0))
+    _write_chunk(file, b"IHDR", HEADER.pack(width, height, 16, COLOUR_TYPES[channels], 0, 0, 0))
     if image.icc:
         _write_chunk(file, b"iCCP", b"icc\0\0" + zlib.compress(image.icc))
     if image.exif:

@@ -15,9 +15,8 @@ from evaluate.config import EvaluateConfig
 from evaluate.files import Picture, from_pil, read_picture, to_pil
 from evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
 from extract.bicubic import upscale
-from extract.config import load_expert_config
-from extract.experts import LoadedExpert, load_expert, resolve_device
-from store.errors import WeightsError
+from extract.experts import LoadedExpert, resolve_device
+from extract.live import live_expert, recorded_config
 from store.manifest import Expert
 from train.checkpoint import LoadedFusion, Which, load_fusion
 
@@ -45,7 +44,7 @@ class Model:
         raises  WeightsError if a weights file is missing, or is not the one that the run was trained with
         """
         entries = (self.fusion.expert_entries[name] for name in self.expert_names)
-        return tuple(live_expert(entry, self.scale, self.device, self.root / WEIGHTS) for entry in entries)
+        return tuple(expert_of(entry, self.scale, self.device, self.root / WEIGHTS) for entry in entries)
 
     def __call__(self, image: Given, *, self_ensemble: bool = False) -> Image.Image | np.ndarray | Tensor:
         """The SR image, of the kind that was given.
@@ -124,27 +123,14 @@ def load(
     return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device))
 
 
-def live_expert(entry: Expert, scale: int, device: torch.device, folder: Path | None = None) -> LoadedExpert:
-    """The expert that a store's entry describes, run as it was run for the store.
+def expert_of(entry: Expert, scale: int, device: torch.device, folder: Path) -> LoadedExpert:
+    """The expert that the run was trained with.
 
     folder  where its weights lie if they are not where the entry says
     raises  WeightsError if its weights file is missing or another one
     """
-    identity, config = entry.identity, load_expert_config(entry.notes["config"])
-    own = folder / Path(config.weights).name if folder else None
-    if own and own.exists() and not Path(config.weights).exists():
+    config = recorded_config(entry)
+    own = folder / Path(config.weights).name
+    if own.exists() and not Path(config.weights).exists():
         config = replace(config, weights=str(own))
-    expert = load_expert(
-        config,
-        device,
-        scale,
-        bool(identity.get("random_weights")),
-        precision=identity.get("precision", "fp32"),
-    )
-    found, expected = expert.identity["weights_sha256"], identity.get("weights_sha256")
-    if found != expected:
-        raise WeightsError(
-            f"expert {entry.name}: the weights file has sha256 {str(found)[:12]}, "
-            f"the run was trained with {str(expected)[:12]}"
-        )
-    return expert
+    return live_expert(entry, scale, device, config)

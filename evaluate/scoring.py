@@ -13,10 +13,11 @@ from evaluate.baselines import FUSION, SWITCHED_OFF, fit_convex
 from evaluate.cases import chosen_images, fit_images, fit_pairs, paired_cases, stored_cases, stored_variants
 from evaluate.compare import Observer, Plan, score_cases
 from evaluate.config import EvaluateConfig
-from evaluate.model import Model, live_expert, load
+from evaluate.model import Model, load
 from evaluate.scores import Scores
 from extract.experts import LoadedExpert, resolve_device
 from extract.images import Pair, UnreadableImage
+from extract.live import live_expert
 from extract.prepare import sha256_of
 from store.errors import ConfigError, StoreError, WeightsError
 from store.layout import VARIANTS
@@ -173,7 +174,7 @@ def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str])
         return False
     try:
         ready()
-    except (WeightsError, ConfigError) as error:
+    except (WeightsError, ConfigError, StoreError) as error:
         if wanted.self_ensemble:
             raise
         notes.append(f"x8 self-ensemble left out: {error}")

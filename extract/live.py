@@ -1,16 +1,16 @@
 """What a store's experts say now, for `store.live.compare_live`: each made again from what the store recorded of it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from extract.config import load_expert_config
+from extract.config import ExpertConfig, load_expert_config
 from extract.experts import LoadedExpert, load_expert, resolve_device
 from extract.tiling import as_input, run_tiled
+from store.errors import StoreError, WeightsError
 from store.layout import PAIRS, transform
 from store.live import LiveDifference, compare_live
 from store.manifest import Expert
@@ -44,10 +44,11 @@ def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, de
     result = []
     for name, entry in Store(root, names).experts.items():
         store = Store(root, [name])
-        with live_expert(entry, store.scale, device) as expert:
-            now = expert.identity
-            made = entry.identity
-            changed = [f"{key} is {made[key]} in the store, {now[key]} now" for key in now if made[key] != now[key]]
+        with live_expert(entry, store.scale, resolve_device(device), any_weights=True) as expert:
+            made, now = entry.identity, expert.identity
+            changed = [
+                f"{key} is {made.get(key)} in the store, {now[key]} now" for key in now if made.get(key) != now[key]
+            ]
             index = {image.id: i for i, image in enumerate(store.images)}
 
             def recompute(_name, image, variant, store=store, entry=entry, expert=expert, index=index):
@@ -58,20 +59,43 @@ def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, de
     return result
 
 
-@contextmanager
-def live_expert(entry: Expert, scale: int, device: str = "auto") -> Iterator[LoadedExpert]:
-    """The expert as the store's entry describes it, loaded again."""
+def live_expert(
+    entry: Expert, scale: int, device: torch.device, config: ExpertConfig | None = None, *, any_weights: bool = False
+) -> LoadedExpert:
+    """The expert that a store's entry describes, loaded again and run as it was run for the store.
+
+    config       where its weights are now; None: where the entry says
+    any_weights  other weights than the store was made with are taken too
+    raises       WeightsError if they are missing or others, StoreError if the entry does not say where they were
+    """
     made = entry.identity
-    with load_expert(
-        load_expert_config(entry.notes["config"]),
-        resolve_device(device),
+    expert = load_expert(
+        config or recorded_config(entry),
+        device,
         scale,
-        made["random_weights"],
-        precision=made["precision"],
-        channels_last=made["channels_last"],
-        compiled=made["compile"],
-    ) as expert:
-        yield expert
+        bool(made.get("random_weights")),
+        precision=made.get("precision", "fp32"),
+        channels_last=bool(made.get("channels_last")),
+        compiled=bool(made.get("compile")),
+    )
+    found, expected = expert.identity["weights_sha256"], made.get("weights_sha256")
+    if found != expected and not any_weights:
+        expert.close()
+        raise WeightsError(
+            f"expert {entry.name}: was made with other weights (sha256 {str(expected)[:12]}) "
+            f"than {expert.config.weights} holds now ({str(found)[:12]})"
+        )
+    return expert
+
+
+def recorded_config(entry: Expert) -> ExpertConfig:
+    """The configuration that the expert was extracted with.
+
+    raises  StoreError if the entry has none
+    """
+    if not entry.notes.get("config"):
+        raise StoreError(f"expert {entry.name}: its entry holds no configuration (notes.config) to load it again from")
+    return load_expert_config(entry.notes["config"])
 
 
 def answer(expert: LoadedExpert, entry: Expert, lr: np.ndarray) -> dict[str, np.ndarray]:

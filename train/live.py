@@ -51,29 +51,30 @@ class LiveExperts:
 def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveExperts:
     """The experts of `live.experts`, or those that the store records, loaded from their weights.
 
-    raises  ConfigError if neither names any; StoreError if the weights are not those that the store was made with
+    raises  ConfigError if neither names any; StoreError, WeightsError as `extract.live.live_expert`
     """
     # the one place where training needs the experts themselves
     from extract.config import load_expert_config
     from extract.experts import load_expert
+    from extract.live import live_expert, recorded_config
 
     manifest = Manifest.load(root)
     names = config.experts or tuple(manifest.experts)
     if not config.live.experts and not names:
         raise ConfigError(f"live.experts: {root} records no experts; name some, such as [hat-l, edsr-l]")
     recorded = {name: manifest.experts[name] for name in names if name in manifest.experts}
-    sources = config.live.experts or [_recorded_config(root, name, recorded) for name in names]
+    missing = [name for name in names if name not in recorded]
+    if missing and not config.live.experts:
+        has = ", ".join(manifest.experts) or "none"
+        raise StoreError(f"{root}: no expert {', '.join(missing)} (has: {has}); name it with live.experts")
+    sources = config.live.experts or [recorded_config(recorded[name]) for name in names]
     loaded, entries = {}, {}
     for settings in map(load_expert_config, sources):
         entry = recorded.get(settings.name)
-        expert = load_expert(
-            settings,
-            device,
-            manifest.scale,
-            random_weights=bool(entry and entry.identity.get("random_weights")),
-            precision=entry.identity.get("precision", "fp32") if entry else "fp32",
-        )
-        _check_same(root, expert, entry)
+        if entry:
+            expert = live_expert(entry, manifest.scale, device, settings)
+        else:
+            expert = load_expert(settings, device, manifest.scale)
         loaded[settings.name] = expert
         entries[settings.name] = entry or _new_entry(expert)
     return LiveExperts(loaded, entries)
@@ -165,20 +166,6 @@ def _resized_middle(image: Tensor, side: int, target: int) -> Tensor:
     if side == target:
         return image
     return F.interpolate(image, size=(target, target), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def _recorded_config(root: Path, name: str, recorded: Mapping[str, Expert]) -> dict:
-    if name not in recorded:
-        raise StoreError(f"{root}: no expert {name} (has: {', '.join(recorded) or 'none'}); name it with live.experts")
-    config = recorded[name].notes.get("config")
-    if not config:
-        raise StoreError(f"{root}: {name} has no configuration in its expert.yaml; name it with live.experts")
-    return config
-
-
-def _check_same(root: Path, expert: "LoadedExpert", entry: Expert | None) -> None:
-    if entry and entry.identity.get("weights_sha256") != expert.identity["weights_sha256"]:
-        raise StoreError(f"{root}: {expert.name} was made with other weights than {expert.config.weights} holds now")
 
 
 def _new_entry(expert: "LoadedExpert") -> Expert:

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from extract.live import check_live
+from extract.config import load_expert_config
+from extract.live import check_live, live_expert
 from extract.run import extract
-from store.manifest import Manifest
+from store.errors import StoreError, WeightsError
+from store.manifest import Expert, Manifest
 from store.reader import Store
 
 
@@ -45,3 +48,32 @@ def test_a_value_changed_on_disk_is_named(make_config):
     assert Store(manifest.root).array(1, "tiny", "features").load()[0, 0, 0] == 1000
     (checked,) = check_live(manifest.root, 3)
     assert len(checked.faults) == 1 and "image photo1, features: " in checked.faults[0]
+
+
+def entry_of(config) -> Expert:
+    return Store(config.store).experts["tiny"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"channels_last": True}, {"compile": True}])
+def test_an_expert_is_run_again_as_it_was_run_for_the_store(make_config, monkeypatch, settings):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    config = make_config(**settings)
+    extract(config)
+    made = entry_of(config).identity
+    with live_expert(entry_of(config), 4, torch.device("cpu")) as expert:
+        assert expert.identity.items() <= made.items()
+    assert all(made[key] == value for key, value in settings.items())
+
+
+def test_an_expert_with_other_weights_is_refused_unless_told(make_config, save_edsr):
+    config = make_config()
+    extract(config)
+    elsewhere = load_expert_config(save_edsr(seed=5))
+    with pytest.raises(WeightsError, match="tiny: was made with other weights"):
+        live_expert(entry_of(config), 4, torch.device("cpu"), elsewhere)
+    live_expert(entry_of(config), 4, torch.device("cpu"), elsewhere, any_weights=True).close()
+
+
+def test_an_entry_without_a_configuration_is_named():
+    with pytest.raises(StoreError, match="expert bare: its entry holds no configuration"):
+        live_expert(Expert("bare", (), {}, {}), 4, torch.device("cpu"))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
 from store.config import build
-from store.errors import ConfigError, StoreError
+from store.errors import ConfigError, WeightsError
 from train.config import LiveConfig
 from train.journal import read_metrics
 from train.live import coloured, gaussian_blur, rescaled, window_px
@@ -88,7 +88,7 @@ def test_an_expert_whose_weights_have_changed_is_told(edsr_store, edsr_files, ma
     from store.config import dump_yaml
 
     path.write_text(dump_yaml(other))
-    with pytest.raises(StoreError, match="a was made with other weights than"):
+    with pytest.raises(WeightsError, match="a: was made with other weights"):
         train(make_config(live={"enabled": True, "experts": [str(path)]}), edsr_store, tmp_path / "run")
 
 

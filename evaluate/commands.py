@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from evaluate.config import EvaluateConfig
+from evaluate.diffusion import diffusion_options, refiner_from_options
 from store.config import load_section
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -77,14 +78,18 @@ def evaluate(
 @click.option("--description", default="", help="The line `Other description` of readme.txt.")
 @click.option("--extra-data/--no-extra-data", default=True, show_default=True, help="Whether readme.txt says so.")
 @click.option("--self-ensemble", is_flag=True, help="The mean over eight flips and turns, in eight times the time.")
+@diffusion_options
 @click.argument("out", type=OUT)
 @configured
-def submit_command(run, lr, description, extra_data, self_ensemble, out, config_path, assignments) -> None:
+def submit_command(
+    run, lr, description, extra_data, self_ensemble, diffusion, alpha, out, config_path, assignments
+) -> None:
     """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
     from evaluate.model import load
     from evaluate.submit import Facts, submit
 
-    model = load(run, config=section(config_path, assignments))
+    config = section(config_path, assignments)
+    model = load(run, config=config, refiner=refiner_from_options(diffusion, alpha, config.diffusion, config.device))
     made = submit(model, lr, out, Facts(extra_data, description), self_ensemble=self_ensemble)
     click.echo(f"{made.zip}: {made.images} images, {made.seconds_per_image:.2f} s each")
 
@@ -118,14 +123,20 @@ def export_command(run, with_experts, graphs, graph_px, out) -> None:
 @click.option("--format", "suffix", type=click.Choice(FORMATS), help="Default: the input's.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG and WebP.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@diffusion_options
 @configured
-def upscale(run, given, output, suffix, config_path, assignments, **options) -> None:
-    """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder)."""
+def upscale(run, given, output, suffix, diffusion, alpha, config_path, assignments, **options) -> None:
+    """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
+
+    With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
+    """
     from evaluate.model import load
     from evaluate.upscale import UpscaleOptions, find_inputs, upscale_files
 
-    inputs = find_inputs(given)
-    model = load(run, config=section(config_path, assignments))
+    if diffusion and options["experts_only"]:
+        raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
+    inputs, config = find_inputs(given), section(config_path, assignments)
+    model = load(run, config=config, refiner=refiner_from_options(diffusion, alpha, config.diffusion, config.device))
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
     for path in upscale_files(model, inputs, output, chosen, into_folder=into_folder):

@@ -1,7 +1,9 @@
 """How a run is scored and images are super-resolved: the section `evaluate` of a configuration file."""
 
+from dataclasses import field
 from typing import Literal
 
+from evaluate.diffusion.config import DiffusionConfig
 from evaluate.infer import Tiling
 from evaluate.metrics import METRICS
 from store.config import config_dataclass
@@ -24,6 +26,7 @@ class EvaluateConfig:
     bootstrap: int = 10_000  # resamples behind each interval
     seed: int = 0
     device: str = "auto"
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # used where --diffusion names its weights
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.metrics) - set(METRICS))

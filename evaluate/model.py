@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evaluate.baselines import FUSION
 from evaluate.config import EvaluateConfig
+from evaluate.diffusion import Refiner
 from evaluate.files import Picture, from_pil, read_picture, to_pil
 from evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
 from extract.bicubic import upscale
@@ -28,10 +29,15 @@ Given = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Model:
-    """LR images in, SR images out. The experts are loaded when they are first needed."""
+    """LR images in, SR images out. The experts are loaded when they are first needed.
 
-    def __init__(self, fusion: LoadedFusion, root: Path, config: EvaluateConfig) -> None:
-        self.fusion, self.root, self.config = fusion, root, config
+    refiner  what the fusion's image goes through in the end, or None (docs/track-b.md)
+    """
+
+    def __init__(
+        self, fusion: LoadedFusion, root: Path, config: EvaluateConfig, refiner: Refiner | None = None
+    ) -> None:
+        self.fusion, self.root, self.config, self.refiner = fusion, root, config, refiner
         self.scale, self.expert_names = fusion.scale, fusion.experts
         self.device = resolve_device(config.device)
         self.network: nn.Module = fusion.network.to(self.device)
@@ -66,8 +72,7 @@ class Model:
 
         progress  called with the number of LR pixels after each tile
         """
-        result = self.run(chw(picture.pixels), self_ensemble=self_ensemble, progress=progress)
-        return self._like(picture, result.images[FUSION])
+        return self._like(picture, self._image(chw(picture.pixels), self_ensemble, progress))
 
     def upscale_by_experts(
         self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None
@@ -104,8 +109,10 @@ class Model:
                 self.tiling = replace(self.tiling, tile_px=self.tiling.tile_px // 2)
                 log.warning("out of memory; going on with tiles of %d LR pixels", self.tiling.tile_px)
 
-    def _image(self, lr: Tensor, self_ensemble: bool) -> Tensor:
-        return self.run(lr.cpu(), self_ensemble=self_ensemble).images[FUSION].clamp(0, 1)
+    def _image(self, lr: Tensor, self_ensemble: bool, progress: Progress | None = None) -> Tensor:
+        """The image (3, H, W) in 0..1 of one (1, 3, h, w)."""
+        image = self.run(lr.cpu(), self_ensemble=self_ensemble, progress=progress).images[FUSION].clamp_(0, 1)
+        return self.refiner(image[None])[0] if self.refiner else image
 
     def _like(self, picture: Picture, image: Tensor) -> Picture:
         alpha = None if picture.alpha is None else upscale(picture.alpha[..., None], self.scale)[..., 0]
@@ -113,14 +120,20 @@ class Model:
 
 
 def load(
-    run: str | Path, which: Which = "best", *, config: EvaluateConfig | None = None, device: str = "auto"
+    run: str | Path,
+    which: Which = "best",
+    *,
+    config: EvaluateConfig | None = None,
+    device: str = "auto",
+    refiner: Refiner | None = None,
 ) -> Model:
     """The model of a run's folder or of an exported one.
 
-    which   "best", "last" or the step of a checkpoint
-    raises  StoreError if there is no such checkpoint, WeightsError if it is damaged
+    which    "best", "last" or the step of a checkpoint
+    refiner  made by `evaluate.diffusion.load_refiner`
+    raises   StoreError if there is no such checkpoint, WeightsError if it is damaged
     """
-    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device))
+    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner)
 
 
 def expert_of(entry: Expert, scale: int, device: torch.device, folder: Path) -> LoadedExpert:

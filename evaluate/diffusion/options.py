@@ -16,7 +16,7 @@ def diffusion_options(command: Callable) -> Callable:
     folder = click.option(
         "--diffusion",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Refine by the diffusion model in this folder (docs/track-b.md).",
+        help="Refine by TSD-SR's diffusion model, whose weights lie in this folder (docs/track-b.md says which).",
     )
     alpha = click.option(
         "--alpha",

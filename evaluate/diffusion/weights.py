@@ -48,7 +48,8 @@ def load_refiner(folder: str | Path, config: DiffusionConfig | None = None, devi
     return Refiner(
         config,
         vae.to(place),
-        transformer.to(place, dtype),  # without accelerate diffusers leaves some weights in fp32
+        # without accelerate diffusers leaves some weights in fp32; its own `to` warns of that where there are none
+        nn.Module.to(transformer, place, dtype),
         *prompts,
         scheduler=_scheduler(diffusers, folder) if config.method == "teacher" else None,
         device=place,

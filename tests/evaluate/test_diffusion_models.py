@@ -2,12 +2,20 @@
 
 import json
 
+import click
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from evaluate import load
+from evaluate.commands import evaluate, upscale
+from evaluate.config import EvaluateConfig
 from evaluate.diffusion import DiffusionConfig, load_refiner
 from evaluate.diffusion.lora import merge_lora
+from evaluate.files import Picture, read_picture, write_picture
 from store.errors import ConfigError, WeightsError
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusion")
@@ -322,3 +330,57 @@ def test_weights_that_do_not_fit_are_errors_of_one_line(folder, damage, message)
 def test_a_tile_beyond_the_position_table_is_refused(original):
     with pytest.raises(ConfigError, match=r"diffusion\.tile=64: .* takes at most 16"):
         load_refiner(original, DiffusionConfig(), "cpu")
+
+
+def invoked(command, *arguments) -> None:
+    """Runs the command on the CPU, the diffusion model in the tiny tiles that these models take."""
+    given = {"device": "cpu", "tile_px": 16, "halo_px": 8, "blend_px": 4}
+    given |= {f"diffusion.{key}": value for key, value in TILES.items()}
+    settings = [part for key, value in given.items() for part in ("--set", f"evaluate.{key}={value}")]
+    result = CliRunner().invoke(command, [*map(str, arguments), *settings], standalone_mode=False)
+    if result.exception:
+        raise result.exception
+
+
+def tiled(run_root, **more):
+    return load(run_root, config=EvaluateConfig(device="cpu", tile_px=16, halo_px=8, blend_px=4), **more)
+
+
+def test_upscale_refines_every_file_of_a_folder_tiles_and_depth_and_all(run_root, original, tmp_path):
+    rng, given, made = np.random.default_rng(0), tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    deep, alpha = (rng.integers(2**16, size=shape, dtype=np.uint16) for shape in ((25, 18, 3), (25, 18)))
+    write_picture(given / "deep.png", Picture(deep, alpha))
+    Image.fromarray(rng.integers(0, 256, (12, 20, 3), np.uint8)).save(given / "flat.png")
+    invoked(upscale, "--run", run_root, given, made, "--diffusion", original, "--alpha", 0.25)
+    refine, plain = load_refiner(original, DiffusionConfig(alpha=0.25, **TILES), "cpu"), tiled(run_root)
+    for name in ("deep.png", "flat.png"):
+        pixels = read_picture(given / name).pixels
+        largest = np.iinfo(pixels.dtype).max
+        fused = plain(torch.from_numpy(pixels / largest).permute(2, 0, 1).float())
+        expected, found = (refine(fused[None])[0] * largest).permute(1, 2, 0).numpy(), read_picture(made / name)
+        assert found.pixels.dtype == pixels.dtype and (found.alpha is None) == (name == "flat.png")
+        assert np.abs(found.pixels - expected).max() <= largest / 1e4 + 0.5  # a tensor is rounded to 32 bits on the way
+        assert np.abs(found.pixels - fused.permute(1, 2, 0).numpy() * largest).mean() > largest / 100
+    assert np.array_equal(tiled(run_root, refiner=refine)(pixels), found.pixels)
+
+
+def test_a_submission_can_be_refined(run_root, original, tmp_path):
+    (tmp_path / "lr").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "lr" / "a.png")
+    arguments = ("submit", "--run", run_root, "--lr", tmp_path / "lr", tmp_path / "out", "--diffusion", original)
+    invoked(evaluate, *arguments)
+    refine = load_refiner(original, DiffusionConfig(**TILES), "cpu")
+    found = read_picture(tmp_path / "out" / "results" / "a.png").pixels
+    assert np.array_equal(found, tiled(run_root, refiner=refine)(pixels))
+
+
+def test_weights_that_are_missing_are_one_line_and_nothing_is_written(run_root, hr_folder, folder, tmp_path):
+    (folder / "lora" / "vae.safetensors").unlink()
+    arguments = ("--run", run_root, hr_folder, tmp_path / "out", "--diffusion", folder)
+    with pytest.raises(WeightsError, match=r"missing for the student are lora/vae\.safetensors \(TSD-SR:") as caught:
+        invoked(upscale, *arguments)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    with pytest.raises(click.UsageError, match="leave out --experts-only"):
+        invoked(upscale, *arguments, "--experts-only")

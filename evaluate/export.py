@@ -1,5 +1,6 @@
 """A run to hand on: its best weights, configuration and a model card; and the fusion as one graph."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -144,7 +145,8 @@ def _write_onnx(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Tenso
 
         unknown = _onnx_frequencies()
     except ImportError as error:
-        raise ConfigError(f"{path}: {error}. Run: pip install onnx onnxscript onnxruntime") from None
+        raise ConfigError(f"{path}: {error}. Run: pip install 'championship-sr[onnx]'") from None
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # it tells of every operator that it leaves alone
     names = ["lr", "images", *(f"features_{name}" for name in flat.experts)]
     try:
         program = torch.onnx.export(

@@ -1,5 +1,7 @@
 """An exported run is the run, without its training and without its machine."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import yaml
 
 from evaluate import export, load
 from evaluate.export import export_graph, export_run
-from store.errors import StoreError, WeightsError
+from store.errors import ConfigError, StoreError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,9 @@ def test_onnx_gives_the_networks_output(model, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     assert export_graph(model, tmp_path / "fusion.onnx", 8) <= 1e-4
+
+
+def test_without_onnx_the_error_says_what_to_install(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"fusion\.onnx: .*Run: pip install 'championship-sr\[onnx\]'"):
+        export_graph(model, tmp_path / "fusion.onnx", 8)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from extract.config import DataConfig
 from extract.images import Pair, UnreadableImage, find_pairs, joined
 from extract.shares import until_done
+from store import leases
 from store.errors import StoreError
 from store.files import ShardBusy, write_atomic
 from store.layout import PAIRS
-from store.manifest import Image, Manifest, assign_shards
+from store.manifest import LOCK_FILE, Image, Manifest, assign_shards
 from store.writer import write_shard
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def prepare(
     manifest = Manifest.create(root, scale=scale, container=container, images=images)
     if sources != known:
         content = {name: asdict(source) for name, source in sources.items()}
-        write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
+        with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
+            write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
     return manifest, {pair.id: pair for pair in pairs}
 
 

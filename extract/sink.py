@@ -1,14 +1,18 @@
 """Shards written behind the forward passes: one thread encodes, writes and publishes, a few images at most behind."""
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 
 from torch import Tensor
 
+from store.files import ShardBusy
 from store.manifest import Manifest
-from store.writer import ShardWriter, write_shard
+from store.writer import write_shard
+
+log = logging.getLogger(__name__)
 
 BEHIND = 2  # images whose arrays may wait in memory
 
@@ -17,32 +21,31 @@ class Sink:
     """A `with` block around any number of shards, one open at a time.
 
     What goes wrong in the thread is raised by the next call. An exception in the block leaves no trace of the open
-    shard; shards that were closed before are published.
+    shard; shards that were closed before are published, but for those that another process has taken over.
     """
 
     def __init__(self, manifest: Manifest, source: str, rebuild: bool = False) -> None:
         self._manifest, self._source, self._rebuild = manifest, source, rebuild
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._waiting: deque[Future] = deque()
-        self._context: AbstractContextManager[ShardWriter] | None = None
+        self._open: _Shard | None = None
+        self.published: list[int] = []
 
     def open(self, shard: int) -> None:
         """Begins a shard.
 
         raises  ShardBusy if another process has it
         """
-        context = write_shard(self._manifest, self._source, shard, rebuild=self._rebuild)
-        self._out = context.__enter__()
-        self._context = context
+        self._open = _Shard(self._manifest, self._source, shard, self._rebuild)
 
     def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more."""
-        self._submit(_add, self._out, image_id, outputs, variant)
+        self._submit(self._open.add, image_id, outputs, variant)
 
     def close(self) -> None:
         """Publishes the open shard, once its images are written."""
-        context, self._context = self._context, None
-        self._submit(context.__exit__, None, None, None)
+        shard, self._open = self._open, None
+        self._submit(self._publish, shard)
 
     def flush(self) -> None:
         """Returns when all that was handed over is written, and the closed shards are published."""
@@ -61,6 +64,11 @@ class Sink:
                 raise
         self._abandon(kind, error, traceback)
 
+    def _publish(self, shard: "_Shard") -> None:
+        shard.close()
+        if not shard.lost:
+            self.published.append(shard.number)
+
     def _submit(self, work: Callable, *args: object) -> None:
         self._waiting.append(self._pool.submit(work, *args))
         self._drain(BEHIND)
@@ -71,10 +79,32 @@ class Sink:
 
     def _abandon(self, kind, error, traceback) -> None:
         self._pool.shutdown()  # what is closed is still published
-        if self._context is not None:
-            context, self._context = self._context, None
-            context.__exit__(kind, error, traceback)
+        if self._open is not None:
+            self._open.close(kind, error, traceback)
 
 
-def _add(out: ShardWriter, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
-    out.add(image_id, {name: tensor[0].permute(1, 2, 0).numpy() for name, tensor in outputs.items()}, variant)
+class _Shard:
+    """One shard's writer, until another process takes the shard over: from then on, what comes is dropped."""
+
+    def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool) -> None:
+        self.number, self.lost = number, False
+        self._context = ExitStack()
+        self._out = self._context.enter_context(write_shard(manifest, source, number, rebuild=rebuild))
+
+    def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
+        if self.lost:
+            return
+        try:
+            arrays = {name: tensor[0].permute(1, 2, 0).numpy() for name, tensor in outputs.items()}
+            self._out.add(image_id, arrays, variant)
+        except OSError as error:
+            self.close(type(error), error, error.__traceback__)
+            if not self.lost:
+                raise
+
+    def close(self, kind=None, error=None, traceback=None) -> None:
+        try:
+            self._context.__exit__(kind, error, traceback)
+        except ShardBusy as busy:
+            log.warning("%s", busy)
+            self.lost = True

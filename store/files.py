@@ -11,7 +11,7 @@ from pathlib import Path
 
 from store.errors import StoreError
 
-TMP = ".tmp"  # ends the name of whatever isn't finished; the next writer that holds the lock removes it
+TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
 
@@ -60,9 +60,14 @@ def publish(unfinished: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it, if it is there."""
+    """Remove a file or a folder with all in it, if it is there; another process may be at it, too."""
+
+    def gone_is_well(_function: object, _path: str, error: tuple) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=gone_is_well)
     else:
         path.unlink(missing_ok=True)
 
@@ -97,15 +102,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         with suppress(FileNotFoundError):
             path.unlink()  # before the lock is let go: whoever waits for it sees below that the file is another
         os.close(handle)
-
-
-def is_locked(path: Path) -> bool:
-    """True while somebody holds the lock file."""
-    try:
-        with locked(path):
-            return False
-    except ShardBusy:
-        return True
 
 
 def _open_locked(path: Path, wait: bool) -> int:

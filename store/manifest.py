@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from store import files
+from store import files, leases
 from store.codecs import Params, get_codec
 from store.config import dump_yaml
 from store.entries import (
@@ -146,7 +147,7 @@ class Manifest:
         check_expert(expert)
         expert = plain_expert(expert)
         folder = source_dir(self.root, expert.name, rebuild)
-        with files.locked(self.root / LOCK_FILE, wait=True):
+        with leases.held(self.root / LOCK_FILE, wait=True):
             for leftover in (self.root / "experts").glob("*" + files.TMP):
                 files.remove(leftover)
             there = read_expert(self.root, expert.name, rebuild) if (folder / EXPERT_FILE).exists() else None
@@ -174,7 +175,7 @@ class Manifest:
             raise StoreError(f"{self.root}: the rebuilt {name} still lacks {len(missing)} of {self.n_shards} shards")
         old, new = source_dir(self.root, name), source_dir(self.root, name, rebuild=True)
         doomed = old.with_name(name + files.TMP)
-        with files.locked(self.root / LOCK_FILE, wait=True):
+        with leases.held(self.root / LOCK_FILE, wait=True):
             files.remove(doomed)
             if new.exists():  # else another process that rebuilt the last shard has been faster
                 _swap(old, new, doomed)
@@ -190,7 +191,7 @@ class Manifest:
         if not folder.is_dir():
             raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         doomed = folder.with_name(name + files.TMP)
-        with files.locked(self.root / LOCK_FILE, wait=True):
+        with leases.held(self.root / LOCK_FILE, wait=True):
             files.remove(doomed)
             folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
             files.sync(folder.parent)
@@ -207,6 +208,23 @@ class Manifest:
     def recorded_shards(self, source: str, rebuild: bool = False) -> list[int]:
         """The shards that a record says are done."""
         return sorted(self._by_shard.keys() - set(self.missing_shards(source, rebuild)))
+
+    def is_recorded(self, source: str, shard: int, rebuild: bool = False) -> bool:
+        """True if a record says that the shard is done."""
+        return self.record_path(source, shard, rebuild).exists()
+
+    # what a store that only passes through a folder does more: store/remote_staging.py
+
+    def published(self, source: str, shard: int, rebuild: bool = False) -> None:
+        """Called when a shard and its record have been written into the folder."""
+
+    def flush(self) -> None:
+        """Returns when every shard that was written is where it belongs."""
+
+    @contextmanager
+    def needed(self, source: str, shard: int) -> Iterator[None]:
+        """A recorded shard lies in the folder while the block runs."""
+        yield
 
     def shard_path(self, source: str, shard: int, rebuild: bool = False) -> Path:
         """The shard's file or folder."""
@@ -263,11 +281,10 @@ def _check(images: tuple[Image, ...], container: str) -> None:
 
 def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    with files.locked(root / LOCK_FILE, wait=True):
+    with leases.held(root / LOCK_FILE, wait=True):
         if (root / STORE_FILE).exists():
             return
-        known = {LOCK_FILE, IMAGES_FILE, IMAGES_FILE + files.TMP, STORE_FILE + files.TMP}
-        foreign = sorted(set(os.listdir(root)) - known)
+        foreign = sorted(name for name in os.listdir(root) if not name.startswith(("store.", IMAGES_FILE)))
         if foreign:
             raise StoreError(
                 f"{root}: not a feature store and not empty (it holds {foreign[0]}): choose another folder"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store import files
+from store import files, leases
 from store.entries import BASIS_FILE, different_experts, listed
 from store.errors import StoreError
 from store.layout import PAIRS, shard_stem, source_dir
 from store.manifest import Manifest, different_stores
 from store.reader import read_record
+from store.writer import claimed
 
 
 @dataclass(frozen=True)
@@ -104,20 +105,9 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
 
 def _take(merged: Manifest, origin: Manifest, source: str, shard: int, copy: bool) -> None:
     read_record(origin, source, shard)  # whole and of this store, else it would be handed on
-    folder = source_dir(merged.root, source)
-    folder.mkdir(exist_ok=True)
-    final = merged.shard_path(source, shard)
-    unfinished = final.with_name(final.name + files.TMP)
-    with files.locked(folder / f"{shard_stem(shard)}.lock"):
-        files.remove(unfinished)
-        try:
-            _duplicate(origin.shard_path(source, shard), unfinished, copy)
-            files.publish(unfinished, final)
-            record = origin.record_path(source, shard).read_bytes()
-            files.write_atomic(merged.record_path(source, shard), record)
-        except BaseException:
-            files.remove(unfinished)
-            raise
+    with claimed(merged, source, shard) as claim:
+        _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
+        claim.publish(origin.record_path(source, shard).read_bytes())
 
 
 def _duplicate(there: Path, here: Path, copy: bool) -> None:
@@ -137,6 +127,6 @@ def _link(there: str, here: str) -> None:
 
 def _remove_taken(merged: Manifest, origin: Manifest, source: str) -> None:
     for shard in sorted(set(origin.recorded_shards(source)) & set(merged.recorded_shards(source))):
-        with files.locked(source_dir(origin.root, source) / f"{shard_stem(shard)}.lock"):
+        with leases.held(source_dir(origin.root, source) / f"{shard_stem(shard)}.lock"):
             files.remove(origin.record_path(source, shard))
             files.remove(origin.shard_path(source, shard))

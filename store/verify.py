@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from store import files
+from store import files, leases
 from store.entries import Image
 from store.errors import StoreError
 from store.layout import CONTAINERS, PAIRS, Described, array_key, shard_number, shard_stem, source_dir, variant_size
@@ -188,20 +188,16 @@ def _unrecorded(manifest: Manifest, source: str) -> list[Fault]:
     faults = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         shard = shard_number(path.name)
-        if shard is None or path.suffix in (".lock", ".json"):
+        if shard is None or path.suffix in (".lock", ".json", leases.SUFFIX):
             continue
         if path.suffix == files.TMP or path.suffix not in CONTAINERS.values() or shard not in recorded:
-            if _is_written(folder / f"{shard_stem(shard)}.lock"):
+            if leases.is_held(folder / f"{shard_stem(shard)}.lock"):
                 continue
             why = "unfinished" if path.suffix == files.TMP else "without a record"
             if shard in recorded and path.suffix != files.TMP:
                 why = f"not a shard of a {manifest.container} store"
             faults.append(Fault(f"{path}: {why}; the next extract removes it", source, None))
     return faults
-
-
-def _is_written(lock: Path) -> bool:
-    return lock.exists() and files.is_locked(lock)
 
 
 def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
@@ -223,7 +219,7 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
 def _remove_bad(manifest: Manifest, faults: list[Fault]) -> tuple[str, ...]:
     bad = sorted({(fault.source, fault.shard) for fault in faults if fault.shard is not None})
     for source, shard in bad:
-        with files.locked(source_dir(manifest.root, source) / f"{shard_stem(shard)}.lock"):
+        with leases.held(source_dir(manifest.root, source) / f"{shard_stem(shard)}.lock"):
             files.remove(manifest.record_path(source, shard))  # first, so that a kill here leaves an unrecorded shard
             files.sync(source_dir(manifest.root, source))
             files.remove(manifest.shard_path(source, shard))

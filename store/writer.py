@@ -5,24 +5,18 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from store import files, hdf5_shard, zarr_shard
+from store import files, hdf5_shard, leases, zarr_shard
 from store.codecs import Codec, Params, get_codec
 from store.errors import StoreError
-from store.layout import (
-    FORMAT_VERSION,
-    PAIRS,
-    array_key,
-    parsed_chunk,
-    shard_stem,
-    source_dir,
-    variant_size,
-)
+from store.layout import FORMAT_VERSION, PAIRS, array_key, parsed_chunk, shard_stem, variant_size
+from store.leases import Lease
 from store.manifest import ArraySpec, Image, Manifest
 
 SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
@@ -40,41 +34,87 @@ def write_shard(
     raises   ShardBusy if another process writes it or has just done so; StoreError if the disk is too full, if an
              image is missing at the end, or for values that cannot be stored
     """
-    folder = source_dir(manifest.root, source, rebuild)
-    if source == PAIRS:
-        folder.mkdir(exist_ok=True)
-    with files.locked(folder / f"{shard_stem(shard)}.lock"):
-        if manifest.record_path(source, shard, rebuild).exists():
-            raise files.ShardBusy(
-                f"{manifest.shard_path(source, shard, rebuild)}: written by another process meanwhile"
-            )
-        out = ShardWriter(manifest, source, shard, rebuild, chunks)
+    with claimed(manifest, source, shard, rebuild) as claim:
+        out = ShardWriter(manifest, source, shard, rebuild, chunks, claim)
         try:
             yield out
             out.finish()
         except BaseException:
-            out.abandon()
+            out.close()
             raise
+    manifest.published(source, shard, rebuild)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to publish one shard; everything before that has names of its own."""
+
+    final: Path
+    record: Path
+    lease: Lease
+
+    @property
+    def unfinished(self) -> Path:
+        """Where to write the shard."""
+        return self._beside(self.final)
+
+    def publish(self, record: bytes) -> None:
+        """Gives the shard its name, then the record.
+
+        raises  ShardBusy if another process has taken the shard over meanwhile
+        """
+        unrecorded = self._beside(self.record)
+        files.sync_tree(self.unfinished)
+        unrecorded.write_bytes(record)
+        files.sync(unrecorded)
+        self.lease.beat()  # from here on, a process that takes over finds and removes what is not yet renamed
+        for unfinished, final in ((self.unfinished, self.final), (unrecorded, self.record)):
+            unfinished.rename(final)
+            files.sync(final.parent)
+
+    def abandon(self) -> None:
+        """Removes what was not published."""
+        files.remove(self.unfinished)
+        files.remove(self._beside(self.record))
+
+    def _beside(self, path: Path) -> Path:
+        return path.with_name(f"{path.stem}.{self.lease.token}{path.suffix}{files.TMP}")
+
+
+@contextmanager
+def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False) -> Iterator[Claim]:
+    """The claim to a shard that is not there yet, held by this process alone until the block ends.
+
+    raises  ShardBusy if another process has it or has published the shard
+    """
+    final, record = manifest.shard_path(source, shard, rebuild), manifest.record_path(source, shard, rebuild)
+    if source == PAIRS:
+        final.parent.mkdir(exist_ok=True)
+    with leases.held(final.parent / f"{shard_stem(shard)}.lock") as lease:
+        if manifest.is_recorded(source, shard, rebuild):
+            raise files.ShardBusy(f"{final}: written by another process meanwhile")
+        files.remove(final)  # without a record it is nobody's
+        claim = Claim(final, record, lease)
+        try:
+            yield claim
+        finally:
+            claim.abandon()
 
 
 class ShardWriter:
     """Takes the arrays of one shard's images, in any order."""
 
-    def __init__(self, manifest: Manifest, source: str, shard: int, rebuild: bool, chunks: str):
+    def __init__(self, manifest: Manifest, source: str, shard: int, rebuild: bool, chunks: str, claim: Claim):
         self._manifest, self._source, self._shard, self._chunks = manifest, source, shard, chunks
         self._images = {image.id: image for image in manifest.images_of(shard)}
         self._specs = {spec.name: spec for spec in manifest.specs(source, rebuild)}
         self.variants = manifest.variants(source, rebuild)
         self._fingerprint = manifest.fingerprint(source, rebuild)
         self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
-        self._final = manifest.shard_path(source, shard, rebuild)
-        self._record = manifest.record_path(source, shard, rebuild)
-        self._unfinished = self._final.with_name(self._final.name + files.TMP)
+        self._claim, self._final = claim, claim.final
         self._arrays: dict[str, dict[str, Any]] = {}
         _check_space(self._final.parent, self.expected_bytes(), self._final.name)
-        for leftover in (self._unfinished, self._final, self._record.with_name(self._record.name + files.TMP)):
-            files.remove(leftover)
-        self._writer = _WRITERS[manifest.container](self._unfinished)
+        self._writer = _WRITERS[manifest.container](claim.unfinished)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,16 +174,14 @@ class ShardWriter:
             raise StoreError(f"{self._final}: {len(missing)} arrays were never added, such as {missing[0]}")
         self._writer.close()
         if self._manifest.container == "hdf5":
-            size = self._unfinished.stat().st_size
+            size = self._claim.unfinished.stat().st_size
             for entry in self._arrays.values():
                 entry["file_bytes"] = size
-        files.publish(self._unfinished, self._final)
-        files.write_atomic(self._record, json.dumps(self._content(), indent=1).encode())
+        self._claim.publish(json.dumps(self._content(), indent=1).encode())
 
-    def abandon(self) -> None:
-        """Remove what was written."""
+    def close(self) -> None:
+        """Let go of the files; what was written is nothing yet."""
         self._writer.close()
-        files.remove(self._unfinished)
 
     def _content(self) -> dict[str, Any]:
         return {

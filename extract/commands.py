@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -31,13 +32,28 @@ __all__ = ["bench_extract", "experts", "extract", "plan"]
 @click.option("--rebuild", multiple=True, metavar="NAME", help="Make this expert anew, then swap it in; repeatable.")
 @click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
 @click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
+@click.option("--staging", metavar="DIR", help="Through which the shards of a store at s3:// or gs:// pass.")
 @click.option("--variants", help="Flips and rotations to store, such as identity,mirror.")
 @random_option
 @device_option
 @set_option
 @json_option
 def extract(
-    path, store, roots, hr, lr, names, rebuild, part, limit, variants, random_weights, device, assignments, as_json
+    path,
+    store,
+    roots,
+    hr,
+    lr,
+    names,
+    rebuild,
+    part,
+    limit,
+    staging,
+    variants,
+    random_weights,
+    device,
+    assignments,
+    as_json,
 ):
     """Run the frozen experts once over all images and fill the feature store.
 
@@ -56,11 +72,11 @@ def extract(
         "device": device,
     }
     config = extract_config(path, assignments, options)
-    summary = run(config, names, rebuild, part and Part.parse(part), limit)
+    summary = run(config, names, rebuild, part and Part.parse(part), limit, staging and Path(staging))
     if not Rank.from_environment().first:
         return
     if as_json:
-        click.echo(json.dumps({**asdict(summary), "store": str(summary.store)}))
+        click.echo(json.dumps(asdict(summary)))
         return
     for name, done in summary.experts.items():
         speed = f", {done.lr_px / done.seconds:,.0f} px/s" if done.shards_written else ""

@@ -25,7 +25,7 @@ def data_options(command: Any) -> Any:
         click.option("--lr", multiple=True, metavar="DIR", help="LR images, one folder for each --hr."),
         click.option("--hr", multiple=True, metavar="DIR", help="HR images; without --lr the LR images are made."),
         click.option("--root", "roots", multiple=True, metavar="DIR", help="A data set in a known layout."),
-        click.option("--store", metavar="DIR", help="The feature store."),
+        click.option("--store", metavar="DIR|URL", help="The feature store; s3:// and gs:// too."),
     ):
         command = option(command)
     return command

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from store.files import ShardBusy
 from store.layout import PAIRS, transform
 from store.manifest import Image, Manifest
 from store.reader import Store
+from store.remote import is_remote
+from store.remote_staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class ExpertSummary:
 class Summary:
     """What an extraction did."""
 
-    store: Path
+    store: str  # its folder or URL
     images: int
     shards: int  # of this part
     experts: dict[str, ExpertSummary]
@@ -57,6 +59,7 @@ def extract(
     rebuild: Sequence[str] = (),
     part: Part | None = None,
     limit: int | None = None,
+    staging: Path | None = None,
 ) -> Summary:
     """Fills the store: whatever its records say is done stays, the rest is made.
 
@@ -64,6 +67,7 @@ def extract(
     rebuild  those that are made anew beside their old shards, and swapped at the end
     part     only this part's shards
     limit    a store of only the first images
+    staging  the folder that the shards of a store in object storage pass through
     raises   StoreError, WeightsError, ConfigError
     """
     rank = Rank.from_environment()
@@ -74,25 +78,36 @@ def extract(
         raise ConfigError(f"--rebuild {unknown[0]}: not in this configuration")
     for codec in config.codecs.values():
         get_codec(codec)
-    with rank.first_goes_first():
-        manifest, pairs = prepare(
-            Path(config.store),
-            config.data,
-            scale=config.scale,
-            container=config.container,
-            images_per_shard=config.images_per_shard,
-            limit=limit,
-        )
-    shards = (part or Part()).shards(manifest)
-    order = rank.part.shards(manifest, shards)
-    order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
-    log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
-    write_pairs(manifest, pairs, order, progress=rank.first)
-    done = {}
-    for entry in entries:
-        job = _Job(config, manifest, pairs, order, rank, device, entry.name in rebuild)
-        done[entry.name] = job.run(entry)
-    return Summary(manifest.root, len(pairs), len(shards), done)
+    with ExitStack() as stack:
+        staged = stack.enter_context(Staging(config.store, staging)) if is_remote(config.store) else None
+        with rank.first_goes_first():
+            manifest, pairs = _prepared(config, limit, staged)
+        shards = (part or Part()).shards(manifest)
+        order = rank.part.shards(manifest, shards)
+        order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
+        log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
+        write_pairs(manifest, pairs, order, progress=rank.first)
+        done = {}
+        for entry in entries:
+            job = _Job(config, manifest, pairs, order, rank, device, entry.name in rebuild)
+            done[entry.name] = job.run(entry)
+        manifest.flush()
+    return Summary(config.store, len(pairs), len(shards), done)
+
+
+def _prepared(config: ExtractConfig, limit: int | None, staged: Staging | None) -> tuple[Manifest, dict[str, Pair]]:
+    """The store, begun or gone on with, and its pairs by image id."""
+    if staged:
+        staged.describe()
+    manifest, pairs = prepare(
+        staged.root if staged else Path(config.store),
+        config.data,
+        scale=config.scale,
+        container=config.container,
+        images_per_shard=config.images_per_shard,
+        limit=limit,
+    )
+    return staged.adopt(manifest) if staged else manifest, pairs
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,7 @@ def run_expert(
         sink.flush()
         return manifest.missing_shards(expert.name, rebuild)
 
-    started, written, lr_px = time.monotonic(), 0, 0
+    started = time.monotonic()
     with (
         Sink(manifest, expert.name, rebuild) as sink,
         Progress(manifest, expert.name, shards, len(variants), rebuild, rank) as progress,
@@ -179,16 +194,19 @@ def run_expert(
         for shard in until_done(missing, shards):
             with suppress(ShardBusy):
                 sink.open(shard)
-                for image in manifest.images_of(shard):
-                    lr = store.array(index[image.id], PAIRS, "lr").load()
+                with manifest.needed(PAIRS, shard):
+                    images = [(i, store.array(index[i.id], PAIRS, "lr").load()) for i in manifest.images_of(shard)]
+                store.forget(PAIRS, shard)
+                for image, lr in images:
                     for variant, outputs in _outputs(expert, image, lr, tiling, variants):
                         sink.add(image.id, outputs, variant)
                         progress.advance(lr.shape[0] * lr.shape[1])
                 sink.close()
-                written, lr_px = written + 1, lr_px + pixels(manifest, shard) * len(variants)
                 progress.own(shard)
         sink.flush()
-    return ExpertSummary(written, lr_px, time.monotonic() - started)
+    manifest.flush()
+    lr_px = sum(pixels(manifest, shard) for shard in sink.published) * len(variants)
+    return ExpertSummary(len(sink.published), lr_px, time.monotonic() - started)
 
 
 def _outputs(

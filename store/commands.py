@@ -1,9 +1,10 @@
-"""`store info | verify | merge | convert | rm | view | codecs`."""
+"""`store info | verify | merge | convert | pull | push | rm | view | codecs`."""
 
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from store.manifest import Manifest
 from store.measure import CodecFigures, measure_codecs
 from store.merge import merge as merge_stores
 from store.reader import Store
+from store.transfer import JOBS, Moved
+from store.transfer import pull as pull_store
+from store.transfer import push as push_store
 from store.verify import Hashes, recorded_bytes
 from store.verify import verify as verify_store
 from store.view import write_sheet
@@ -27,11 +31,13 @@ log = logging.getLogger(__name__)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+EXPERTS = click.option("--expert", "names", multiple=True, help="The pairs and only this expert; repeatable.")
+FILES_AT_A_TIME = click.option("--jobs", type=click.IntRange(1), default=JOBS, show_default=True, help="Files at once.")
 
 
 @click.group()
 def store() -> None:
-    """Look at, check, merge, convert and thin out feature stores."""
+    """Look at, check, merge, convert, move and thin out feature stores."""
 
 
 @store.command()
@@ -110,6 +116,32 @@ def convert(
 
 
 @store.command()
+@click.argument("url")
+@click.argument("root", metavar="DIR", type=FOLDER)
+@EXPERTS
+@FILES_AT_A_TIME
+@JSON
+def pull(url: str, root: Path, names: tuple[str, ...], jobs: int, as_json: bool) -> None:
+    """Bring a store from object storage (s3:// or gs:// URL) into a folder; goes on where it stopped."""
+    with _bar(0) as bar:
+        moved = pull_store(url, root, names, jobs=jobs, progress=bar.update, total=partial(_set_total, bar))
+    _tell_moved(url, str(root), moved, as_json)
+
+
+@store.command()
+@click.argument("root", metavar="DIR", type=FOLDER)
+@click.argument("url")
+@EXPERTS
+@FILES_AT_A_TIME
+@JSON
+def push(root: Path, url: str, names: tuple[str, ...], jobs: int, as_json: bool) -> None:
+    """Put a store's folder into object storage (s3:// or gs:// URL); goes on where it stopped."""
+    with _bar(0) as bar:
+        moved = push_store(root, url, names, jobs=jobs, progress=bar.update, total=partial(_set_total, bar))
+    _tell_moved(str(root), url, moved, as_json)
+
+
+@store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("--expert", "names", multiple=True, required=True, help="May be given several times.")
 def rm(root: Path, names: tuple[str, ...]) -> None:
@@ -163,6 +195,19 @@ def _codec_table(found: list[CodecFigures]) -> str:
 
 def _bar(total: int) -> tqdm:
     return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+
+
+def _set_total(bar: tqdm, n_bytes: int) -> None:
+    bar.total = n_bytes
+    bar.refresh()
+
+
+def _tell_moved(origin: str, place: str, moved: Moved, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(moved)))
+        return
+    lacking = ", ".join(f"{source} lacks {count} shards" for source, count in moved.missing.items() if count)
+    click.echo(f"{place}: {moved.shards} shards from {origin}; {lacking or 'nothing is missing'}")
 
 
 def _assigned(pairs: tuple[str, ...]) -> dict[str, str]:

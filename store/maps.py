@@ -130,6 +130,12 @@ class Cache:
                     self._cost -= self._values.popitem(last=False)[1][1]
         return value
 
+    def forget(self, condition: Callable[[Any], bool]) -> None:
+        """Let go of the values whose keys fulfil the condition."""
+        with self._lock:
+            for key in [key for key in self._values if condition(key)]:
+                self._cost -= self._values.pop(key)[1]
+
 
 def _after_fork() -> None:
     for cache in list(Cache._all):  # another thread may have held the lock, and will never let it go here

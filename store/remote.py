@@ -1,0 +1,302 @@
+"""Objects in a bucket: whole files put and got with retries, conditional puts, and one clear line when it fails.
+
+Everything goes through obstore, which is chosen in docs/object-storage.md. An object appears whole or not at all, and
+who lists after a put sees it: S3, Google Cloud Storage and the servers that speak S3 all promise that.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from store.errors import ConfigError, StoreError
+
+log = logging.getLogger(__name__)
+
+SCHEMES = ("s3", "gs")
+PART_BYTES = 8 << 20  # of a multipart upload; each is sent again alone
+READ_BYTES = 4 << 20
+TRIES = 5  # of one file, after what obstore tries for each request
+PAUSE_SECONDS = 1.0  # before the second try, doubled each time
+# each request: server errors, refused and lost connections; throttled buckets want minutes
+RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+CLIENT = {"connect_timeout": "10s", "read_timeout": "2min", "timeout": "10min"}
+# any of them lets obstore find credentials of its own
+S3_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+
+Progress = Callable[[int], Any]  # takes the bytes that were moved since the last call; fewer than 0 if they were lost
+
+
+def is_remote(store: str | Path) -> bool:
+    """True for the URL of a store in object storage."""
+    return isinstance(store, str) and "://" in store
+
+
+def silent(n_bytes: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+class Bucket:
+    """The objects under a URL such as s3://bucket/folder; keys are relative to it. Safe in threads, not across fork.
+
+    raises  ConfigError for a URL that is none, without the library or without credentials
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self._store = _connect(self.url)
+
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes, None if there is no such object."""
+        import obstore
+
+        with self._explained(key):
+            try:
+                return obstore.get(self._store, key).bytes().to_bytes()
+            except FileNotFoundError as error:
+                if _no_bucket(str(error)):
+                    raise
+                return None
+
+    def exists(self, key: str) -> bool:
+        """True if there is such an object."""
+        import obstore
+
+        with self._explained(key):
+            try:
+                obstore.head(self._store, key)
+                return True
+            except FileNotFoundError:
+                return False
+
+    def put(self, key: str, content: bytes) -> None:
+        """Put the object, whatever is there."""
+        import obstore
+
+        with self._explained(key):
+            obstore.put(self._store, key, content)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Put the object if there is none; False if there is one, which may be of another process or an earlier try."""
+        import obstore
+
+        with self._explained(key):
+            try:
+                obstore.put(self._store, key, content, mode="create")
+                return True
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+            except (NotImplementedError, obstore.exceptions.NotSupportedError):
+                if self.get(key) is not None:  # a server without conditional puts: almost as good
+                    return False
+                obstore.put(self._store, key, content)
+                return True
+
+    def upload(self, key: str, path: Path, progress: Progress = silent) -> None:
+        """Put a file, in parts if it is large; sent again from its beginning if a part fails for good."""
+        import obstore
+
+        for last in _tries(f"{self.url}/{key}"):
+            try:
+                with self._explained(key):
+                    obstore.put(self._store, key, path, chunk_size=PART_BYTES)
+                progress(path.stat().st_size)
+                return
+            except _Lost:
+                if last:
+                    raise
+
+    def download(self, key: str, path: Path, n_bytes: int, sha256: str, progress: Progress = silent) -> None:
+        """Write the object into a file, which goes on where an earlier call stopped; synced by whoever publishes it.
+
+        raises  StoreError if what came is not of this size and checksum, twice
+        """
+        for second in (False, True):
+            digest = self._fetch(key, path, n_bytes, progress)
+            if digest == sha256:
+                return
+            path.unlink()
+            progress(-n_bytes)
+            if second:
+                raise StoreError(
+                    f"{self.url}/{key}: not the bytes that were put there (sha256); make its shard again: "
+                    "store push from a whole copy, or extract --rebuild"
+                )
+
+    def _fetch(self, key: str, path: Path, n_bytes: int, progress: Progress) -> str:
+        digest = _digest(path, n_bytes)
+        progress(path.stat().st_size if path.exists() else 0)
+        for last in _tries(f"{self.url}/{key}"):
+            with open(path, "ab") as file:
+                try:
+                    if file.tell() < n_bytes or not n_bytes:
+                        for part in self._stream(key, file.tell(), n_bytes):
+                            file.write(part)
+                            digest.update(part)
+                            progress(len(part))
+                    if file.tell() == n_bytes:
+                        return digest.hexdigest()
+                    raise _Lost(f"{self.url}/{key}: {file.tell()} bytes, expected {n_bytes}")
+                except _Lost:
+                    if last:
+                        raise
+        raise AssertionError
+
+    def _stream(self, key: str, start: int, n_bytes: int) -> Iterator[Any]:
+        import obstore
+
+        with self._explained(key):
+            options = {"range": (start, n_bytes)} if start else None
+            yield from obstore.get(self._store, key, options=options).stream(min_chunk_size=READ_BYTES)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Key -> bytes of every object below the folder."""
+        import obstore
+
+        with self._explained(prefix):
+            pages = obstore.list(self._store, prefix)
+            return {item["path"]: item["size"] for page in pages for item in page}
+
+    def names(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the objects right in the folder, and of the folders in it."""
+        import obstore
+
+        with self._explained(folder):
+            found = obstore.list_with_delimiter(self._store, folder or None)
+        objects = [item["path"].rpartition("/")[2] for item in found["objects"]]
+        return objects, [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+
+    def remove(self, keys: list[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        import obstore
+
+        with self._explained(keys[0] if keys else ""):
+            for first in range(0, len(keys), 1000):  # S3's limit of one request
+                obstore.delete(self._store, keys[first : first + 1000])
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            raise _explained(error, f"{self.url}/{key}".rstrip("/")) from None
+
+
+class _Lost(StoreError):
+    """A request that failed although it may succeed when it is made again."""
+
+
+def _tries(what: str) -> Iterator[bool]:
+    """True for the last one; with a growing pause before each but the first."""
+    for number in range(1, TRIES + 1):
+        if number > 1:
+            log.warning("%s: trying again (%d of %d)", what, number, TRIES)
+            time.sleep(PAUSE_SECONDS * 2 ** (number - 2))
+        yield number == TRIES
+
+
+def _digest(path: Path, n_bytes: int) -> Any:
+    """The hash of what is in the file already; of nothing, and no file, if that is too much."""
+    digest = hashlib.sha256()
+    if path.exists() and path.stat().st_size > n_bytes:
+        path.unlink()
+    if path.exists():
+        with open(path, "rb") as file:
+            while part := file.read(READ_BYTES):
+                digest.update(part)
+    return digest
+
+
+def _connect(url: str) -> Any:
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES or not rest.partition("/")[0]:
+        raise ConfigError(f"{url}: expected s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError:
+        raise ConfigError(f"{url}: object storage needs pip install 'championship-sr[cloud]'") from None
+    endpoint = _endpoint(scheme)
+    options = _s3_options(url, endpoint) if scheme == "s3" else {}
+    client = {**CLIENT, "allow_http": endpoint.startswith("http://")}
+    try:
+        return from_url(url, client_options=client, retry_config=RETRY, **options)
+    except (BaseError, ValueError) as error:
+        raise ConfigError(f"{url}: {_first_line(error)}") from None
+
+
+def _endpoint(scheme: str) -> str:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if scheme == "s3" else ("GOOGLE_BASE_URL",)
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _s3_options(url: str, endpoint: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    if any(os.environ.get(name) for name in S3_CREDENTIALS):
+        return options
+    # profiles, single sign-on and a machine's own role: what boto3 knows and obstore doesn't
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        raise ConfigError(_no_credentials(url))
+    return {**options, "credential_provider": Boto3CredentialProvider(session)}
+
+
+def _no_credentials(url: str) -> str:
+    if url.startswith("s3"):
+        ways = (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public one AWS_SKIP_SIGNATURE=true"
+        )
+    else:
+        ways = "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
+    return f"{url}: no credentials found: {ways}"
+
+
+def _explained(error: BaseException, url: str) -> Exception:
+    """What the failure means, in one line."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    text = str(error)
+    bucket = url.partition("://")[2].partition("/")[0]
+    endpoint = _endpoint(url.partition(":")[0])
+    where = f" at {endpoint}" if endpoint else ""
+    if "169.254.169.254" in text or "token request" in text:
+        return ConfigError(_no_credentials(url))
+    if _no_bucket(text):
+        return StoreError(f"{url}: there is no bucket {bucket}{where}; make it, or correct the URL")
+    if re.search(r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|\b301 Moved", text):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return StoreError(f"{url}: the bucket isn't in the region {region}; set AWS_REGION to its own")
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        code = re.search(r"<Code>(\w+)</Code>", text)
+        why = code.group(1) if code else type(error).__name__.removesuffix("Error")
+        return StoreError(f"{url}: refused ({why}): these credentials may not do this in the bucket {bucket}{where}")
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{url}: no such object")
+    if "error sending request" in text:
+        return _Lost(f"{url}: cannot reach {endpoint or 'the service'}: {_first_line(error)}")
+    return _Lost(f"{url}: {_first_line(error)}")
+
+
+def _no_bucket(text: str) -> bool:
+    return "NoSuchBucket" in text or "The specified bucket does not exist" in text
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]

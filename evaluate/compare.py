@@ -12,7 +12,7 @@ from evaluate.cases import Case
 from evaluate.config import EvaluateConfig
 from evaluate.infer import hwc, run, run_ensemble
 from evaluate.memory import peak_memory
-from evaluate.metrics import METRICS, Protocol, Scorer
+from evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from evaluate.scores import Scores, best_per_image
 from extract.experts import resolve_device
 from extract.images import UnreadableImage, joined
@@ -56,8 +56,9 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
     """The scores of all methods on all images that can be read; the others are named in `left_out`.
 
     lr      where the LR images come from, in words
-    raises  StoreError if none can be read
+    raises  StoreError if none can be read; ConfigError, WeightsError if a metric's package or weights are missing
     """
+    check_learned(config.scored)
     comparison = _Comparison(scale, plan, config)
     scored, left_out = [], []
     for case in tqdm(cases, desc="evaluating", unit="image", disable=None):

@@ -1,8 +1,11 @@
 """What evaluation adds to `train.metrics`: metrics by name, their protocol in words, and the learned ones."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -20,7 +23,12 @@ class Metric:
     channel: str
     digits: int
     higher_is_better: bool = True
-    pyiqa: str | None = None  # its name there; None: computed here
+    pyiqa: str | None = None  # its name there; None: from lpips, or computed here
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has weights of its own."""
+        return self.pyiqa is not None or self.title == "LPIPS"
 
 
 METRICS = {
@@ -96,25 +104,37 @@ class Scorer:
 def learned_metric(name: str) -> Callable[[Tensor, Tensor], float]:
     """A metric with weights, from the packages `lpips` or `pyiqa`.
 
-    raises  ConfigError if the package is not installed, WeightsError if its weights cannot be had
+    raises  ConfigError if the package is not installed, WeightsError if its weights are missing or damaged
     """
     try:
-        return _lpips() if name == "lpips" else _pyiqa(METRICS[name].pyiqa)
+        with redirect_stdout(sys.stderr):  # pyiqa prints what it loads; standard output is for results
+            return _lpips() if name == "lpips" else _pyiqa(METRICS[name].pyiqa)
     except ImportError as error:
-        package = "'.[perceptual]'" if name == "lpips" else "pyiqa"
-        raise ConfigError(f"metric {name}: {error}. Run: pip install {package}") from None
-    except OSError as error:
+        raise ConfigError(f"metric {name}: {error}. Run: pip install 'championship-sr[perceptual]'") from None
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        outside = " and ~/.cache/huggingface" if name == "maniqa" else ""
         raise WeightsError(
-            f"metric {name}: its weights are neither in torch's cache ({torch.hub.get_dir()}) "
-            f"nor could they be downloaded: {error}"
+            f"metric {name}: its weights can't be loaded ({_one_line(error)}). Where there is a network, run: "
+            f"python -c \"from evaluate.metrics import learned_metric; learned_metric('{name}')\", then copy "
+            f"{torch.hub.get_dir()}{outside} from there to here"
         ) from None
+
+
+def check_learned(metrics: Sequence[str]) -> None:
+    """Loads the learned ones of these metrics, so that what is missing is said before any work.
+
+    raises  ConfigError, WeightsError
+    """
+    for name in metrics:
+        if METRICS[name].learned:
+            learned_metric(name)
 
 
 def _lpips() -> Callable[[Tensor, Tensor], float]:
     from lpips import LPIPS
 
     network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
-    return lambda sr, hr: network(sr * 2 - 1, hr * 2 - 1).item()
+    return lambda sr, hr: network(sr, hr, normalize=True).item()
 
 
 def _pyiqa(name: str) -> Callable[[Tensor, Tensor], float]:
@@ -122,6 +142,10 @@ def _pyiqa(name: str) -> Callable[[Tensor, Tensor], float]:
 
     metric = create_metric(name, device="cpu")
     return lambda sr, hr: (metric(sr, hr) if metric.metric_mode == "FR" else metric(sr)).item()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def ntire_perceptual(means: Mapping[str, float]) -> float:

@@ -20,12 +20,14 @@ from extract.networks import Network
 from extract.run import extract, run_expert
 from extract.shares import Part
 from extract.tiling import Tiling, as_input, run_tiled
+from store import files
 from store.errors import ConfigError, StoreError
 from store.layout import PAIRS, transform
 from store.manifest import ArraySpec, Expert, Image, Manifest
 from store.merge import merge
 from store.reader import Store
-from store.writer import write_shard
+from store.verify import verify
+from store.writer import ShardWriter, write_shard
 
 CPU = torch.device("cpu")
 
@@ -356,6 +358,25 @@ def test_a_shard_that_another_process_has_is_left_to_it_and_then_taken(small_sto
     monkeypatch.setattr("extract.shares.time.sleep", let_go)
     assert run_expert(small_store, fragile(), [0], Tiling(64, 8)).shards_written == 1
     assert small_store.missing_shards("fragile") == [1]
+
+
+@pytest.mark.parametrize("at", ["add", "finish"])
+def test_a_shard_that_another_process_took_over_is_dropped_and_the_run_goes_on(make_config, monkeypatch, caplog, at):
+    config = make_config()
+    once, work = [], getattr(ShardWriter, at)
+
+    def stand_still(self, *args):
+        if self._source == "tiny" and not once:
+            once.append(self._final)
+            (holder,) = Path(self._final.parent, "shard-00000.lease").iterdir()
+            holder.unlink()  # as if taken over, what was unfinished cleared away, and given back
+            files.remove(self._claim.unfinished)
+        return work(self, *args)
+
+    monkeypatch.setattr(ShardWriter, at, stand_still)
+    assert extract(config).experts["tiny"].shards_written == 3
+    assert "shard-00000: taken over by another process while this process stood still" in caplog.text
+    assert not verify(Path(config.store)).faults
 
 
 def test_a_full_disk_leaves_nothing_half_written(make_config, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,10 @@ from extract.options import (
     size_text,
     table,
 )
+from store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from extract.engine_ray import RayOptions
 
 __all__ = ["bench_extract", "experts", "extract", "plan"]
 
@@ -33,6 +38,11 @@ __all__ = ["bench_extract", "experts", "extract", "plan"]
 @click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
 @click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
 @click.option("--staging", metavar="DIR", help="Through which the shards of a store at s3:// or gs:// pass.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Run here, or on a Ray cluster.")
+@click.option("--address", help="Of the Ray cluster; without it RAY_ADDRESS, else one on this machine.")
+@click.option("--actors", type=click.IntRange(min=1), help="Ray: how many hold an expert; as many as have room.")
+@click.option("--gpus-per-actor", type=click.FloatRange(min=0), help="Ray: 1 where there are GPUs, else 0.")
+@click.option("--cpus-per-actor", type=click.IntRange(min=1), help="Ray: a GPU's part of its node, or all of a node.")
 @click.option("--variants", help="Flips and rotations to store, such as identity,mirror.")
 @random_option
 @device_option
@@ -49,6 +59,11 @@ def extract(
     part,
     limit,
     staging,
+    engine,
+    address,
+    actors,
+    gpus_per_actor,
+    cpus_per_actor,
     variants,
     random_weights,
     device,
@@ -72,7 +87,8 @@ def extract(
         "device": device,
     }
     config = extract_config(path, assignments, options)
-    summary = run(config, names, rebuild, part and Part.parse(part), limit, staging and Path(staging))
+    cluster = _cluster(engine, address, actors, gpus_per_actor, cpus_per_actor)
+    summary = run(config, names, rebuild, part and Part.parse(part), limit, staging and Path(staging), cluster)
     if not Rank.from_environment().first:
         return
     if as_json:
@@ -82,6 +98,16 @@ def extract(
         speed = f", {done.lr_px / done.seconds:,.0f} px/s" if done.shards_written else ""
         click.echo(f"{name}: {done.shards_written} shards written{speed}")
     click.echo(f"{summary.store}: {summary.images} images, {summary.shards} shards")
+
+
+def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
+    if engine == "ray":
+        from extract.engine_ray import RayOptions
+
+        return RayOptions(*of_ray)
+    if any(value is not None for value in of_ray):
+        raise ConfigError("--address, --actors, --gpus-per-actor and --cpus-per-actor belong to --engine ray")
+    return None
 
 
 @click.command()

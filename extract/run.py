@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from store.manifest import Image, Manifest
 from store.reader import Store
 from store.remote import is_remote
 from store.remote_staging import Staging
+
+if TYPE_CHECKING:
+    from extract.engine_ray import RayOptions
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ def extract(
     part: Part | None = None,
     limit: int | None = None,
     staging: Path | None = None,
+    cluster: "RayOptions | None" = None,
 ) -> Summary:
     """Fills the store: whatever its records say is done stays, the rest is made.
 
@@ -68,10 +73,15 @@ def extract(
     part     only this part's shards
     limit    a store of only the first images
     staging  the folder that the shards of a store in object storage pass through
+    cluster  run the experts there instead of here
     raises   StoreError, WeightsError, ConfigError
     """
     rank = Rank.from_environment()
-    device = resolve_device(config.device, rank.local_rank)
+    device = torch.device("cpu") if cluster else resolve_device(config.device, rank.local_rank)
+    if cluster:
+        from extract.engine_ray import connect, run_on_ray  # it needs ray, an extra
+
+        connect(cluster, rank)
     entries = expert_configs(config.experts, (*experts, *(name for name in rebuild if experts and name not in experts)))
     unknown = sorted(set(rebuild) - {entry.name for entry in entries})
     if unknown:
@@ -89,8 +99,8 @@ def extract(
         write_pairs(manifest, pairs, order, progress=rank.first)
         done = {}
         for entry in entries:
-            job = _Job(config, manifest, pairs, order, rank, device, entry.name in rebuild)
-            done[entry.name] = job.run(entry)
+            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild)
+            done[entry.name] = run_on_ray(job, entry, cluster, staging) if cluster else job.run(entry)
         manifest.flush()
     return Summary(config.store, len(pairs), len(shards), done)
 
@@ -110,8 +120,19 @@ def _prepared(config: ExtractConfig, limit: int | None, staged: Staging | None) 
     return staged.adopt(manifest) if staged else manifest, pairs
 
 
+@contextmanager
+def opened(config: ExtractConfig, staging: Path | None) -> Iterator[Manifest]:
+    """The store that another process has prepared, as its writers see it."""
+    if not is_remote(config.store):
+        yield Manifest.load(Path(config.store))
+        return
+    with Staging(config.store, staging) as staged:
+        staged.describe()
+        yield staged.adopt(Manifest.load(staged.root))
+
+
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One expert's run and what it needs."""
 
     config: ExtractConfig
@@ -124,8 +145,22 @@ class _Job:
 
     def run(self, entry: ExpertConfig) -> ExpertSummary:
         """The expert's missing shards, written; its rebuilt ones put in place if they are all there."""
-        config, manifest = self.config, self.manifest
-        with load_expert(
+        with self.load(entry) as expert:
+            with self.rank.first_goes_first():
+                tiling = self.register(expert)
+            summary = run_expert(
+                self.manifest, expert, self.order, tiling, self.config.variants, rebuild=self.rebuild, rank=self.rank
+            )
+        self.rank.wait_for_all()
+        if self.rank.first:
+            self.settle(entry.name)
+        self.rank.wait_for_all()
+        return summary
+
+    def load(self, entry: ExpertConfig) -> LoadedExpert:
+        """The expert on this process's device."""
+        config = self.config
+        return load_expert(
             entry,
             self.device,
             config.scale,
@@ -133,22 +168,18 @@ class _Job:
             precision=config.precision,
             channels_last=config.channels_last,
             compiled=config.compile,
-        ) as expert:
-            with self.rank.first_goes_first():
-                tiling = self._register(expert)
-            summary = run_expert(
-                manifest, expert, self.order, tiling, config.variants, rebuild=self.rebuild, rank=self.rank
-            )
-        self.rank.wait_for_all()
-        if self.rebuild and self.rank.first:
-            if manifest.missing_shards(entry.name, rebuild=True):
-                log.info("%s: the old shards stay until every part is rebuilt", entry.name)
-            else:
-                manifest.swap_rebuilt(entry.name)
-        self.rank.wait_for_all()
-        return summary
+        )
 
-    def _register(self, expert: LoadedExpert) -> Tiling:
+    def settle(self, name: str) -> None:
+        """Puts a rebuilt expert in its place, if all of its shards are there."""
+        if not self.rebuild:
+            return
+        if self.manifest.missing_shards(name, rebuild=True):
+            log.info("%s: the old shards stay until every part is rebuilt", name)
+        else:
+            self.manifest.swap_rebuilt(name)
+
+    def register(self, expert: LoadedExpert) -> Tiling:
         """Makes room for the expert in the store; the tiling that was settled on."""
         config, manifest = self.config, self.manifest
         tiling = Tiling(config.tile_px, config.halo_px, config.batch_size)

@@ -75,12 +75,14 @@ class Store:
     def forget(self, source: str, shard: int) -> None:
         """Close the maps of a shard whose files go, once nobody reads from them any more."""
         ids = {image.id for image in self.manifest.images_of(shard)}
-        self._records.forget(lambda key: key == (source, shard))
         self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
 
     def _read_record(self, source: str, shard: int) -> dict[str, "Entry"]:
-        record = read_record(self.manifest, source, shard)
-        return {key: self._entry(source, key, content) for key, content in record["arrays"].items()}
+        arrays = self._record(source, shard)["arrays"]
+        return {key: self._entry(source, key, content) for key, content in arrays.items()}
+
+    def _record(self, source: str, shard: int) -> dict[str, Any]:
+        return read_record(self.manifest, source, shard)
 
     def _entry(self, source: str, key: str, content: dict[str, Any]) -> "Entry":
         raw_shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])

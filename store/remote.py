@@ -44,6 +44,17 @@ def is_remote(store: str | Path) -> bool:
     return isinstance(store, str) and "://" in store
 
 
+def store_place(store: str | Path) -> str | Path:
+    """The store's URL as it is, or the path of its folder."""
+    return store if is_remote(store) else Path(store)
+
+
+def cache_folder(url: str, purpose: str) -> Path:
+    """A folder for a store's copies if nobody names one: below the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "championship-sr" / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
 def silent(n_bytes: int) -> None:
     """A `Progress` that shows nothing."""
 

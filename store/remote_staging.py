@@ -1,13 +1,11 @@
 """A store in object storage that is written through a folder: shards go up whole, and then leave the folder."""
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 
 from store import files, leases
@@ -17,6 +15,7 @@ from store.errors import StoreError
 from store.files import ShardBusy
 from store.layout import PAIRS, shard_stem, source_dir
 from store.manifest import Manifest
+from store.remote import cache_folder
 from store.remote_store import RemoteStore
 
 log = logging.getLogger(__name__)
@@ -27,21 +26,15 @@ JOBS = 8  # files at a time
 SOURCES_FILE = "sources.json"  # what extract knows of the images' files; it only saves time
 
 
-def default_folder(url: str) -> Path:
-    """Where a store's shards pass through if nobody says where: below the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "championship-sr" / "staging" / sha256(url.encode()).hexdigest()[:16]
-
-
 class Staging:
     """A `with` block around writing into object storage; several processes of one machine may share the folder.
 
     url     of the store
-    folder  that its shards pass through; None for `default_folder`
+    folder  that its shards pass through; None for one below the user's cache folder
     """
 
     def __init__(self, url: str, folder: Path | None = None):
-        self.url, self.root = url, folder or default_folder(url)
+        self.url, self.root = url, folder or cache_folder(url, "staging")
         self._remote = RemoteStore(url)
         self._uploads: Uploads | None = None
 

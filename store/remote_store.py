@@ -250,6 +250,10 @@ class RemoteStore:
             raise StoreError(f"{where}: of another {source} than {manifest.root} describes ({', '.join(differing)})")
         return record, parts
 
+    def shard_bytes(self, manifest: Manifest, source: str, shard: int) -> int:
+        """Bytes of a recorded shard's files."""
+        return sum(part.n_bytes for part in self.record(manifest, source, shard)[1])
+
     def put_shard(
         self,
         manifest: Manifest,

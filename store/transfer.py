@@ -91,7 +91,7 @@ def push(
         for shard in manifest.recorded_shards(source):
             (both if shard in there else places).append((source, shard))
     _check_same(manifest, remote, both, jobs)
-    total(sum(_n_bytes(manifest.shard_path(*place)) for place in places))
+    total(sum(tree_bytes(manifest.shard_path(*place)) for place in places))
 
     progress = _one_at_a_time(progress)
 
@@ -143,6 +143,7 @@ def _check_same(manifest: Manifest, remote: RemoteStore, places: Sequence[tuple[
         raise StoreError(f"{remote.url}: has other bytes than {manifest.root} in {shown}; nothing was put")
 
 
-def _n_bytes(path: Path) -> int:
+def tree_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     below = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in below if each.is_file())

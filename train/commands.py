@@ -20,7 +20,9 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 
 
 @click.command()
-@click.option("--store", type=click.Path(path_type=Path), help="The feature store to train from.")
+@click.option("--store", metavar="DIR|URL", help="The feature store to train from; s3:// and gs:// too.")
+@click.option("--cache", help="Folder for the shards of a store at a URL; default: below the user's cache folder.")
+@click.option("--cache-gb", type=float, help="That they may take there; default: 100.")
 @click.option("--config", type=click.Path(path_type=Path), help="A YAML file with a section train; default: swift.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value: train.steps=500.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
@@ -29,7 +31,9 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def train(
-    store: Path | None,
+    store: str | None,
+    cache: str | None,
+    cache_gb: float | None,
     config: Path | None,
     assignments: tuple[str, ...],
     out: Path | None,
@@ -43,6 +47,8 @@ def train(
     A new run needs --store and --out, and the same command goes on with it after an interruption. --resume goes on
     with the run's own store and configuration, changed by --set where that is possible.
     """
+    options = {"cache": cache, "cache_gb": cache_gb}
+    assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out)
         store, settings = _of_run(resume, store, assignments)
@@ -112,7 +118,7 @@ def _refuse(reason: str, **options: Any) -> None:
         raise click.UsageError(f"{reason}; leave out {' and '.join(given)}")
 
 
-def _of_run(run: Path, store: Path | None, assignments: tuple[str, ...]) -> tuple[Path, TrainConfig]:
+def _of_run(run: Path, store: str | None, assignments: tuple[str, ...]) -> tuple[Path | str, TrainConfig]:
     from train.run import CONFIG_FILE, read_store
 
     if not (run / CONFIG_FILE).exists():
@@ -120,16 +126,16 @@ def _of_run(run: Path, store: Path | None, assignments: tuple[str, ...]) -> tupl
     return store or read_store(run), load_section(TrainConfig, run / CONFIG_FILE, "train", assignments)
 
 
-def _describe(settings: TrainConfig, store: Path | None, as_json: bool) -> None:
+def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:
     from train.fusion import build_fusion
     from train.fusion.describe import describe, plain, table
 
     channels, scale = FULL_SIZE, 4
     if store:
-        from store.reader import Store
         from train.run import feature_channels
+        from train.setup import open_store
 
-        found = Store(store, settings.experts or None)
+        found = open_store(store, settings.experts or None, settings.data)
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
         scale = found.scale
     costs = describe(build_fusion(settings.fusion, channels, scale), channels, crop=settings.data.crop_px)

@@ -80,6 +80,10 @@ class DataConfig:
     weighting: Weighting = "crops"
     crops_per_visit: Positive = 1  # more: longer reads of a store that is larger than memory
     pool_visits: Positive = 64
+    shards_at_once: Annotated[int, Field(ge=0)] = 0  # visited before the next ones are; 0: all; see docs/training.md
+    sharding: Literal["all", "node"] = "all"  # node: each machine's processes read a share of the shards alone
+    cache: Path | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that they may take there
     threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
     buffer_mib: Positive = 128
     ahead_mib: Annotated[int, Field(ge=0)] = 128

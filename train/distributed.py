@@ -1,9 +1,10 @@
 """One process or several under torchrun: ranks, and the mean over them."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,16 +16,28 @@ from store.errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`."""
+    """This process among `size`.
+
+    nodes  how many processes each machine has; () means that one has them all
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    node: int = 0
+    nodes: tuple[int, ...] = ()
+    local_rank: int = 0
 
     @property
     def first(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    @property
+    def beside(self) -> range:
+        """The processes of this machine."""
+        first = self.rank - self.local_rank
+        return range(first, first + (self.nodes[self.node] if self.nodes else self.size))
 
     def mean(self, tensors: Sequence[Tensor]) -> None:
         """Replaces the float tensors by their mean over all processes, in one exchange."""
@@ -65,9 +78,16 @@ def world(device: str) -> Iterator[World]:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(place, rank, size)
+        alone = World(place, rank, size)
+        yield replace(alone, node=int(os.environ.get("GROUP_RANK", "0")), nodes=_nodes(alone), local_rank=local)
     finally:
         dist.destroy_process_group()
+
+
+def _nodes(processes: World) -> tuple[int, ...]:
+    """How many processes each node has, in the order of torchrun's GROUP_RANK."""
+    counts = Counter(processes.gather(int(os.environ.get("GROUP_RANK", "0"))))
+    return tuple(counts[node] for node in sorted(counts))
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))  # set by torchrun

@@ -86,7 +86,7 @@ class LiveLoader:
     def __init__(self, loader: Loader, experts: LiveExperts, config: LiveConfig, *, crop_px: int, seed: int) -> None:
         self.loader, self.experts, self.config = loader, experts, config
         self.crop_px, self.seed = crop_px, seed
-        self.sampler = loader.sampler
+        self.sampler, self.samples_per_epoch = loader.sampler, loader.samples_per_epoch
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of every step from `start` on, to `stop` or without end."""

@@ -8,9 +8,10 @@ the host's work without Python's lock, and processes would have to hand their ba
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count, islice
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from store.layout import PAIRS, inverse, variant_size, window_before
 from store.reader import Store, StoredArray
 from train.augment import Augment, variants_for
 from train.batch import Batch, Field, Slot, decoded, fields_of
-from train.sampler import Place, Sampler, Weighting
+from train.cache import ShardCache
+from train.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
 
 MIB = 2**20
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
 SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
+NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
 
 Submit = Callable[..., Future]
@@ -40,6 +43,9 @@ class Loader:
     threads      that copy; 0 copies in the caller's thread
     buffer_mib   host memory for raw batches; one batch at the least
     ahead_mib    the kernel is asked for so many bytes before they are copied; 0: never
+    sharding     "node": the ranks of each machine read a share of the shards alone
+    nodes        ranks of each machine; `node` and `local_rank` say which one this is
+    cache        brings the shards of a store that lies elsewhere, before they are read
     The others   see `Sampler` and `variants_for`
     """
 
@@ -59,19 +65,35 @@ class Loader:
         weighting: Weighting = "crops",
         crops_per_visit: int = 1,
         pool_visits: int = 64,
+        shards_at_once: int = 0,
         threads: int = 2,
         buffer_mib: int = 128,
         ahead_mib: int = 128,
         rank: int = 0,
         world: int = 1,
+        sharding: Literal["all", "node"] = "all",
+        nodes: Sequence[int] = (),
+        node: int = 0,
+        local_rank: int = 0,
+        cache: ShardCache | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError(f"batch_size={batch_size}: {world} ranks cannot share it evenly")
         self.store, self.crop_px, self.device = store, crop_px, torch.device(device)
         self.on_gpu = self.device.type == "cuda"  # buffers are then pinned, and copies to the device do not wait
         self.experts = tuple(store.experts if experts is None else experts)
-        self.images = tuple(range(len(store.images)) if images is None else images)
+        self.images = sorted(range(len(store.images)) if images is None else images, key=self._shard_of)
+        self.samples_per_epoch = samples_per_epoch(len(self.images), repeat_factor, crops_per_visit)  # of all nodes
+        first, beside = (rank - local_rank, nodes[node]) if nodes else (0, world)  # the ranks of this machine
+        if sharding == "node" and len(nodes) > 1:
+            free = np.array([store.images[image].lr_size for image in self.images]) - crop_px + 1
+            own = node_share(window_weights(free, weighting), self._shards(), nodes, node)
+            self.images = [self.images[place] for place in own]
+            batch_size, seed = batch_size * nodes[node] // world, seed + node * NODE_SEEDS
+            first, rank, world = 0, local_rank, nodes[node]
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.machine = slice(first * batch_size // world, (first + beside) * batch_size // world)
+        self.cache = cache
         self.threads, self.buffer_mib, self.ahead_mib = threads, buffer_mib, ahead_mib
         self.in_memory = 0  # windows found there since the last that was not
         self.sampler = Sampler(
@@ -84,6 +106,8 @@ class Loader:
             weighting=weighting,
             crops_per_visit=crops_per_visit,
             pool_visits=pool_visits,
+            shards=self._shards(),
+            shards_at_once=shards_at_once,
         )
         self.fields = fields_of(store, self.experts, features)
         self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
@@ -95,10 +119,21 @@ class Loader:
         """This rank's share of the step's windows, images by their index in the store."""
         return [place._replace(image=self.images[place.image]) for place in self.sampler.places(step)[self.share]]
 
+    def _shard_of(self, image: int) -> int:
+        return self.store.images[image].shard
+
+    def _shards(self) -> np.ndarray:
+        return np.array([self._shard_of(image) for image in self.images])
+
+    def shards_of(self, step: int) -> set[int]:
+        """The shards that a step reads from, in all ranks of this machine."""
+        return {self._shard_of(self.images[place.image]) for place in self.sampler.places(step)[self.machine]}
+
     def batch(self, step: int) -> Batch:
         """The batch of one step, whatever came before."""
         slot = self.slot()
-        self._fill(_run_now, slot, self.places(step))
+        with self._fetching(step):
+            self._fill(_run_now, slot, step, self.places(step))
         return self._decoded(slot)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -111,29 +146,42 @@ class Loader:
 
     def filled(self, start: int = 0, stop: int | None = None) -> Iterator[Slot]:
         """The raw windows of the same steps; each slot is good until the next one is asked for."""
-        with _workers(self.threads) as submit, _workers(min(self.ahead_mib, 1)) as advise:
+        with (
+            _workers(self.threads) as submit,
+            _workers(min(self.ahead_mib, 1)) as advise,
+            self._fetching(start),  # ends first, so that no thread waits for it any more
+        ):
             steps = self._steps(start, stop, advise)
-            ring = deque(self._fill(submit, *pair) for pair in zip(self._slots(), steps, strict=False))
-            while ring:
+            ring = deque(self._fill(submit, slot, *step) for slot, step in zip(self._slots(), steps, strict=False))
+            for step in count(start) if stop is None else range(start, stop):
                 slot, shares = ring.popleft()
                 for share in shares:
                     share.result()
                 yield slot
-                ring.extend(self._fill(submit, slot, places) for places in islice(steps, 1))
+                if self.cache:
+                    self.cache.done(step)
+                ring.extend(self._fill(submit, slot, *following) for following in islice(steps, 1))
 
-    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[list[Place]]:
-        """The places of each step; the kernel has then been asked for those of the steps that follow."""
+    def _fetching(self, start: int) -> AbstractContextManager:
+        if self.cache is None:
+            return nullcontext()
+        return self.cache.fetching(self.shards_of, set(self._shards().tolist()), start)
+
+    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[tuple[int, list[Place]]]:
+        """Each step and its places; the kernel has then been asked for those of the steps that follow."""
         distance = min(-(-self.ahead_mib * MIB // self.batch_bytes), MOST_AHEAD)
-        ahead: deque[list[Place]] = deque()
+        ahead: deque[tuple[int, list[Place]]] = deque()
         for step in count(start) if stop is None else range(start, stop):
-            ahead.append(self.places(step))
+            ahead.append((step, self.places(step)))
             if distance:
-                advise(self._prefetch, ahead[-1])
+                advise(self._prefetch, *ahead[-1])
             if len(ahead) > distance:
                 yield ahead.popleft()
         yield from ahead
 
-    def _prefetch(self, places: list[Place]) -> None:
+    def _prefetch(self, step: int, places: list[Place]) -> None:
+        if self.cache and not self.cache.has(step):
+            return
         # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
         for place in places:
             self.in_memory += 1
@@ -159,12 +207,15 @@ class Loader:
             raw[field] = torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
         return Slot(raw, {field: [None] * shape[0] for field, shape in self.shapes.items()}, places=[])
 
-    def _fill(self, submit: Submit, slot: Slot, places: list[Place]) -> tuple[Slot, list[Future]]:
+    def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
         shares = max(self.threads, 1)  # one task a thread: one a sample costs more than it evens out
-        return slot, [submit(self._fill_rows, slot, range(first, len(places), shares)) for first in range(shares)]
+        rows = [range(first, len(places), shares) for first in range(shares)]
+        return slot, [submit(self._fill_rows, slot, step, each) for each in rows]
 
-    def _fill_rows(self, slot: Slot, rows: range) -> None:
+    def _fill_rows(self, slot: Slot, step: int, rows: range) -> None:
+        if self.cache:
+            self.cache.need(step)
         if slot.left is not None:
             slot.left.synchronize()
         buffers = [(field, raw.numpy(), slot.arrays[field]) for field, raw in slot.raw.items()]

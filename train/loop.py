@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from store import files
+from store.remote import store_place
 from train import checkpoint
 from train.augment import cutblur, mixup
 from train.config import TrainConfig, learning_rate, loss_stages, span
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "run.lock"
 
 
-def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
+def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
     """Trains a fusion from a store and returns the run's folder, `out`.
 
     resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
@@ -43,10 +44,10 @@ def train(config: TrainConfig, store: Path, out: Path, *, resume: bool = False, 
     raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
              KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
     """
-    store, out = Path(store), Path(out)
+    store, out = store_place(store), Path(out)
     with ExitStack() as stack:
         processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
-        source = stack.enter_context(closing(open_source(store, config, processes.device)))
+        source = stack.enter_context(closing(open_source(store, config, processes)))
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries))
         if processes.first:
@@ -65,7 +66,7 @@ class Run:
         self.config, self.out, self.world = config, out, processes
         training, self.validation = make_validation(source, config, out, processes)
         self.loader = make_loader(source, training, config, processes)
-        self.span = span(config, self.loader.sampler.samples_per_epoch)
+        self.span = span(config, self.loader.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
         self.trainer = Trainer(

@@ -19,12 +19,22 @@ from store import files
 from store.config import build, dump_yaml, read_yaml, to_plain
 from store.errors import ConfigError, StoreError
 from store.manifest import ArraySpec, Expert
+from store.remote import store_place
 from train.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE, EXPERTS_FILE, RUN_FILE = "config.yaml", "experts.yaml", "run.yaml"
-FREE_TO_CHANGE = ("device", "data.threads", "data.buffer_mib", "data.ahead_mib", "log_every", "tensorboard")
+FREE_TO_CHANGE = (
+    "device",
+    "data.threads",
+    "data.buffer_mib",
+    "data.ahead_mib",
+    "data.cache",
+    "data.cache_gb",
+    "log_every",
+    "tensorboard",
+)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -42,16 +52,16 @@ def read_experts(run: Path) -> dict[str, Expert]:
     return entries
 
 
-def read_store(run: Path) -> Path:
-    """Where the run's store was when it began."""
-    return Path(read_yaml(run / RUN_FILE)["store"])
+def read_store(run: Path) -> Path | str:
+    """Where the run's store was when it began: a folder, or a URL."""
+    return store_place(read_yaml(run / RUN_FILE)["store"])
 
 
 def begin(
     run: Path,
     config: TrainConfig,
     entries: Mapping[str, Expert],
-    store: Path,
+    store: Path | str,
     *,
     trained: bool,
     resume: bool,

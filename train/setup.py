@@ -1,6 +1,6 @@
 """What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,9 @@ from store.config import to_plain
 from store.errors import ConfigError, StoreError
 from store.manifest import Expert
 from store.reader import Store
+from store.remote import cache_folder, is_remote
+from store.remote_store import RemoteStore
+from train.cache import RemoteStoreReader, ShardCache
 from train.config import DataConfig, TrainConfig
 from train.distributed import World
 from train.live import LiveExperts, LiveLoader, load_experts, window_px
@@ -25,6 +28,8 @@ LOADER_KEYS = (
     "weighting",
     "crops_per_visit",
     "pool_visits",
+    "shards_at_once",
+    "sharding",
     "threads",
     "buffer_mib",
     "ahead_mib",
@@ -33,31 +38,46 @@ LOADER_KEYS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A store and its experts, in the order of the network's inputs; `live` where they are run in the step."""
+    """A store and its experts, in the order of the network's inputs.
+
+    live   where they are run in the step
+    cache  where the store lies in object storage
+    """
 
     store: Store
     entries: dict[str, Expert]
     live: LiveExperts | None = None
+    cache: ShardCache | None = None
 
     def close(self) -> None:
-        if self.live:
-            self.live.close()
+        for part in (self.live, self.cache):
+            if part:
+                part.close()
 
 
-def open_source(root: Path, config: TrainConfig, device: torch.device) -> Source:
+def open_source(place: Path | str, config: TrainConfig, world: World) -> Source:
     """The store, whole for the experts that the configuration names, or its images alone and live experts.
 
     raises  StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
     """
-    if config.live.enabled:
-        live = load_experts(root, config, device)
-        source = Source(Store(root, ()), live.entries, live)
-    else:
+    if not config.live.enabled:
         _check_answerable(config)
-        store = Store(root, config.experts or None)
-        source = Source(store, store.experts)
-    _check_entries(root, source.entries, config)
-    return source
+    store = open_store(place, () if config.live.enabled else config.experts or None, config.data)
+    live = load_experts(store.root, config, world.device) if config.live.enabled else None
+    entries = live.entries if live else store.experts
+    _check_entries(place, entries, config)
+    if not is_remote(place):
+        return Source(store, entries, live)
+    first, alone = world.local_rank == 0, len(world.beside) == 1
+    cache = ShardCache(store, config.data.cache_gb, fetches=first, alone=alone)
+    return Source(store, entries, live, cache)
+
+
+def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfig) -> Store:
+    """The store in a folder, or one in object storage whose shards a cache will hold."""
+    if is_remote(place):
+        return RemoteStoreReader(RemoteStore(place), data.cache or cache_folder(place, "cache"), experts)
+    return Store(place, experts)
 
 
 def make_loader(source: Source, images: list[int], config: TrainConfig, world: World) -> Loader | LiveLoader:
@@ -74,6 +94,10 @@ def make_loader(source: Source, images: list[int], config: TrainConfig, world: W
         seed=config.seed,
         rank=world.rank,
         world=world.size,
+        nodes=world.nodes,
+        node=world.node,
+        local_rank=world.local_rank,
+        cache=source.cache,
         **loader_options(data),
     )
     return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
@@ -90,6 +114,9 @@ def make_validation(source: Source, config: TrainConfig, run: Path, world: World
     else:
         held = store
         training, scored = split_images(store, settings)
+        if source.cache:
+            mine = {image for rank in world.beside for image in scored[rank :: world.size]}
+            source.cache.pin(sorted({store.images[image].shard for image in mine}))
     return training, Validation(
         held, scored, experts, _reader(held, source, config, world.device), pictures=settings.pictures, world=world
     )
@@ -152,7 +179,7 @@ def _check_answerable(config: TrainConfig) -> None:
         )
 
 
-def _check_entries(root: Path, entries: dict[str, Expert], config: TrainConfig) -> None:
+def _check_entries(root: Path | str, entries: dict[str, Expert], config: TrainConfig) -> None:
     if not entries:
         raise StoreError(f"{root}: no experts in it. Run: pipeline.py extract")
     random = [name for name, entry in entries.items() if entry.identity.get("random_weights")]

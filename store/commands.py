@@ -80,15 +80,19 @@ def verify(root: Path, repair: bool, as_json: bool, hashes: Hashes | None = None
 @click.option("-o", "--output", required=True, type=FOLDER, help="The store that they become.")
 @click.option("--move", is_flag=True, help="Remove each shard from its store once the output has it.")
 @click.option("--copy", is_flag=True, help="Copy, where hard links would do.")
+@click.option("--complete", is_flag=True, help="Refuse, with exit status 1, if a shard is in none of the stores.")
 @JSON
-def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, as_json: bool) -> None:
-    """Make one store of several of the same images, with different experts or different parts."""
-    merged = merge_stores(roots, output, move=move, copy=copy)
+def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, complete: bool, as_json: bool) -> None:
+    """Make one store of several of the same images, with different experts or different parts.
+
+    The result says what is still missing; another merge or extract into it goes on from there.
+    """
+    merged = merge_stores(roots, output, move=move, copy=copy, complete=complete)
     if as_json:
         click.echo(json.dumps(asdict(merged)))
         return
-    lacking = ", ".join(f"{source} lacks {count}" for source, count in merged.missing.items() if count)
-    click.echo(f"{output}: {merged.shards} shards from {len(roots)} stores; {lacking or 'nothing is missing'}")
+    state = f"incomplete: {merged.lacking}" if merged.lacking else "nothing is missing"
+    click.echo(f"{output}: {merged.shards} shards from {len(roots)} stores; {state}")
 
 
 @store.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from store import files, leases
-from store.entries import BASIS_FILE, different_experts, listed
+from store.entries import BASIS_FILE, STORE_FILE, different_experts, listed
 from store.errors import StoreError
 from store.layout import PAIRS, shard_stem, source_dir
 from store.manifest import Manifest, different_stores
@@ -21,26 +21,38 @@ class Merged:
     """What `merge` did."""
 
     shards: int  # put into the output by this call
-    missing: dict[str, int]  # source -> shards that none of the inputs has
+    missing: dict[str, list[int]]  # source -> shards that none of the stores has
+
+    @property
+    def lacking(self) -> str:
+        """What keeps the output from being whole, on one line; empty if nothing does."""
+        return _lacking(self.missing)
 
 
-def merge(inputs: Sequence[Path], output: Path, *, move: bool = False, copy: bool = False) -> Merged:
+def merge(
+    inputs: Sequence[Path], output: Path, *, move: bool = False, copy: bool = False, complete: bool = False
+) -> Merged:
     """Put every shard of the inputs into one store, by hard links where the file system has them.
 
     Killed at any moment, the same call goes on. The inputs stay as they are.
 
-    move    remove each shard from its input once the output has it
-    copy    copy, although links were possible
-    raises  StoreError naming every conflict, before anything is written
+    move      remove each shard from its input once the output has it
+    copy      copy, although links were possible
+    complete  refuse stores that do not make a whole
+    raises    StoreError naming every conflict, before anything is written
     """
     manifests = [Manifest.load(root) for root in inputs]
     if not manifests:
         raise StoreError("merge needs at least one store")
     if any(output.resolve() == each.root.resolve() for each in manifests):
         raise StoreError(f"{output}: is one of the stores to be merged; name another one for the result")
-    conflicts = _conflicts(manifests)
+    there = [Manifest.load(output)] if (output / STORE_FILE).exists() else []
+    conflicts = _conflicts([*manifests, *there])
     if conflicts:
         raise StoreError(f"these stores cannot become one: {listed(conflicts)}")
+    missing = _missing([*manifests, *there])
+    if complete and any(missing.values()):
+        raise StoreError(f"these stores do not make a whole: {_lacking(missing)}. Nothing is written")
     first = manifests[0]
     merged = Manifest.create(output, scale=first.scale, container=first.container, images=first.images)
     done = 0
@@ -53,8 +65,26 @@ def merge(inputs: Sequence[Path], output: Path, *, move: bool = False, copy: boo
                 done += 1
             if move:
                 _remove_taken(merged, each, source)
-    missing = {source: len(merged.missing_shards(source)) for source in merged.sources}
-    return Merged(done, missing)
+    return Merged(done, {source: merged.missing_shards(source) for source in merged.sources})
+
+
+def _missing(manifests: Sequence[Manifest]) -> dict[str, list[int]]:
+    """Source -> shards that none of the stores has, for the sources of all of them."""
+    sources = dict.fromkeys(source for each in manifests for source in each.sources)
+    return {source: sorted(set.intersection(*(set(m.missing_shards(source)) for m in manifests))) for source in sources}
+
+
+def _lacking(missing: dict[str, list[int]]) -> str:
+    return ", ".join(
+        f"{source} lacks {len(shards)} shards ({_ranges(shards)})" for source, shards in missing.items() if shards
+    )
+
+
+def _ranges(shards: Sequence[int]) -> str:
+    """Such as 0-3, 7."""
+    those = set(shards)
+    starts, ends = ([shard for shard in shards if shard + step not in those] for step in (-1, 1))
+    return listed([f"{a}-{b}" if a < b else str(a) for a, b in zip(starts, ends, strict=True)])
 
 
 def _conflicts(manifests: Sequence[Manifest]) -> list[str]:

@@ -42,6 +42,10 @@ def test_verify_ends_with_its_count_or_raises(tmp_path, make_store):
 def test_merge_convert_and_rm_go_through(tmp_path, make_store):
     one, other = make_store(tmp_path / "one", {"a": 5}), make_store(tmp_path / "other", {"x": 1, "b": 5})
     assert "9 shards" not in run("merge", one, other, "-o", tmp_path / "m")
+    part = make_store(tmp_path / "part", {"a": 5}, shards=[1])
+    assert "1 stores; incomplete: a lacks 1 shards (0)" in run("merge", part, "-o", tmp_path / "p")
+    with pytest.raises(StoreError, match=r"do not make a whole: a lacks 1 shards \(0\)"):
+        run("merge", part, "-o", tmp_path / "q", "--complete")
     assert "left: a, b" in run("rm", tmp_path / "m", "--expert", "x")
     arguments = ("--container", "hdf5", "--codec", "features=pca2-int8+zstd", "--images-per-shard", 3)
     assert "hdf5, 3 images" in run("convert", tmp_path / "m", "-o", tmp_path / "c", *arguments)

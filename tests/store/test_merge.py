@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_different_experts_become_one_store(tmp_path, make_store, container, opt
     other = make_store(tmp_path / "other", {"x": 1, "b": 7}, container=container)
     Manifest.load(other).remove_expert("x")
     merged = merge([one, other], tmp_path / "out", **options)
-    assert (merged.shards, merged.missing) == (6, {PAIRS: 0, "a": 0, "b": 0})
+    assert (merged.shards, merged.missing) == (6, {PAIRS: [], "a": [], "b": []})
     assert records(tmp_path / "out") == records(whole)
     assert not verify(tmp_path / "out").faults
     links = next((tmp_path / "out/experts/a").rglob("c.0.0.0" if container == "zarr" else "*.h5")).stat().st_nlink
@@ -45,7 +46,7 @@ def test_different_parts_become_the_whole(tmp_path, make_store, container):
 
 def test_a_merge_into_a_store_that_is_there_adds_what_it_lacks(tmp_path, make_store):
     parts = [make_store(tmp_path / f"part{i}", shards=[i]) for i in range(2)]
-    assert merge(parts[:1], tmp_path / "out").missing == {PAIRS: 0, "a": 1, "b": 1}
+    assert merge(parts[:1], tmp_path / "out").missing == {PAIRS: [], "a": [1], "b": [1]}
     assert merge(parts[1:], tmp_path / "out").shards == 2
     assert merge(parts, tmp_path / "out").shards == 0
 
@@ -65,6 +66,30 @@ def test_parts_that_overlap_with_different_bytes_are_refused(tmp_path, make_stor
     path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
     with pytest.raises(StoreError, match=r"b in .*: shard 1 has different bytes in img002/features"):
         merge([one, other], tmp_path / "out")
+
+
+def test_a_store_that_is_there_with_different_bytes_is_refused_too(tmp_path, make_store):
+    one, there = make_store(tmp_path / "one"), make_store(tmp_path / "there", shards=[1])
+    path = there / "experts/b/shard-00001.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+    before = records(there)
+    with pytest.raises(StoreError, match=r"b in .*one and .*there: shard 1 has different bytes in img002/features"):
+        merge([one], there)
+    assert records(there) == before
+
+
+def test_parts_that_do_not_cover_the_whole_are_named_by_source_and_shard(tmp_path, make_store):
+    options = {"n_images": 9, "images_per_shard": 1}
+    parts = [make_store(tmp_path / "one", shards=[3, 8], **options)]
+    parts.append(make_store(tmp_path / "other", shards=[3, 5, 6], **options))
+    Manifest.load(parts[1]).remove_expert("b")
+    told = r"a lacks 5 shards \(0-2, 4, 7\), b lacks 7 shards \(0-2, 4-7\)"
+    with pytest.raises(StoreError, match=rf"these stores do not make a whole: {told}\. Nothing is written"):
+        merge(parts, tmp_path / "out", complete=True)
+    assert not (tmp_path / "out").exists()
+    assert re.fullmatch(told, merge(parts, tmp_path / "out").lacking)
+    rest = make_store(tmp_path / "rest", shards=[0, 1, 2, 4, 5, 6, 7], **options)
+    assert merge([rest], tmp_path / "out", complete=True).lacking == ""
 
 
 def test_bases_fitted_to_different_samples_are_refused(tmp_path, make_store):

@@ -1,7 +1,6 @@
 """The commands of this stage: extract, plan, experts and bench extract."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,8 @@ from extract.options import (
     json_option,
     random_option,
     set_option,
-    size_text,
-    table,
 )
+from extract.plan_command import plan
 from store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,55 +106,6 @@ def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
     if any(value is not None for value in of_ray):
         raise ConfigError("--address, --actors, --gpus-per-actor and --cpus-per-actor belong to --engine ray")
     return None
-
-
-@click.command()
-@config_option
-@data_options
-@expert_option
-@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images instead of reading any.")
-@click.option("--lr-size", default="339x510", metavar="HxW", help="Their mean LR size (default: DF2K's, 339x510).")
-@random_option
-@device_option
-@set_option
-@json_option
-def plan(path, store, roots, hr, lr, names, images, lr_size, random_weights, device, assignments, as_json):
-    """What an extraction will cost: bytes for each expert and codec, disk free, hours on this machine.
-
-    Writes nothing. The hours are from one measured forward of each expert.
-    """
-    from extract.plan import plan as make
-
-    options = {
-        "store": store,
-        "data.roots": roots,
-        "data.hr": hr,
-        "data.lr": lr,
-        "random_weights": random_weights,
-        "device": device,
-    }
-    sizes = None
-    if images:
-        found = re.fullmatch(r"(\d+)x(\d+)", lr_size)
-        if not found:
-            raise click.UsageError(f"--lr-size {lr_size}: expected ROWSxCOLUMNS")
-        sizes = [(int(found[1]), int(found[2]))] * images
-        options |= {"store": store or ".", "data.hr": hr or ["."]}
-    made = make(extract_config(path, assignments, options), sizes, names)
-    if as_json:
-        click.echo(json.dumps(asdict(made) | {"hours": made.hours}))
-        return
-    click.echo(f"{made.images:,} images, {made.lr_px / 1e6:,.0f} M LR pixels, {made.shards:,} shards")
-    rows = [["expert", "channels", "px/s", "hours", *made.experts[0].bytes_by_codec]]
-    for expert in made.experts:
-        name = expert.name + (" (random weights)" if expert.random_weights else "")
-        channels = " ".join(map(str, expert.channels.values()))
-        sizes = [size_text(n) for n in expert.bytes_by_codec.values()]
-        rows.append([name, channels, f"{expert.px_per_second:,.0f}", f"{expert.hours:,.1f}", *sizes])
-    totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
-    rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
-    click.echo(table(rows))
-    click.echo(f"free where the store goes: {size_text(made.free_bytes)}")
 
 
 @click.command("extract")

@@ -45,7 +45,14 @@ class Source:
 
 
 def prepare(
-    root: Path, data: DataConfig, *, scale: int, container: str, images_per_shard: int, limit: int | None = None
+    root: Path,
+    data: DataConfig,
+    *,
+    scale: int,
+    container: str,
+    images_per_shard: int,
+    limit: int | None = None,
+    progress: bool = True,
 ) -> tuple[Manifest, dict[str, Pair]]:
     """The store of these images, made or gone on with, and its pairs by image id.
 
@@ -55,7 +62,7 @@ def prepare(
     faults: list[str] = []
     pairs = find_pairs(data, scale, left_out=faults)[:limit]
     known = _read_sources(root)
-    sources = _identify(pairs, known, faults)
+    sources = _identify(pairs, known, faults, progress)
     if faults:
         raise StoreError(joined(faults))
     images = assign_shards(
@@ -123,7 +130,7 @@ def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
             pool.shutdown(cancel_futures=True)
 
 
-def _identify(pairs: list[Pair], known: dict[str, Source], faults: list[str]) -> dict[str, Source]:
+def _identify(pairs: list[Pair], known: dict[str, Source], faults: list[str], progress: bool) -> dict[str, Source]:
     """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read."""
 
     def work(pair: Pair) -> Source | UnreadableImage:
@@ -136,7 +143,8 @@ def _identify(pairs: list[Pair], known: dict[str, Source], faults: list[str]) ->
             return error
         return Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
 
-    results = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=None))
+    disable = None if progress else True
+    results = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=disable))
     faults += [str(result) for result in results if isinstance(result, UnreadableImage)]
     return {p.id: source for p, source in zip(pairs, results, strict=True) if isinstance(source, Source)}
 

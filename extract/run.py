@@ -91,7 +91,7 @@ def extract(
     with ExitStack() as stack:
         staged = stack.enter_context(Staging(config.store, staging)) if is_remote(config.store) else None
         with rank.first_goes_first():
-            manifest, pairs = _prepared(config, limit, staged)
+            manifest, pairs = _prepared(config, limit, staged, rank)
         shards = (part or Part()).shards(manifest)
         order = rank.part.shards(manifest, shards)
         order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
@@ -105,7 +105,9 @@ def extract(
     return Summary(config.store, len(pairs), len(shards), done)
 
 
-def _prepared(config: ExtractConfig, limit: int | None, staged: Staging | None) -> tuple[Manifest, dict[str, Pair]]:
+def _prepared(
+    config: ExtractConfig, limit: int | None, staged: Staging | None, rank: Rank
+) -> tuple[Manifest, dict[str, Pair]]:
     """The store, begun or gone on with, and its pairs by image id."""
     if staged:
         staged.describe()
@@ -116,6 +118,7 @@ def _prepared(config: ExtractConfig, limit: int | None, staged: Staging | None) 
         container=config.container,
         images_per_shard=config.images_per_shard,
         limit=limit,
+        progress=rank.first,
     )
     return staged.adopt(manifest) if staged else manifest, pairs
 

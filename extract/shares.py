@@ -11,7 +11,7 @@ from math import prod
 
 import torch.distributed as dist
 
-from store.errors import ConfigError
+from store.errors import ConfigError, StoreError
 from store.manifest import Manifest
 
 POLL_SECONDS = 0.5
@@ -76,11 +76,21 @@ class Rank:
         return Part(self.rank + 1, self.world_size)
 
     def wait_for_all(self) -> None:
-        """Returns when every rank has come here."""
+        """Returns when every rank has come here.
+
+        raises  StoreError if one of them never will
+        """
         if self.world_size > 1:
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=LONGEST_WAIT)
-            dist.barrier()
+            try:
+                if not dist.is_initialized():
+                    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+                dist.barrier()
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise StoreError(
+                    f"rank {self.rank}: another rank has died ({reason}); no finished shard is lost: "
+                    "the same command goes on from there"
+                ) from None
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:

@@ -119,11 +119,11 @@ def test_a_failed_task_names_expert_shard_and_node(cluster, make_config, network
 def test_a_store_made_while_a_node_is_killed_equals_one_made_alone(
     cluster, make_config, networks, save_photos, tmp_path, caplog
 ):
-    save_photos([(64, 48)] * 10)
+    options = {"data": {"hr": [str(save_photos([(64, 48)] * 10))]}, "random_weights": True}
     experts = [networks("Halting"), networks("Halting") | {"name": "after"}]
-    alone = make_config(experts=experts, random_weights=True)
+    alone = make_config(experts=experts, **options)
     extract(alone)
-    config = make_config(experts=experts, random_weights=True, store=str(Path(alone.store).with_name("on-ray")))
+    config = make_config(experts=experts, **options, store=str(Path(alone.store).with_name("on-ray")))
     folder, killed, stop = Path(config.store, "experts/halting"), [], threading.Event()
     args = (cluster, folder, killed, stop, tmp_path / "dead")
     killer = threading.Thread(target=kill_node_in_the_middle, args=args)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis.strategies import integers, lists
 
 from extract.shares import Part, Rank, until_done
-from store.errors import ConfigError
+from store.errors import ConfigError, StoreError
 from store.manifest import Image, Manifest
 
 
@@ -44,6 +44,17 @@ def test_the_rank_is_torchruns(monkeypatch):
     for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
     assert Rank.from_environment() == Rank(3, 1, 4)
+
+
+def test_a_rank_whose_fellow_has_died_says_so(monkeypatch):
+    def lost():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234\nat some.cc")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.barrier", lost)
+    with pytest.raises(StoreError, match=r"rank 1: another rank has died \(Connection closed by peer .*1234\); no"):
+        Rank(1, 1, 2).wait_for_all()
+    Rank().wait_for_all()
 
 
 def test_what_another_process_holds_is_tried_again_until_it_is_done(monkeypatch):

@@ -111,9 +111,8 @@ class Worker:
     """What an actor does: it holds one expert and makes shards with it."""
 
     def __init__(self, folder: str, cpus: int, config: ExtractConfig, entry: ExpertConfig, rebuild: bool, staging):
-        os.chdir(folder)  # paths in the configuration may be relative
         torch.set_num_threads(cpus)
-        self._config, self._entry, self._rebuild, self._staging = config, entry, rebuild, staging
+        self._folder, self._config, self._entry, self._rebuild, self._staging = folder, config, entry, rebuild, staging
         self._stack = ExitStack()
 
     def place(self) -> Place:
@@ -122,6 +121,7 @@ class Worker:
     def begin(self, tiling: Tiling | None) -> Tiling:
         """Loads the expert; without a tiling yet, settles on one and makes room for the expert in the store."""
         config, pairs = self._config, {}
+        os.chdir(self._folder)  # paths in the configuration may be relative
         manifest = self._stack.enter_context(opened(config, self._staging))
         if tiling is None and any(get_codec(codec).components for codec in config.codecs.values()):
             pairs = {pair.id: pair for pair in find_pairs(config.data, config.scale)}  # that a basis is fitted to

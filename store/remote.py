@@ -68,6 +68,7 @@ class Bucket:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._store = _connect(self.url)
+        self._conditional = True
 
     def get(self, key: str) -> bytes | None:
         """The object's bytes, None if there is no such object."""
@@ -103,17 +104,20 @@ class Bucket:
         """Put the object if there is none; False if there is one, which may be of another process or an earlier try."""
         import obstore
 
+        if not self._conditional:  # almost as good: two at the very same moment are not told apart
+            return not self.exists(key) and self.put(key, content) is None
         with self._explained(key):
             try:
                 obstore.put(self._store, key, content, mode="create")
                 return True
             except obstore.exceptions.AlreadyExistsError:
                 return False
-            except (NotImplementedError, obstore.exceptions.NotSupportedError):
-                if self.get(key) is not None:  # a server without conditional puts: almost as good
-                    return False
-                obstore.put(self._store, key, content)
-                return True
+            except (obstore.exceptions.GenericError, obstore.exceptions.NotSupportedError) as error:
+                if "Not Implemented" not in str(error) and not isinstance(error, obstore.exceptions.NotSupportedError):
+                    raise
+        log.warning("%s: no conditional puts here; AWS_CONDITIONAL_PUT=disabled saves finding that out", self.url)
+        self._conditional = False
+        return self.create(key, content)
 
     def upload(self, key: str, path: Path, progress: Progress = silent) -> None:
         """Put a file, in parts if it is large; sent again from its beginning if a part fails for good."""
@@ -291,7 +295,7 @@ def _explained(error: BaseException, url: str) -> Exception:
         return ConfigError(_no_credentials(url))
     if _no_bucket(text):
         return StoreError(f"{url}: there is no bucket {bucket}{where}; make it, or correct the URL")
-    if re.search(r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|\b301 Moved", text):
+    if re.search(r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|configured region", text):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         return StoreError(f"{url}: the bucket isn't in the region {region}; set AWS_REGION to its own")
     if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):

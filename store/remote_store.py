@@ -223,7 +223,8 @@ class RemoteStore:
         """Bytes of these shards, by the list of objects: what a progress bar goes to."""
         wanted = set(shards)
         sizes = self.bucket.sizes(folder := self.folder(source))
-        return sum(size for key, size in sizes.items() if _number(key.removeprefix(f"{folder}/")) in wanted)
+        files_of_shards = ((key.removeprefix(f"{folder}/"), size) for key, size in sizes.items())
+        return sum(size for key, size in files_of_shards if "-" in key[6:] and _number(key) in wanted)
 
     def record(self, manifest: Manifest, source: str, shard: int) -> tuple[dict[str, Any], list[Part]]:
         """A shard's record as it lies in a folder, and its files.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.s3_server import bucket, keys, proxy, s3_port  # noqa: F401  (fixtures)
 
 from store.codecs import fit_pca, get_codec
 from store.layout import PAIRS, variant_size

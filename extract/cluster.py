@@ -46,7 +46,7 @@ class ClusterPlan:
 
     cluster: Cluster
     choices: tuple[Choice, ...]
-    advised: int  # images per shard: the most that cost no time
+    advised: int  # images per shard: the fewest that cost no time, as a shard is what an interruption loses
     ideal_hours: float  # all GPUs busy to the end, nothing lost
     price: float | None  # of a GPU for an hour
     bytes: int
@@ -99,7 +99,7 @@ def plan_cluster(
         )
     choices = tuple(_choice(n, plan, config, seconds, cluster, seed) for n in wanted)
     best = min(choice.hours for choice in choices)
-    advised = max(choice.images_per_shard for choice in choices if choice.hours <= best * WORTH)
+    advised = min(choice.images_per_shard for choice in choices if choice.hours <= best * WORTH)
     rates = [expert.bytes / s.sum() for expert, s in zip(plan.experts, seconds, strict=True)]
     return ClusterPlan(
         cluster=cluster,

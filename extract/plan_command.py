@@ -198,12 +198,10 @@ def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
         fails = f"each fails every {cluster.mtbf_hours:,.0f} h and is back after {back:g} min"
     fewest, most = (pick(choice.trials for choice in shared.choices) for pick in (min, max))
     trials = f"{most}" if fewest == most else f"{fewest} to {most}"
-    rows = [["images/shard", "shards", "largest", "hours", "worst", "lost", "fixed",
-             "inodes zarr", "inodes hdf5", "objects zarr", "objects hdf5", "PUTs zarr", "PUTs hdf5"]]  # fmt: skip
+    rows = [["images/shard", "shards", "one of them", "hours", "worst", "lost", "fixed",
+             "inodes zarr", "inodes hdf5", "PUTs zarr", "PUTs hdf5"]]  # fmt: skip
     for choice in shared.choices:
-        counts = [
-            f"{each[name]:,}" for each in (choice.inodes, choice.objects, choice.requests) for name in ("zarr", "hdf5")
-        ]
+        counts = [f"{each[name]:,}" for each in (choice.inodes, choice.requests) for name in ("zarr", "hdf5")]
         rows.append(
             [
                 f"{choice.images_per_shard:,}" + " *" * (choice is chosen),
@@ -222,7 +220,7 @@ def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
         "",
         table(rows),
         "",
-        f"* extract.images_per_shard={shared.advised}: the largest shards that cost no time. {chosen.hours:,.2f} h, "
+        f"* extract.images_per_shard={shared.advised}: the smallest shards that cost no time. {chosen.hours:,.2f} h, "
         f"{shared.ideal_hours:,.2f} h if nothing were lost and nobody waited",
         f"{shared.gpu_hours:,.0f} GPU hours"
         + ("" if shared.cost is None else f", {shared.cost:,.0f} at {shared.price:g} an hour"),

@@ -46,11 +46,11 @@ def test_without_spread_and_failures_hours_and_cost_are_the_arithmetic(make_conf
         assert choice.hours * 3600 == pytest.approx(-(-choice.shards // 8) * shard)
         assert choice.worst_hours == choice.hours and choice.lost == 0
     assert [choice.images_per_shard for choice in shared.choices] == [1, 4, 16, 64, 256, 512]
-    # 64 images: 8 shards, one each, 257 s; 16: 260; 4: 272; 1: 320; 256: two GPUs alone
-    assert shared.advised == 64 and shared.ideal_hours * 3600 == pytest.approx(256)
-    assert shared.gpu_hours == pytest.approx(8 * 257 / 3600) and shared.cost == pytest.approx(3 * shared.gpu_hours)
+    # 64 images: 8 shards, one each, 257 s; 16: 260 s, as good; 4: 272; 1: 320; 256: two GPUs alone
+    assert shared.advised == 16 and shared.ideal_hours * 3600 == pytest.approx(256)
+    assert shared.gpu_hours == pytest.approx(8 * 260 / 3600) and shared.cost == pytest.approx(3 * shared.gpu_hours)
     made = given(config, sizes)
-    assert shared.bytes_per_second == pytest.approx(made.bytes / 257)
+    assert shared.bytes_per_second == pytest.approx(made.bytes / 260)
     assert shared.fastest_bytes_per_second == pytest.approx(8 * made.experts[0].bytes / (512 * 4))
 
 
@@ -60,8 +60,9 @@ def test_failures_make_shards_smaller(make_config):
     quiet = Cluster(2, 1, shard_seconds=5)
     often = replace(quiet, mtbf_hours=1, restart_seconds=60)
     calm, often = (plan_cluster(made, config, sizes, cluster) for cluster in (quiet, often))
-    assert often.advised < calm.advised and often.chosen.lost > 0 == calm.chosen.lost
+    assert often.advised < 16 and often.chosen.lost > 0 == calm.chosen.lost
     assert often.chosen.hours > calm.chosen.hours >= calm.ideal_hours
+    assert min(often.choices, key=lambda choice: choice.hours).images_per_shard <= calm.advised
     # all images take 2.8 h: one of e^2.8 = 17 tries ends; with half the speed hardly any would
     slow = plan_cluster(given(config, sizes, 125.0), config, sizes, replace(quiet, mtbf_hours=1))
     largest = [max(choice.images_per_shard for choice in each.choices) for each in (calm, often, slow)]

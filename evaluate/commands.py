@@ -52,6 +52,7 @@ def evaluate(
     """Score a run against every expert, their mean and the oracles, on the same images."""
     if ctx.invoked_subcommand:
         return
+    from evaluate.files import check_writable
     from evaluate.scoring import Wanted
     from evaluate.session import evaluate_sets, write_results
 
@@ -59,6 +60,8 @@ def evaluate(
         raise click.UsageError("--ablation and --report need a --run")
     wanted = Wanted(self_ensemble, ablation, fit_store)
     config = section(config_path, assignments)
+    if report:
+        check_writable(report)
     results = evaluate_sets(wanted=wanted, config=config, with_gallery=report is not None, **given)
     files = write_results(report, results) if report else []
     if as_json:

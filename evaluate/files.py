@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -119,6 +120,16 @@ def write_picture(path: Path, picture: Picture, *, quality: int = 95, overwrite:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder, so that one that cannot be written is found before any work.
+
+    raises  StoreError, OSError
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"{folder}: cannot be written to")
 
 
 def format_of(path: Path) -> str:

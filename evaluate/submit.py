@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from evaluate.files import Picture, is_image, read_picture, write_picture
+from evaluate.files import Picture, check_writable, is_image, read_picture, write_picture
 from evaluate.model import Model
 from extract.images import joined
 from store.errors import ConfigError, StoreError
@@ -44,7 +44,7 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
     if not inputs:
         raise StoreError(f"{lr}: no images in it")
     results = out / RESULTS
-    results.mkdir(parents=True, exist_ok=True)
+    check_writable(results)
     seconds = _seconds(out)
     for path in tqdm(inputs, desc="submission", unit="image", disable=None):
         target = results / f"{path.stem}.png"

@@ -2,7 +2,6 @@
 
 import glob
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from evaluate.files import Picture, format_of, is_image, read_picture, write_picture
+from evaluate.files import Picture, check_writable, format_of, is_image, read_picture, write_picture
 from evaluate.model import Model
 from extract.images import joined
 from store.errors import ConfigError, StoreError
@@ -90,10 +89,7 @@ def upscale_files(
     """
     plans = plan_outputs(inputs, output, options, model.expert_names, into_folder=into_folder)
     model.experts  # noqa: B018, missing weights are found before anything is written
-    folder = next(iter(plans[0].values())).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"{folder}: cannot be written to")
+    check_writable(next(iter(plans[0].values())).parent)
     faults, written = [], []
     passes = 8 if options.self_ensemble else 1
     with tqdm(total=passes * sum(map(_pixels, inputs)), unit="px", unit_scale=True, disable=None) as bar:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,15 @@ def test_folders_without_common_names_are_told_which(run_root, hr_folder, tmp_pa
     Image.new("RGB", (5, 5)).save(tmp_path / "other.png")
     with pytest.raises(StoreError, match=r"photo0\.png: has no LR image.*other\.png: has no HR image"):
         call(evaluate, "--run", run_root, "--hr", hr_folder, "--lr", tmp_path, "--no-self-ensemble", *FAST)
+
+
+def test_a_report_folder_that_cannot_be_written_is_found_before_any_work(run_root, hr_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "os.access", lambda path, _mode: Path(path).name != "report"
+    )  # tests may run as root, to whom all is open
+    monkeypatch.setattr("evaluate.session.evaluate_sets", lambda **_given: pytest.fail("scored first"))
+    with pytest.raises(StoreError, match="report: cannot be written to"):
+        call(evaluate, "--run", run_root, "--hr", hr_folder, "--report", tmp_path / "report", *FAST)
 
 
 def test_upscale_prints_what_it_wrote(run_root, hr_folder, tmp_path):

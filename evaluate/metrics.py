@@ -40,7 +40,7 @@ METRICS = {
     "dists": Metric("DISTS", "RGB", 4, higher_is_better=False, pyiqa="dists"),
     "niqe": Metric("NIQE", "luma", 3, higher_is_better=False, pyiqa="niqe"),
     "musiq": Metric("MUSIQ", "RGB", 3, pyiqa="musiq"),
-    "maniqa": Metric("MANIQA", "RGB", 4, pyiqa="maniqa-pipal"),
+    "maniqa": Metric("MANIQA", "RGB", 4, pyiqa="maniqa"),
     "clipiqa": Metric("CLIP-IQA", "RGB", 4, pyiqa="clipiqa"),
 }
 PERCEPTUAL_PARTS = ("lpips", "dists", "clipiqa", "maniqa", "musiq", "niqe")
@@ -57,8 +57,10 @@ class Protocol:
     def describe(self, metrics: Sequence[str]) -> str:
         """The protocol in one line."""
         channels = "; ".join(f"{METRICS[name].title} on {METRICS[name].channel}" for name in metrics)
+        uncut = ", ".join(METRICS[name].title for name in metrics if METRICS[name].learned)
+        but = f" (none for {uncut})" if uncut else ""
         return (
-            f"x{self.scale}; {channels}; {self.border} pixels cut from each side; outputs rounded to 8 bits; "
+            f"x{self.scale}; {channels}; {self.border} pixels cut from each side{but}; outputs rounded to 8 bits; "
             f"whole images, one value an image, mean over images; LR {self.lr}"
         )
 
@@ -74,6 +76,7 @@ class Scorer:
 
     hr       (H, W, 3), uint8 or uint16
     metrics  names of `METRICS`
+    border   cut from each side, but not for learned metrics, which challenges compute on whole images
     """
 
     def __init__(self, hr: np.ndarray, metrics: Sequence[str], border: int) -> None:
@@ -93,11 +96,7 @@ class Scorer:
         if name in ("psnr_rgb", "ssim_rgb"):
             metric = psnr if name == "psnr_rgb" else ssim
             return metric(sr, self._hr, border=self.border).item()
-        return learned_metric(name)(self._inside(sr), self._inside(self._hr))
-
-    def _inside(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2] - 2 * self.border, image.shape[-1] - 2 * self.border
-        return image[..., self.border : self.border + height, self.border : self.border + width].float()
+        return learned_metric(name)(sr.float(), self._hr.float())
 
 
 @cache
@@ -151,7 +150,8 @@ def _one_line(error: Exception) -> str:
 def ntire_perceptual(means: Mapping[str, float]) -> float:
     """The NTIRE perceptual score of a method, from its means over images.
 
-    source  NTIRE 2025 Challenge on Image Super-Resolution (x4), weighted score of the perceptual track
+    source  NTIRE 2025 Challenge on Image Super-Resolution (x4), weighted score of the perceptual track; metrics by
+            pyiqa's names in metrics.py of its repository, on whole images
     """
     return (
         (1 - means["lpips"])

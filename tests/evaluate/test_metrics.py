@@ -148,7 +148,7 @@ def test_a_metric_whose_package_is_missing_says_how_to_get_it(monkeypatch):
             Scorer(hr, [name], border=4)(sr)
 
 
-def test_learned_metrics_get_the_inside_of_the_images_in_their_own_range(monkeypatch):
+def test_learned_metrics_get_whole_images_in_their_own_range(monkeypatch):
     seen = []
 
     class Distance:
@@ -172,10 +172,12 @@ def test_learned_metrics_get_the_inside_of_the_images_in_their_own_range(monkeyp
     sr, hr = noisy_pair(2)
     found = Scorer(hr, ["lpips", "dists"], border=4)(sr)
     learned_metric.cache_clear()
-    expected = np.abs(sr.astype(float) - hr)[4:-4, 4:-4].mean() / 255
+    expected = np.abs(sr.astype(float) - hr).mean() / 255
     assert found["lpips"] == pytest.approx(2 * expected, rel=1e-5)
     assert found["dists"] == pytest.approx(expected, rel=1e-5)
-    assert seen[0][0].shape == (1, 3, 32, 39)
+    assert seen[0][0].shape == (1, 3, *hr.shape[:2])
+    words = Protocol(4, 4).describe(["psnr_y", "lpips", "niqe"])
+    assert "4 pixels cut from each side (none for LPIPS, NIQE)" in words
 
 
 def test_ntire_score_is_the_challenges_sum():

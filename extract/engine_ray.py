@@ -8,6 +8,7 @@ stopped goes on with the same command, on Ray or off it.
 import logging
 import os
 import platform
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ from store.layout import shard_stem
 log = logging.getLogger(__name__)
 
 TRIES = 3  # of a shard whose actor is lost each time: the third one is hardly the node's fault
+ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0  # without a single actor, before the user is told
 
 
@@ -100,10 +102,14 @@ def connect(options: RayOptions, rank: Rank = Rank()) -> Any:  # noqa: B008 (fro
         raise ConfigError("--engine ray needs Ray: pip install 'championship-sr[ray]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
+        address = options.address or os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(address=options.address, include_dashboard=False, log_to_driver=False, logging_level="warning")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise StoreError(f"--address {options.address or os.environ.get('RAY_ADDRESS')}: {error}") from None
+            host, _, port = (address or "").rpartition(":")
+            if port.isdigit() and "/" not in host:
+                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()  # Ray itself tries for minutes
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(f"--address {address}: no Ray cluster answers there ({error})") from None
     return ray
 
 

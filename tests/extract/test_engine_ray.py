@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -47,6 +48,7 @@ def cluster(tmp_path_factory):
     common = {"node_ip_address": LOOPBACK, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # its 15 makes an import of torch a minute where others are busy
         cluster = Cluster(initialize_head=True, head_node_args={**common, "num_cpus": 1})
         try:
             cluster.add_node(**common, num_cpus=1)
@@ -169,6 +171,15 @@ def test_without_ray_it_says_what_to_install(monkeypatch, make_config):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'championship-sr\[ray\]'"):
         extract(make_config(), cluster=RayOptions())
+
+
+def test_an_address_where_nothing_answers_is_named_at_once(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(StoreError, match=rf"--address {address}: no Ray cluster answers there \(.*refused\)"):
+            connect(RayOptions(address))
 
 
 def test_torchrun_and_ray_do_not_mix():

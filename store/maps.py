@@ -38,7 +38,6 @@ class FileMap:
 
         raises  StoreError if it is missing or not of this size
         """
-        self._address = None
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -55,7 +54,7 @@ class FileMap:
         if address == _MAP_FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
-        self._address, self._n_bytes = address, n_bytes
+        self._address, self._region = address, _Region(address, n_bytes)
         self._tells_residency = os.access(path, os.W_OK)  # of others' files mincore says that all is in memory
         # the kernel's read-ahead would read several times what a window needs; `prefetch` says exactly what
         _libc.madvise(address, n_bytes, _MADV_RANDOM)
@@ -82,9 +81,19 @@ class FileMap:
             _libc.madvise(page, start + n_bytes - page, _MADV_WILLNEED)
         return True
 
+
+class _Region:
+    """Mapped memory, unmapped when its FileMap goes.
+
+    Not by FileMap itself: a weak reference still gives an object back while its own __del__ runs, and munmap lets
+    other threads run. Nobody refers to this one weakly.
+    """
+
+    def __init__(self, address: int, n_bytes: int):
+        self._address, self._n_bytes = address, n_bytes
+
     def __del__(self) -> None:
-        if self._address is not None:
-            _libc.munmap(self._address, self._n_bytes)
+        _libc.munmap(self._address, self._n_bytes)
 
 
 def _resident(start: int, n_bytes: int) -> bool:

@@ -1,10 +1,12 @@
 import ctypes
 import os
 import time
+import weakref
 
 import numpy as np
 import pytest
 
+from store import maps
 from store.maps import PAGE, FileMap
 
 PAGES, PITCH = 200, 10 * PAGE
@@ -56,3 +58,19 @@ def test_prefetch_completes_what_is_there_in_part(cold):
     cold.prefetch(30 * PAGE, PAGE, PITCH, 3)
     wait_for(cold, {30, 40, 50})
     assert set(np.flatnonzero(resident(cold)).tolist()) == {30, 40, 50}
+
+
+def test_a_map_that_is_going_is_never_handed_out_again(tmp_path, monkeypatch):
+    """Another thread may ask for it while munmap runs; memory that it then read would be gone."""
+    (tmp_path / "file").write_bytes(bytes(5000))
+    opened, library, seen = weakref.WeakValueDictionary(), maps._libc, []
+
+    class Library:
+        def munmap(self, *region: int) -> int:
+            seen.append(opened.get("file"))
+            return library.munmap(*region)
+
+    opened["file"] = held = FileMap(tmp_path / "file", 5000)
+    monkeypatch.setattr(maps, "_libc", Library())
+    del held
+    assert seen == [None]

@@ -204,3 +204,20 @@ def stopped_at(step: int, work):
         work(run, *arguments)
 
     return one_step
+
+
+def test_each_node_fetches_and_reads_its_share_alone(local, opened):
+    """Nodes of two ranks and one, as torchrun would make them."""
+    options, seen = {**OPTIONS, "batch_size": 6, "sharding": "node", "world": 3, "nodes": (2, 1)}, {}
+    ranks = [{"rank": 0, "node": 0, "local_rank": 0}, {"rank": 1, "node": 0, "local_rank": 1}, {"rank": 2, "node": 1}]
+    loaders = [Loader(Store(local), threads=0, **rank, **options) for rank in ranks]
+    assert len({loader.samples_per_epoch for loader in loaders}) == 1  # so that all take as many steps
+    for rank, loader in enumerate(loaders):
+        seen[rank] = {place.image for step in range(40) for place in loader.places(step)}
+        assert all(len(loader.places(step)) == 2 for step in range(9))
+    assert seen[0] | seen[1] | seen[2] == set(range(7)) and not (seen[0] | seen[1]) & seen[2]
+    first, second = (loader.places(5) for loader in loaders[:2])
+    assert {*first}.isdisjoint(second)
+    store, cache = opened(100)
+    list(Loader(store, threads=0, cache=cache, **ranks[2], **options).batches(0, 40))
+    assert set(store.manifest.recorded_shards("a")) == seen[2]  # a shard holds one image here

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from store.errors import ConfigError
-from train.sampler import Sampler, permute
+from train.sampler import Sampler, node_share, permute
 
 SIZES = [(40, 70), (64, 30), (33, 33), (90, 50)]
 
@@ -140,3 +140,52 @@ def test_a_count_of_zero_is_refused(name):
 def test_no_images_are_refused():
     with pytest.raises(ConfigError, match="images=0"):
         sampler([])
+
+
+@settings(max_examples=40)
+@given(
+    sizes=lists(tuples(integers(16, 60), integers(16, 60)), min_size=2, max_size=24),
+    per_shard=integers(1, 4),
+    at_once=integers(1, 6),
+    visit=integers(1, 3),
+    epoch=integers(0, 9),
+    weighting=sampled_from(["crops", "images"]),
+)
+def test_groups_of_shards_show_the_same_windows_in_another_order(sizes, per_shard, at_once, visit, epoch, weighting):
+    options = {"crops_per_visit": visit, "weighting": weighting, "epoch": epoch}
+    shards = [image // per_shard for image in range(len(sizes))]
+    grouped = whole_epoch(sizes, shards=shards, shards_at_once=at_once, **options)
+    assert Counter(grouped) == Counter(whole_epoch(sizes, **options))
+
+
+def test_so_many_shards_are_visited_before_the_next_ones():
+    sizes, shards = [(20, 20)] * 24, [image // 2 for image in range(24)]
+    order = [shards[p.image] for p in whole_epoch(sizes, shards=shards, shards_at_once=3, pool_visits=1)]
+    groups = [order[first : first + 3 * 2 * 7] for first in range(0, len(order), 3 * 2 * 7)]
+    assert len(groups) == 4 and all(len(set(group)) == 3 for group in groups)
+    assert all(len(set(pair)) > 1 for pair in zip(*[iter(groups[0])] * 14, strict=True))  # mixed within
+    second = [shards[p.image] for p in whole_epoch(sizes, epoch=1, shards=shards, shards_at_once=3, pool_visits=1)]
+    assert {*groups[0]} != {*second[:42]}  # other shards come together in another epoch
+
+
+@settings(max_examples=50)
+@given(
+    weights=lists(integers(1, 9), min_size=12, max_size=40),
+    per_shard=integers(1, 3),
+    nodes=lists(integers(1, 4), min_size=1, max_size=4),
+)
+def test_nodes_share_whole_shards_without_rest_in_proportion_to_their_ranks(weights, per_shard, nodes):
+    shards = np.arange(len(weights)) // per_shard
+    shares = [node_share(np.array(weights, float), shards, nodes, node).tolist() for node in range(len(nodes))]
+    assert sorted(image for share in shares for image in share) == list(range(len(weights)))
+    owners = [{int(shards[image]) for image in share} for share in shares]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    heaviest = max(sum(weights[first : first + per_shard]) for first in range(0, len(weights), per_shard))
+    for share, ranks in zip(shares, nodes, strict=True):
+        # the heaviest first to the lightest: no node is further above its due than by one shard
+        assert sum(weights[image] for image in share) <= sum(weights) * ranks / sum(nodes) + heaviest
+
+
+def test_more_nodes_than_shards_are_refused():
+    with pytest.raises(ConfigError, match="2 nodes, and only 1 shards"):
+        node_share(np.ones(3), np.zeros(3), (1, 1), 0)

@@ -83,7 +83,7 @@ class Rank:
         if self.world_size > 1:
             try:
                 if not dist.is_initialized():
-                    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+                    self._meet()
                 dist.barrier()
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
@@ -91,6 +91,13 @@ class Rank:
                     f"rank {self.rank}: another rank has died ({reason}); no finished shard is lost: "
                     "the same command goes on from there"
                 ) from None
+
+    def _meet(self) -> None:
+        """Joins the ranks; those that torchrun starts again do not find the addresses of the dead ones before them."""
+        store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+        round_ = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"restart {round_}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from extract.engine_ray import RayOptions, Shares, actor_shares, connect
-from extract.run import extract
+from extract.config import expert_configs
+from extract.engine_ray import RayOptions, Shares, Worker, actor_shares, connect
+from extract.run import Job, extract
 from extract.shares import Rank
 from store.errors import ConfigError, StoreError
 from store.leases import Holder
+from store.transfer import pull
 from store.verify import verify
 
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for "this machine" and puts its outer address in its place
@@ -77,7 +79,7 @@ def networks(tmp_path, monkeypatch):
     sys.modules.pop("networks_on_ray", None)
 
 
-def checksums(root: str) -> dict[str, str]:
+def checksums(root: str | Path) -> dict[str, str]:
     return {
         f"{path.parent.name}/{key}": array["sha256"]
         for path in Path(root).rglob("shard-*.json")
@@ -139,6 +141,27 @@ def test_a_store_made_while_a_node_is_killed_equals_one_made_alone(
     assert f"halting: shard {killed[0]} is lost with node" in caplog.text
     assert checksums(config.store) == checksums(alone.store)
     assert not verify(Path(config.store)).faults
+
+
+def interrupt(*_args) -> None:
+    raise KeyboardInterrupt
+
+
+def test_workers_commit_to_a_bucket_from_folders_of_their_own(make_config, bucket, tmp_path, monkeypatch):
+    alone = make_config(codecs={"features": "pca4-int8"})
+    extract(alone)
+    config = make_config(store=f"{bucket}/ray.store", codecs={"features": "pca4-int8"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Job, "run", interrupt)  # the driver's part is done by then: every pair is in the bucket
+        extract(config, staging=tmp_path / "driver")
+    monkeypatch.chdir(tmp_path)
+    tiling, (entry,) = None, expert_configs(config.experts)
+    for shard in range(3):
+        worker = Worker(str(tmp_path), 1, config, entry, False, tmp_path / f"node{shard}")
+        tiling = worker.begin(tiling)
+        worker.make(shard, tiling)
+    pull(config.store, tmp_path / "pulled")
+    assert checksums(tmp_path / "pulled") == checksums(alone.store)
 
 
 def nodes(*cpus_and_gpus: tuple[float, float]) -> list[dict[str, float]]:

@@ -444,6 +444,20 @@ def test_ranks_share_the_shards_out_and_make_the_same_store(make_config, save_ph
     assert checksums(config.store) == checksums(single.store)
 
 
+def test_ranks_that_torchrun_starts_again_meet_each_other_and_not_the_dead(make_config, tmp_path):
+    agents = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agents.port)}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for again in range(2):
+        config = make_config(store=str(tmp_path / f"round{again}"))
+        common["TORCHELASTIC_RESTART_COUNT"] = str(again)
+        ranks = [start(config, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+        for rank in ranks:
+            rank.join(30)
+            rank.kill()
+        assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

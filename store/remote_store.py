@@ -5,7 +5,6 @@ the checksum of them all in their name: two machines that make the same shard ca
 upload goes on where it stopped, and the record, created once, says whose files count.
 """
 
-import hashlib
 import json
 import re
 import secrets
@@ -13,7 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from store import files
 from store.entries import (
@@ -28,22 +27,13 @@ from store.entries import (
 from store.errors import StoreError
 from store.layout import CONTAINERS, FORMAT_VERSION, PAIRS, shard_stem, source_dir
 from store.manifest import Manifest, different_stores
-from store.remote import READ_BYTES, Bucket, Progress, silent
+from store.remote import Bucket, Progress, silent
+from store.remote_parts import DIGEST_DIGITS, Part, keep_only, parts_of
 from store.writer import claimed
 
 DATA = "data"  # the key that a record has in object storage alone: its shard's files
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt
-DIGEST_DIGITS = 16
 UNFINISHED = "pull" + files.TMP  # the folder of what is on its way into a copy; the next pull goes on with it
-
-
-class Part(NamedTuple):
-    """One file of a shard; `name` is relative to the record's folder, `below` to the shard."""
-
-    name: str
-    below: str
-    n_bytes: int
-    sha256: str
 
 
 class RemoteStore:
@@ -272,7 +262,7 @@ class RemoteStore:
         """
         path = manifest.shard_path(source, shard, rebuild)
         folder = self.folder(source, rebuild)
-        parts = _parts(path, shard, CONTAINERS[manifest.container], pool)
+        parts = parts_of(path, shard, CONTAINERS[manifest.container], pool)
         there = self.bucket.sizes(f"{folder}/{parts[0].name.partition('/')[0]}") if parts[0].below else {}
 
         def send(part: Part) -> None:
@@ -313,42 +303,11 @@ class RemoteStore:
 
         with claimed(manifest, source, shard) as claim:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
-            _keep_only(unfinished, {part.below for part in parts})
+            keep_only(unfinished, {part.below for part in parts})
             for _ in pool.map(fetch, parts):
                 pass
             unfinished.rename(claim.unfinished)
             claim.publish(json.dumps(record, indent=1).encode())
-
-
-def _parts(path: Path, shard: int, suffix: str, pool: Executor) -> list[Part]:
-    """The shard's files with their checksums; their names hold the checksum of them all."""
-    paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    below = ["" if each == path else each.relative_to(path).as_posix() for each in paths]
-    sums = list(pool.map(_sha256, paths))
-    sizes = [each.stat().st_size for each in paths]
-    digest = hashlib.sha256(json.dumps([below, sums]).encode()).hexdigest()[:DIGEST_DIGITS]
-    name = f"{shard_stem(shard)}-{digest}{suffix}"
-    return [
-        Part(f"{name}/{rest}" if rest else name, rest, size, sha256)
-        for rest, size, sha256 in zip(below, sizes, sums, strict=True)
-    ]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(READ_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _keep_only(unfinished: Path, wanted: set[str]) -> None:
-    """Remove what an earlier, other try left in a shard that is not finished."""
-    if unfinished.is_dir() == (wanted == {""}):
-        files.remove(unfinished)
-    for path in [each for each in unfinished.rglob("*") if each.is_file()]:
-        if path.relative_to(unfinished).as_posix() not in wanted:
-            path.unlink()
 
 
 def _number(name: str) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from urllib.parse import quote, unquote
 
 import boto3
 import pytest
@@ -154,7 +155,9 @@ def _handler(state: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
                 self._answer(fault.kind, {}, text)
                 return
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request(self.command, self.path, body, state.rewrite(self.headers))
+            path, mark, query = self.path.partition("?")
+            path = quote(unquote(path)) + mark + query  # Google's client escapes more than moto undoes
+            connection.request(self.command, path, body, state.rewrite(self.headers))
             answer = connection.getresponse()
             content = answer.read()
             connection.close()

@@ -139,6 +139,7 @@ def keys(proxy) -> Callable[[str], list[str]]:
 def _handler(state: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
 
         def _serve(self) -> None:
             fault = state.fault_for(self)

@@ -1,6 +1,11 @@
-"""An S3 server on loopback (moto's, in a process of its own), and a proxy in front of it that fails as networks do."""
+"""An S3 server on loopback (moto's, in a process of its own), and a proxy in front of it that fails as networks do.
+
+Another server on loopback takes moto's place if CHAMPIONSHIP_S3_ENDPOINT names it; tests/swift_server.sh starts one.
+"""
 
 import http.client
+import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -9,15 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import boto3
 import pytest
 
 from store import remote
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "dummy", "AWS_SECRET_ACCESS_KEY": "dummy", "AWS_REGION": "us-east-1"}
+ENDPOINT = os.environ.get("CHAMPIONSHIP_S3_ENDPOINT", "")  # with its keys in AWS_ACCESS_KEY_ID and so on
+CREDENTIALS = {
+    name: (ENDPOINT and os.environ.get(name)) or default
+    for name, default in {
+        "AWS_ACCESS_KEY_ID": "dummy",
+        "AWS_SECRET_ACCESS_KEY": "dummy",
+        "AWS_REGION": "us-east-1",
+    }.items()
+}
 SERVE = """
 import logging, sys
 from moto.server import ThreadedMotoServer
@@ -27,7 +39,6 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()  # until the test run ends, however it ends
 """
-_numbers = count()
 
 
 @dataclass
@@ -77,6 +88,11 @@ class Proxy:
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
+    if ENDPOINT:
+        place = urlsplit(ENDPOINT)
+        assert place.hostname in ("127.0.0.1", "localhost"), "these tests fill buckets: on loopback only"
+        yield place.port
+        return
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield int(process.stdout.readline())
@@ -112,7 +128,7 @@ def bucket(proxy, monkeypatch, tmp_path) -> str:
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
     monkeypatch.setattr(remote, "RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=20), "backoff": backoff})
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
-    name = f"bucket-{next(_numbers)}"
+    name = f"bucket-{secrets.token_hex(6)}"
     client(proxy).create_bucket(Bucket=name)
     proxy.requests.clear()
     return f"s3://{name}"

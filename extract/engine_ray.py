@@ -147,6 +147,7 @@ def run_on_ray(job: Job, entry: ExpertConfig, options: RayOptions, staging: Path
     raises  StoreError, WeightsError, ConfigError naming expert, shard and node
     """
     ray = connect(options)
+    job.manifest.flush()  # workers on other nodes read the pairs from the bucket, not from this machine's folder
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shares = actor_shares(options, nodes, job.config.device)
     log.info("%s: %d actors of %d CPUs and %g GPUs", entry.name, shares.actors, shares.cpus, shares.gpus)

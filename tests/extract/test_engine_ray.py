@@ -7,17 +7,20 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from extract import engine_ray
 from extract.config import expert_configs
 from extract.engine_ray import RayOptions, Shares, Worker, actor_shares, connect
-from extract.run import Job, extract
+from extract.run import extract
 from extract.shares import Rank
 from store.errors import ConfigError, StoreError
 from store.leases import Holder
 from store.transfer import pull
 from store.verify import verify
+from tests.s3_server import Fault
 
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for "this machine" and puts its outer address in its place
 OBJECT_STORE_BYTES = 80 << 20  # the least that Ray takes
@@ -147,13 +150,15 @@ def interrupt(*_args) -> None:
     raise KeyboardInterrupt
 
 
-def test_workers_commit_to_a_bucket_from_folders_of_their_own(make_config, bucket, tmp_path, monkeypatch):
+def test_workers_commit_to_a_bucket_from_folders_of_their_own(make_config, bucket, proxy, tmp_path, monkeypatch):
     alone = make_config(codecs={"features": "pca4-int8"})
     extract(alone)
     config = make_config(store=f"{bucket}/ray.store", codecs={"features": "pca4-int8"})
+    proxy.faults.append(Fault("stall", "PUT", "pairs/shard-00000"))  # the others wait behind it
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Job, "run", interrupt)  # the driver's part is done by then: every pair is in the bucket
-        extract(config, staging=tmp_path / "driver")
+        patch.setattr(engine_ray, "connect", lambda *_args: SimpleNamespace(nodes=lambda: []))
+        patch.setattr(engine_ray, "actor_shares", interrupt)  # every pair must be in the bucket when workers start
+        extract(config, staging=tmp_path / "driver", cluster=RayOptions())
     monkeypatch.chdir(tmp_path)
     tiling, (entry,) = None, expert_configs(config.experts)
     for shard in range(3):

@@ -12,7 +12,7 @@ from extract.plan import ExpertPlan, Plan, worked_px
 from extract.simulate import Cluster, simulate
 from store.errors import ConfigError
 from store.layout import CONTAINERS
-from store.remote import PART_BYTES
+from store.remote import parts_of_upload
 
 SHARD_SIZES = tuple(4**n for n in range(7))
 MOST_SHARDS = 400_000  # of all experts; beyond it a simulation takes minutes, and files are what breaks
@@ -177,7 +177,7 @@ def put_requests(plan: Plan, config: ExtractConfig, shards: int, container: str)
 
 
 def _more_requests(n_bytes: float) -> int:
-    parts = -(-int(n_bytes) // PART_BYTES)
+    parts = -(-int(n_bytes) // parts_of_upload(int(n_bytes))[0])
     return 0 if parts <= 1 else parts + 1  # begun and completed by a request each
 
 

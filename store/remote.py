@@ -7,34 +7,25 @@ who lists after a put sees it: S3, Google Cloud Storage and the servers that spe
 import hashlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from store.errors import ConfigError, StoreError
+from store.errors import StoreError
+from store.remote_service import Lost, connect, explained, no_bucket
 
 log = logging.getLogger(__name__)
 
-SCHEMES = ("s3", "gs")
-PART_BYTES = 8 << 20  # of a multipart upload; each is sent again alone
+PART_BYTES = 8 << 20  # of a multipart upload at the least; each is sent again alone
+PARTS = 16  # of a larger file
+LARGEST_PART_BYTES = 32 << 20  # until the file needs more parts than some servers take:
+MOST_PARTS = 1000
+PARTS_IN_MEMORY = 128 << 20  # bytes, of one file: so many parts are on their way at once
 READ_BYTES = 4 << 20
 TRIES = 5  # of one file, after what obstore tries for each request
 PAUSE_SECONDS = 1.0  # before the second try, doubled each time
-# each request: server errors, refused and lost connections; throttled buckets want minutes
-RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
-CLIENT = {"connect_timeout": "10s", "read_timeout": "2min", "timeout": "10min"}
-# any of them lets obstore find credentials of its own
-S3_CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_SKIP_SIGNATURE",
-)
 
 Progress = Callable[[int], Any]  # takes the bytes that were moved since the last call; fewer than 0 if they were lost
 
@@ -67,7 +58,7 @@ class Bucket:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        self._store = _connect(self.url)
+        self._store = connect(self.url)
         self._conditional = True
 
     def get(self, key: str) -> bytes | None:
@@ -78,7 +69,7 @@ class Bucket:
             try:
                 return obstore.get(self._store, key).bytes().to_bytes()
             except FileNotFoundError as error:
-                if _no_bucket(str(error)):
+                if no_bucket(str(error)):
                     raise
                 return None
 
@@ -126,10 +117,11 @@ class Bucket:
         for last in _tries(f"{self.url}/{key}"):
             try:
                 with self._explained(key):
-                    obstore.put(self._store, key, path, chunk_size=PART_BYTES)
+                    part, at_once = parts_of_upload(path.stat().st_size)
+                    obstore.put(self._store, key, path, chunk_size=part, max_concurrency=at_once)
                 progress(path.stat().st_size)
                 return
-            except _Lost:
+            except Lost:
                 if last:
                     raise
 
@@ -163,8 +155,8 @@ class Bucket:
                             progress(len(part))
                     if file.tell() == n_bytes:
                         return digest.hexdigest()
-                    raise _Lost(f"{self.url}/{key}: {file.tell()} bytes, expected {n_bytes}")
-                except _Lost:
+                    raise Lost(f"{self.url}/{key}: {file.tell()} bytes, expected {n_bytes}")
+                except Lost:
                     if last:
                         raise
         raise AssertionError
@@ -208,11 +200,14 @@ class Bucket:
         try:
             yield
         except (BaseError, FileNotFoundError) as error:
-            raise _explained(error, f"{self.url}/{key}".rstrip("/")) from None
+            raise explained(error, f"{self.url}/{key}".rstrip("/")) from None
 
 
-class _Lost(StoreError):
-    """A request that failed although it may succeed when it is made again."""
+def parts_of_upload(n_bytes: int) -> tuple[int, int]:
+    """The bytes of each part of a file of this size, and how many parts go at once."""
+    fair = min(max(PART_BYTES, -(-n_bytes // PARTS)), LARGEST_PART_BYTES)
+    part = max(fair, -(-n_bytes // MOST_PARTS))
+    return part, max(2, PARTS_IN_MEMORY // part)
 
 
 def _tries(what: str) -> Iterator[bool]:
@@ -234,84 +229,3 @@ def _digest(path: Path, n_bytes: int) -> Any:
             while part := file.read(READ_BYTES):
                 digest.update(part)
     return digest
-
-
-def _connect(url: str) -> Any:
-    scheme, _, rest = url.partition("://")
-    if scheme not in SCHEMES or not rest.partition("/")[0]:
-        raise ConfigError(f"{url}: expected s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-    except ImportError:
-        raise ConfigError(f"{url}: object storage needs pip install 'championship-sr[cloud]'") from None
-    endpoint = _endpoint(scheme)
-    options = _s3_options(url, endpoint) if scheme == "s3" else {}
-    client = {**CLIENT, "allow_http": endpoint.startswith("http://")}
-    try:
-        return from_url(url, client_options=client, retry_config=RETRY, **options)
-    except (BaseError, ValueError) as error:
-        raise ConfigError(f"{url}: {_first_line(error)}") from None
-
-
-def _endpoint(scheme: str) -> str:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if scheme == "s3" else ("GOOGLE_BASE_URL",)
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
-
-
-def _s3_options(url: str, endpoint: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
-    if any(os.environ.get(name) for name in S3_CREDENTIALS):
-        return options
-    # profiles, single sign-on and a machine's own role: what boto3 knows and obstore doesn't
-    import boto3
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        raise ConfigError(_no_credentials(url))
-    return {**options, "credential_provider": Boto3CredentialProvider(session)}
-
-
-def _no_credentials(url: str) -> str:
-    if url.startswith("s3"):
-        ways = (
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public one AWS_SKIP_SIGNATURE=true"
-        )
-    else:
-        ways = "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login"
-    return f"{url}: no credentials found: {ways}"
-
-
-def _explained(error: BaseException, url: str) -> Exception:
-    """What the failure means, in one line."""
-    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
-    text = str(error)
-    bucket = url.partition("://")[2].partition("/")[0]
-    endpoint = _endpoint(url.partition(":")[0])
-    where = f" at {endpoint}" if endpoint else ""
-    if "169.254.169.254" in text or "token request" in text:
-        return ConfigError(_no_credentials(url))
-    if _no_bucket(text):
-        return StoreError(f"{url}: there is no bucket {bucket}{where}; make it, or correct the URL")
-    if re.search(r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|configured region", text):
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return StoreError(f"{url}: the bucket isn't in the region {region}; set AWS_REGION to its own")
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-        code = re.search(r"<Code>(\w+)</Code>", text)
-        why = code.group(1) if code else type(error).__name__.removesuffix("Error")
-        return StoreError(f"{url}: refused ({why}): these credentials may not do this in the bucket {bucket}{where}")
-    if isinstance(error, FileNotFoundError):
-        return StoreError(f"{url}: no such object")
-    if "error sending request" in text:
-        return _Lost(f"{url}: cannot reach {endpoint or 'the service'}: {_first_line(error)}")
-    return _Lost(f"{url}: {_first_line(error)}")
-
-
-def _no_bucket(text: str) -> bool:
-    return "NoSuchBucket" in text or "The specified bucket does not exist" in text
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 import boto3
 import pytest
 
-from store import remote
+from store import remote, remote_service
 
 ENDPOINT = os.environ.get("CHAMPIONSHIP_S3_ENDPOINT", "")  # with its keys in AWS_ACCESS_KEY_ID and so on
 CREDENTIALS = {
@@ -126,7 +126,9 @@ def bucket(proxy, monkeypatch, tmp_path) -> str:
     }.items():
         monkeypatch.setenv(name, value)
     backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2}
-    monkeypatch.setattr(remote, "RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=20), "backoff": backoff})
+    monkeypatch.setattr(
+        remote_service, "RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=20), "backoff": backoff}
+    )
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
     name = f"bucket-{secrets.token_hex(6)}"
     client(proxy).create_bucket(Bucket=name)

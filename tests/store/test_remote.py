@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers
 
-from store import remote
+from store import remote, remote_service
 from store.errors import ConfigError, StoreError
-from store.remote import PART_BYTES, Bucket
+from store.remote import PART_BYTES, Bucket, parts_of_upload
 from tests.s3_server import CREDENTIALS, ENDPOINT, Fault
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -75,8 +77,24 @@ def test_one_lost_part_of_a_large_upload_is_sent_again_alone(place, proxy, tmp_p
     assert [proxy.count("PUT", f"partNumber={number}") for number in (1, 2, 3)] == [1, 2, 1]
 
 
+@given(n_bytes=integers(1, 4 << 40))
+def test_parts_grow_with_the_file_within_what_servers_take_and_memory_holds(n_bytes):
+    part, at_once = parts_of_upload(n_bytes)
+    assert PART_BYTES <= part <= 5 << 30 and part * remote.MOST_PARTS >= n_bytes
+    assert part * at_once <= remote.PARTS_IN_MEMORY or at_once == 2
+    assert part <= remote.LARGEST_PART_BYTES or part * remote.MOST_PARTS < n_bytes + remote.MOST_PARTS
+
+
+def test_the_parts_of_a_very_large_file_are_larger(place, proxy, monkeypatch, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT * 60)
+    monkeypatch.setattr(remote, "MOST_PARTS", 2)
+    place.upload("object", path)
+    assert place.get("object") == path.read_bytes() and proxy.count("PUT", "partNumber") == 2
+
+
 def test_a_busy_server_and_a_silent_one_are_asked_again(bucket, proxy, monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "CLIENT", {**remote.CLIENT, "read_timeout": "400ms"})
+    monkeypatch.setattr(remote_service, "CLIENT", {**remote_service.CLIENT, "read_timeout": "400ms"})
     place = Bucket(bucket)
     proxy.faults += [Fault(503, "PUT", times=3), Fault("stall", "GET")]
     place.put("object", CONTENT)
@@ -91,7 +109,7 @@ def test_a_server_that_stays_busy_ends_in_one_line(place, proxy, tmp_path):
     with pytest.raises(StoreError, match=r"folder/object: .*503") as caught:
         place.upload("object", path)
     assert "\n" not in str(caught.value)
-    assert proxy.count("PUT") == remote.TRIES * (remote.RETRY["max_retries"] + 1)
+    assert proxy.count("PUT") == remote.TRIES * (remote_service.RETRY["max_retries"] + 1)
 
 
 def test_bytes_that_were_changed_are_never_handed_on(place, tmp_path):
@@ -123,6 +141,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
     [
         (403, "AccessDenied", r"refused \(AccessDenied\).*bucket-"),
         (403, "SignatureDoesNotMatch", r"refused \(SignatureDoesNotMatch\)"),
+        (403, "RequestTimeTooSkewed", r"refused \(RequestTimeTooSkewed\): this machine's clock .* set it"),
         (301, "PermanentRedirect", "isn't in the region us-east-1; set AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", "isn't in the region"),
     ],

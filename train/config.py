@@ -87,6 +87,7 @@ class DataConfig:
     threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
     buffer_mib: Positive = 128
     ahead_mib: Annotated[int, Field(ge=0)] = 128
+    check: bool = False  # a local store's arrays against their checksums, each whole before its first window
     augment: Augment = "none"
     cutblur: Share = 0.0  # probability, each step
     cutblur_share: Share = 0.5  # the box's sides are at most this share of the window's

@@ -77,7 +77,7 @@ def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfi
     """The store in a folder, or one in object storage whose shards a cache will hold."""
     if is_remote(place):
         return RemoteStoreReader(RemoteStore(place), data.cache or cache_folder(place, "cache"), experts)
-    return Store(place, experts)
+    return Store(place, experts, check=data.check)
 
 
 def make_loader(source: Source, images: list[int], config: TrainConfig, world: World) -> Loader | LiveLoader:

@@ -57,7 +57,7 @@ class EDSR(nn.Module):
         upscale: int = 4,
         res_scale: float = 0.1,
         img_range: float = OFFICIAL_IMG_RANGE,
-        rgb_mean: tuple[float, float, float] = DIV2K_RGB_MEAN,
+        rgb_mean: tuple[float, ...] = DIV2K_RGB_MEAN,
     ) -> None:
         super().__init__()
         self.img_range = img_range
@@ -72,6 +72,12 @@ class EDSR(nn.Module):
         x = self.conv_first((x - self.mean) * self.img_range)
         x = self.upsample(self.conv_after_body(self.body(x)) + x)
         return self.conv_last(x) / self.img_range + self.mean
+
+    def adopt(self, *, res_scale: float | None = None, img_range: float | None = None) -> None:
+        """Sets what no weights file says, where it is given."""
+        self.img_range = self.img_range if img_range is None else img_range
+        for block in self.body if res_scale is not None else ():
+            block.res_scale = res_scale
 
 
 def basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,17 +100,19 @@ def basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _official_mean(state: dict[str, Tensor]) -> tuple[float, float, float]:
-    bias = state["add_mean.bias"] / OFFICIAL_IMG_RANGE
-    return tuple(round(float(v), 4) for v in bias)  # type: ignore[return-value]
+def _official_mean(state: dict[str, Tensor]) -> tuple[tuple[float, ...], float]:
+    """The mean, in 0..1, and the value range, of which the file holds the product: a mean of 0..1 is below 1."""
+    bias = state["add_mean.bias"]
+    img_range = OFFICIAL_IMG_RANGE if bias.max() > 1 else 1.0
+    return tuple(round(float(v), 4) for v in bias / img_range), img_range
 
 
 class EDSRArch(Architecture[EDSR]):
     """Recognises EDSR by its keys; shapes give width, depth and scale.
 
     Residual scale and value range are not in the weights: they are the published ones, 0..255, and
-    0.1 from 256 features up (EDSR-L) or 1 below (EDSR baseline). The mean is DIV2K's, or the file's own
-    where the official layout states it.
+    0.1 from 256 features up (EDSR-L) or 1 below (EDSR baseline). Mean and range are the file's own where
+    the official layout states them.
     """
 
     def __init__(self) -> None:
@@ -126,10 +134,10 @@ class EDSRArch(Architecture[EDSR]):
         )
 
     def load(self, state_dict: dict[str, Tensor]) -> ImageModelDescriptor[EDSR]:
-        mean = DIV2K_RGB_MEAN
+        mean, img_range = DIV2K_RGB_MEAN, OFFICIAL_IMG_RANGE
         if "head.0.weight" in state_dict:
             if "add_mean.bias" in state_dict:
-                mean = _official_mean(state_dict)
+                mean, img_range = _official_mean(state_dict)
             state_dict = basicsr_keys(state_dict)
         num_feat = state_dict["conv_first.weight"].shape[0]
         model = EDSR(
@@ -137,6 +145,7 @@ class EDSRArch(Architecture[EDSR]):
             num_block=get_seq_len(state_dict, "body"),
             upscale=_upscale(state_dict, num_feat),
             res_scale=0.1 if num_feat >= 256 else 1.0,
+            img_range=img_range,
             rgb_mean=mean,
         )
         return ImageModelDescriptor(

@@ -58,6 +58,8 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
         raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
     if config.architecture:
         _compare(config, descriptor.model, _declared(config), path)
+        if isinstance(descriptor.model, edsr.EDSR):
+            descriptor.model.adopt(**{key: config.hyperparameters.get(key) for key in ("res_scale", "img_range")})
     return _described(config, descriptor.model, descriptor, digest)
 
 

@@ -59,6 +59,37 @@ def entry(tmp_path):
     return make
 
 
+def official_forward(state: dict, image: torch.Tensor) -> torch.Tensor:
+    """What the official repository computes of an image in the network's range, written from its layer names alone."""
+
+    def conv(x, name):
+        weight = state[f"{name}.weight"]
+        return torch.nn.functional.conv2d(x, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
+
+    head = conv(conv(image, "sub_mean"), "head.0")
+    x = head
+    for block in range(3):
+        x = x + conv(conv(x, f"body.{block}.body.0").relu(), f"body.{block}.body.2")
+    x = conv(x, "body.3") + head
+    for step in (0, 2):
+        x = torch.nn.functional.pixel_shuffle(conv(x, f"tail.0.{step}"), 2)
+    return conv(conv(x, "tail.1"), "add_mean")
+
+
+@pytest.mark.parametrize("mean", [DIV2K_RGB_MEAN, (0.3, 0.5, 0.6)])
+@pytest.mark.parametrize("top", [255, 1])
+def test_the_official_edsr_works_in_its_own_range_and_shifts_by_its_own_mean(entry, mean, top):
+    network = edsr(rgb_mean=mean)
+    state = official(network)
+    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
+        state[f"{name}.bias"] = sign * top * torch.tensor(mean)
+    image = torch.rand(1, 3, 7, 9)
+    loaded = load_network(entry(state, ".pt"), 4)
+    assert torch.allclose(
+        loaded.call(image).clamp(0, 1), (official_forward(state, top * image) / top).clamp(0, 1), atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("layout", ["basicsr", "official", "wrapped", "module"])
 def test_edsr_loads_in_every_layout_in_use(entry, layout):
     network = edsr()
@@ -72,6 +103,14 @@ def test_edsr_loads_in_every_layout_in_use(entry, layout):
     image = torch.rand(1, 3, 7, 9)
     assert loaded.call(image).equal(network(image))
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_what_no_file_says_is_taken_from_the_entry(entry):
+    said = {"num_feat": 8, "num_block": 3, "res_scale": 0.25, "img_range": 1.0}
+    network = edsr(**said)
+    loaded = load_network(entry(network.state_dict(), **DECLARED | {"hyperparameters": said}), 4)
+    image = torch.rand(1, 3, 7, 9)
+    assert loaded.call(image).equal(network(image))
 
 
 def test_another_network_is_told_apart(entry):
@@ -122,6 +161,20 @@ def test_a_grl_of_another_window_is_told_apart(entry, tmp_path):
     assert load_network(entry(state, **declared), 4).multiple_px == 16
     with pytest.raises(WeightsError, match=r"window_size is .*8.*, the entry of e says .*16"):
         load_network(entry(state, **declared | {"hyperparameters": small | {"window_size": 16}}), 4)
+
+
+def test_a_grl_file_that_shows_no_sizes_has_those_of_the_published_sr_checkpoints(entry):
+    small = {
+        "img_size": 64, "embed_dim": 8, "depths": [1], "num_heads_window": [1], "num_heads_stripe": [1],
+        "window_size": 32, "stripe_size": [64, 64], "stripe_groups": [None, None], "stripe_shift": True,
+        "mlp_ratio": 1, "anchor_window_down_factor": 4, "upsampler": "pixelshuffle", "upscale": 4,
+    }  # fmt: skip
+    state = {f"model.{name}": p for name, p in GRL(**small).named_parameters()}
+    declared = {"architecture": "spandrel.architectures.GRL:GRL", "hyperparameters": small}
+    network = load_network(entry(state, ".ckpt", **declared), 4)
+    assert (network.model.window_size, network.model.stripe_size) == ((32, 32), [64, 64])
+    with pytest.raises(WeightsError, match=r"window_size is .*32.*, the entry of e says .*8"):
+        load_network(entry(state, ".ckpt", **declared | {"hyperparameters": small | {"window_size": 8}}), 4)
 
 
 def test_the_window_multiple_comes_from_the_network_unless_the_entry_says_it(entry):

@@ -14,12 +14,12 @@ from extract.config import ExpertConfig
 from extract.experts import LoadedExpert
 from extract.networks import Network, load_network
 from extract.statedict import weights_path
-from extract.taps import captured
+from extract.taps import captured, possible_shapes
 from store.errors import ConfigError, WeightsError
 from store.layout import VARIANTS, inverse, transform
 
 CHECKED_PX = 32  # side of the image that `experts check` runs
-ON_GRID_PX = 64  # a multiple of every published window
+ON_GRID_SIZES = ((64, 128), (128, 192))  # multiples of every published window; two, to tell layouts apart
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,52 @@ class Listed:
 
     name: str
     weights: str
-    state: str  # "there", "missing", or what is wrong with the file
+    state: str  # "there", "missing", or what is wrong with the file or the entry
     parameters: int | None  # None where only the missing file could tell
-    taps: dict[str, str]  # name -> path and channels
+    taps: dict[str, str]  # name -> path
+    channels: dict[str, int]  # of the taps, where the network's size is known
     licence: str | None
     url: str | None
 
 
 def listed(config: ExpertConfig, scale: int) -> Listed:
     """What the entry says, what is on disk, and the network's size, without a forward pass of real numbers."""
-    path, network, state = weights_path(config), None, "missing"
+    path, network, channels, state = weights_path(config), None, {}, "missing"
     if path.is_file():
         try:
             network, state = load_network(config, scale), "there"
-        except WeightsError as error:
+        except (WeightsError, ConfigError) as error:
             state = str(error)
     if network is None:
         with contextlib.suppress(ConfigError):
             network = load_network(config, scale, random_weights=True)
     parameters = None if network is None else sum(p.numel() for p in network.model.parameters())
-    taps = {name: tap.path for name, tap in config.points.items()}
     if network is not None:
-        taps = {name: f"{taps[name]} ({shape})" for name, shape in _tap_shapes(config, network).items()}
-    return Listed(config.name, str(path), state, parameters, taps, config.licence, config.url)
+        try:
+            channels = _tap_channels(config, network)
+        except ConfigError as error:
+            state = str(error)
+    paths = {name: tap.path for name, tap in config.points.items()}
+    return Listed(config.name, str(path), state, parameters, paths, channels, config.licence, config.url)
 
 
-def _tap_shapes(config: ExpertConfig, network: Network) -> dict[str, str]:
-    """Tap name -> its tensor's shape for a 64 x 64 image, computed without numbers (torch's meta device)."""
-    model = network.model.to("meta")
-    with captured(model, config.points) as seen, torch.no_grad():
-        network.call(torch.empty(1, 3, ON_GRID_PX, ON_GRID_PX, device="meta"))
-    return {name: " x ".join(str(n) for n in tensor.shape[1:]) for name, tensor in seen.items()}
+def _tap_channels(config: ExpertConfig, network: Network) -> dict[str, int]:
+    """Tap name -> channels, found from shapes alone (torch's meta device); none where the network needs numbers.
+
+    raises  ConfigError for a tap that does not exist
+    """
+    model, points = network.model.to("meta"), config.points
+    with captured(model, points) as seen, torch.no_grad():
+        found: dict[str, set[int]] = {}
+        for size in ON_GRID_SIZES:
+            try:
+                network.call(torch.empty(1, 3, *size, device="meta"))
+            except RuntimeError:
+                return {}
+            for name, tensor in seen.items():
+                here = {shape.channels for shape in possible_shapes(tensor, points[name], size)}
+                found[name] = found.get(name, here) & here
+    return {name: left.pop() for name, left in found.items() if len(left) == 1}
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,16 @@ def list_experts(entries, path, assignments, scale, as_json):
     if as_json:
         click.echo(json.dumps([asdict(item) for item in found]))
         return
-    rows = [["expert", "parameters", "taps (shape at 64 x 64)", "licence", "weights"]]
+    rows = [["expert", "parameters", "tap", "channels", "licence", "weights"]]
     for item in found:
         millions = f"{item.parameters / 1e6:.2f} M" if item.parameters else "?"
-        taps = ", ".join(f"{name}: {tap}" for name, tap in item.taps.items())
-        where = item.weights if item.state == "there" else item.state
+        several = len(item.taps) > 1
+        taps = ", ".join(f"{name}: {path}" if several else path for name, path in item.taps.items())
+        channels = ", ".join(str(item.channels.get(name, "?")) for name in item.taps)
+        where = f"on disk: {item.weights}" if item.state == "there" else item.state
         if item.state == "missing":
             where = f"missing: {item.weights}" + (f" from {item.url}" if item.url else "")
-        rows.append([item.name, millions, taps, item.licence or "?", where])
+        rows.append([item.name, millions, taps, channels, item.licence or "?", where])
     click.echo(table(rows))
 
 

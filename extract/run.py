@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADVICE = "set extract.precision to bf16 or fp32 and run again with --rebuild {name}"
-
 
 @dataclass(frozen=True)
 class ExpertSummary:
@@ -251,8 +249,8 @@ def _outputs(
         try:
             sr, features = _run(expert, as_input(transform(lr, variant)), tiling)
         except NonFiniteError as error:
-            advice = ADVICE.format(name=expert.name) if expert.precision != "fp32" else "the weights may be damaged"
-            raise StoreError(f"image {image.id}: {error}; {advice}") from None
+            again = "" if expert.precision == "fp32" else f" and run again with --rebuild {expert.name}"
+            raise StoreError(f"image {image.id}: {error}{again}") from None
         except torch.OutOfMemoryError:
             raise StoreError(
                 f"image {image.id}: out of memory on {expert.device} with one tile of {tiling.tile_px} px at a time; "

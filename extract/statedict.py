@@ -89,4 +89,4 @@ def _read_pickle(path: Path) -> dict:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:120]
+    return str(error).strip().partition("\n")[0][:120] or "it ends too early"

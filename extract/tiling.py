@@ -61,7 +61,7 @@ def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list
 
 def as_input(lr: np.ndarray) -> Tensor:
     """A stored LR image (h, w, 3) uint8 as (1, 3, h, w) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(lr)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(lr, order="C")).permute(2, 0, 1)[None].float() / 255
 
 
 def run_tiled(

@@ -6,10 +6,13 @@ from torch import nn
 
 from extract.check import check, equivariance, listed
 from extract.config import load_expert_config
+from extract.edsr import EDSR
 from extract.experts import LoadedExpert, load_expert
 from extract.networks import Network
 
 CPU = torch.device("cpu")
+# of the fixture's EDSR: first convolution, five of the body, two of the upsampling, the last
+TINY_PARAMETERS = 3 * 8 * 9 + 8 + 5 * (8 * 8 * 9 + 8) + 2 * (8 * 32 * 9 + 32) + 8 * 3 * 9 + 3
 
 
 class Turning(nn.Module):
@@ -59,22 +62,44 @@ def test_a_check_finds_two_runs_that_differ():
 def test_a_check_reports_size_time_and_memory(save_edsr):
     checked = check(load_expert(load_expert_config(save_edsr()), CPU, 4))
     assert (checked.name, checked.scale, checked.channels) == ("tiny", 4, {"features": 8})
-    assert checked.parameters == 3 * 8 * 9 + 8 + 5 * (8 * 8 * 9 + 8) + 2 * (8 * 32 * 9 + 32) + 8 * 3 * 9 + 3
+    assert checked.parameters == TINY_PARAMETERS
     assert checked.seconds > 0 and checked.peak_gib > 0
 
 
 def test_an_entry_is_listed_with_and_without_its_weights(save_edsr, tmp_path):
     entry = save_edsr() | {"licence": "MIT", "url": "https://example.org"}
     there = listed(load_expert_config(entry), 4)
-    assert (there.state, there.licence, there.taps) == ("there", "MIT", {"features": "conv_after_body (8 x 64 x 64)"})
+    assert (there.state, there.licence, there.parameters) == ("there", "MIT", TINY_PARAMETERS)
+    assert (there.taps, there.channels) == ({"features": "conv_after_body"}, {"features": 8})
     path = tmp_path / "tiny.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     assert "truncated" in listed(load_expert_config(entry), 4).state
     path.unlink()
     gone = listed(load_expert_config(entry), 4)
-    assert (gone.state, gone.parameters, gone.taps) == ("missing", None, {"features": "conv_after_body"})
+    assert (gone.state, gone.parameters, gone.channels) == ("missing", None, {})
 
 
-def test_the_bundled_entries_are_listed_without_their_weights():
-    network = listed(load_expert_config("edsr-l"), 4)
-    assert network.taps == {"features": "conv_after_body (256 x 64 x 64)"} and network.parameters == 43_089_923
+@pytest.mark.parametrize(
+    ("name", "millions", "channels"),
+    [("hat-l", 40.85, 180), ("drct-l", 27.58, 180), ("grl-b", 20.20, 180), ("edsr-l", 43.09, 256)],
+)
+def test_the_bundled_entries_are_listed_without_their_weights(name, millions, channels):
+    network = listed(load_expert_config(name), 4)
+    assert network.channels == {"features": channels} and round(network.parameters / 1e6, 2) == millions
+
+
+def test_a_listed_tap_that_does_not_exist_is_said_and_the_list_goes_on(save_edsr):
+    assert "there is no module bdy; EDSR has" in listed(load_expert_config(save_edsr() | {"tap": "bdy"}), 4).state
+
+
+class ReadsNumbers(EDSR):
+    """A network whose forward looks at values, which shapes alone do not have."""
+
+    def forward(self, x):
+        return super().forward(x) if x.mean().item() > -1 else x
+
+
+def test_a_network_that_looks_at_values_is_listed_without_channels():
+    entry = {"name": "e", "weights": "none", "tap": "conv_after_body", "architecture": f"{__name__}:ReadsNumbers"}
+    network = listed(load_expert_config(entry | {"hyperparameters": {"num_feat": 4, "num_block": 1}}), 4)
+    assert network.channels == {} and network.parameters > 0

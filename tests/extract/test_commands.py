@@ -68,7 +68,9 @@ def test_a_plan_is_a_table_or_json(run, config_file):
 
 
 def test_experts_are_listed_and_checked(run, config_file):
-    assert "conv_after_body (8 x 64 x 64)" in run(experts, "list", "--config", config_file).stdout
+    heading, line = run(experts, "list", "--config", config_file).stdout.splitlines()
+    assert heading.split() == ["expert", "parameters", "tap", "channels", "licence", "weights"]
+    assert line.split()[:7] == ["tiny", "0.01", "M", "conv_after_body", "8", "?", "on"]
     result = run(experts, "check", "--config", config_file, "--equivariance", "--json")
     (checked,) = json.loads(result.stdout.splitlines()[-1])
     assert checked["deterministic"] and len(checked["equivariance"]) == 7

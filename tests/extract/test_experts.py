@@ -88,6 +88,20 @@ def test_a_value_that_is_not_finite_is_an_error_even_where_clamping_would_hide_i
         loaded(torch.rand(1, 3, 5, 5))
 
 
+def test_large_values_whose_sum_overflows_are_finite():
+    loaded = expert(Small(lambda x, y: y.fill_(3e38) if x.shape[2] == 5 else y))
+    assert loaded(torch.rand(1, 3, 5, 5))[0].equal(torch.ones(1, 3, 10, 10))
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [("fp32", "the weights may be damaged"), ("bf16", "precision to fp32"), ("fp16", "precision to bf16 or fp32")],
+)
+def test_weights_whose_first_answer_is_not_finite_are_refused_with_advice(precision, advice):
+    with pytest.raises(NonFiniteError, match=f"sr has NaN or Inf at precision {precision}; .*{advice}"):
+        expert(Small(lambda x, y: y * float("inf")), precision=precision)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_is_used_in_the_network_and_float32_comes_out(precision):
     dtypes = []

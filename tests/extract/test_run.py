@@ -309,8 +309,12 @@ def small_store(tmp_path):
 
 
 def test_a_value_that_is_not_finite_names_the_image_and_advises_on_precision(small_store):
-    with pytest.raises(StoreError, match=r"image bad: expert fragile: .* at precision bf16; set extract.precision to"):
-        run_expert(small_store, fragile("bf16"), [0, 1], Tiling(64, 8))
+    expected = (
+        r"image bad: expert fragile: .* at precision fp16; "
+        "set extract.precision to bf16 or fp32 and run again with --rebuild fragile"
+    )
+    with pytest.raises(StoreError, match=expected):
+        run_expert(small_store, fragile("fp16"), [0, 1], Tiling(64, 8))
     assert small_store.missing_shards("fragile") == [1]  # what was done before stays
 
 

@@ -1,5 +1,6 @@
 """Who makes which shards: parts for unrelated machines, ranks under torchrun; disjoint and balanced by pixels."""
 
+import logging
 import os
 import re
 import time
@@ -12,7 +13,10 @@ from math import prod
 import torch.distributed as dist
 
 from store.errors import ConfigError, StoreError
+from store.files import ShardBusy
 from store.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LONGEST_WAIT = timedelta(days=7)  # ranks wait for the slowest one's shards
@@ -118,6 +122,21 @@ def until_done(missing: Callable[[], list[int]], order: list[int]) -> Iterator[i
         yield from left
         if len(_still(order, missing())) == len(left):
             time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def unless_busy(told: list[str], expected: bool) -> Iterator[None]:
+    """Leaves the block where another process has the shard.
+
+    told      whom the user has been told of: the first one only
+    expected  several processes share the work, so that there is nothing to tell
+    """
+    try:
+        yield
+    except ShardBusy as busy:
+        if not told and not expected:
+            log.warning("%s; each shard is made once, by whoever has it", busy)
+            told.append(str(busy))
 
 
 def _still(order: list[int], missing: list[int]) -> list[int]:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from extract.shares import Part, Rank, until_done
+from extract.shares import Part, Rank, unless_busy, until_done
 from store.errors import ConfigError, StoreError
+from store.files import ShardBusy
 from store.manifest import Image, Manifest
 
 
@@ -65,3 +66,13 @@ def test_what_another_process_holds_is_tried_again_until_it_is_done(monkeypatch)
         if shard != 0 or len(tried) > 4:  # somebody else has shard 0 for a while
             missing.discard(shard)
     assert tried == [2, 0, 1, 0, 0]
+
+
+def test_the_user_is_told_once_that_another_process_is_at_it(caplog):
+    told = []
+    for expected, shard in ((True, 0), (False, 1), (False, 2)):
+        with unless_busy(told, expected):
+            raise ShardBusy(f"a.store/experts/x/shard-{shard}: being written by process 7 on there")
+    assert caplog.messages == [
+        "a.store/experts/x/shard-1: being written by process 7 on there; each shard is made once, by whoever has it"
+    ]

@@ -23,7 +23,7 @@ from store.reader import Store
 from store.transfer import JOBS, Moved
 from store.transfer import pull as pull_store
 from store.transfer import push as push_store
-from store.verify import Hashes, recorded_bytes
+from store.verify import Hashes, Report, recorded_bytes
 from store.verify import verify as verify_store
 from store.view import write_sheet
 
@@ -64,13 +64,12 @@ def verify(root: Path, repair: bool, as_json: bool, hashes: Hashes | None = None
             click.echo(fault.message)
         for source, count in report.missing.items():
             if count:
-                click.echo(f"{root}: {source} lacks {count} shards, which were never made or are removed")
+                click.echo(f"{root}: {source} lacks {_counted(count, 'shard')}, never made or removed")
         for path in report.removed:
             click.echo(f"removed {path}")
     amount = f"{report.arrays} arrays, {report.n_bytes / 2**20:,.1f} MiB in {report.seconds:.1f} s"
     if report.faults:
-        remade = f", {len(report.removed)} shards removed; run extract again" if repair else ""
-        raise StoreError(f"{root}: {len(report.faults)} faults in {amount}{remade}")
+        raise StoreError(f"{root}: {_counted(len(report.faults), 'fault')} in {amount}{_repaired(report, repair)}")
     if not as_json:
         click.echo(f"{root}: no fault in {amount}")
 
@@ -92,7 +91,8 @@ def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, complet
         click.echo(json.dumps(asdict(merged)))
         return
     state = f"incomplete: {merged.lacking}" if merged.lacking else "nothing is missing"
-    click.echo(f"{output}: {merged.shards} shards from {len(roots)} stores; {state}")
+    done = f"{_counted(merged.shards, 'shard')} from {_counted(len(roots), 'store')}"
+    click.echo(f"{output}: {done}; {state}")
 
 
 @store.command()
@@ -164,7 +164,7 @@ def rm(root: Path, names: tuple[str, ...]) -> None:
 def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) -> None:
     """Draw one IMAGE (its id or name) as a PNG sheet: LR, HR, each expert's SR, error and features."""
     output = output or Path(f"{image}.png")
-    write_sheet(Store(root, names or None), image, output)
+    write_sheet(Store(root, names or None, whole=False), image, output)
     click.echo(f"{output}")
 
 
@@ -210,8 +210,9 @@ def _tell_moved(origin: str, place: str, moved: Moved, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(moved)))
         return
-    lacking = ", ".join(f"{source} lacks {count} shards" for source, count in moved.missing.items() if count)
-    click.echo(f"{place}: {moved.shards} shards from {origin}; {lacking or 'nothing is missing'}")
+    lacking = [f"{source} lacks {_counted(count, 'shard')}" for source, count in moved.missing.items() if count]
+    done = _counted(moved.shards, "shard")
+    click.echo(f"{place}: {done} from {origin}; {', '.join(lacking) or 'nothing is missing'}")
 
 
 def _assigned(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -241,9 +242,10 @@ def _line(source: SourceInfo) -> str:
         parts.append(f"variants {', '.join(source.variants)}")
     parts += _provenance(source.identity)
     if source.missing_shards:
-        parts.append(f"lacks {len(source.missing_shards)} shards, the first is {source.missing_shards[0]}")
+        count = _counted(len(source.missing_shards), "shard")
+        parts.append(f"lacks {count}, the first is {source.missing_shards[0]}")
     if source.rebuilt_shards is not None:
-        parts.append(f"being rebuilt: {source.rebuilt_shards} shards so far")
+        parts.append(f"being rebuilt: {_counted(source.rebuilt_shards, 'shard')} so far")
     return "; ".join(parts)
 
 
@@ -257,6 +259,19 @@ def _provenance(identity: Mapping[str, Any]) -> list[str]:
         chains = (f"{name} {' -> '.join(chain)}" for name, chain in identity["recoded"].items())
         shown.append(f"recoded: {', '.join(chains)}")
     return shown
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _repaired(report: Report, repair: bool) -> str:
+    """What was removed, and what to do about it."""
+    if not repair:
+        return ""
+    left = sum(fault.shard is None for fault in report.faults)
+    told = f"; {_counted(len(report.removed), 'shard')} removed"
+    return told + ("; run extract again" if report.removed else "") + (f"; {left} not mended so" if left else "")
 
 
 def _size(n_bytes: int) -> str:

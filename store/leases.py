@@ -200,6 +200,8 @@ def _flocked(lock: Path, wait: bool) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(files.locked(lock, wait))
+        except ShardBusy:
+            raise _busy(lock.with_suffix(SUFFIX)) from None  # the lease tells who it is
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise

@@ -76,7 +76,9 @@ def _missing(manifests: Sequence[Manifest]) -> dict[str, list[int]]:
 
 def _lacking(missing: dict[str, list[int]]) -> str:
     return ", ".join(
-        f"{source} lacks {len(shards)} shards ({_ranges(shards)})" for source, shards in missing.items() if shards
+        f"{source} lacks {len(shards)} shard{'s' * (len(shards) > 1)} ({_ranges(shards)})"
+        for source, shards in missing.items()
+        if shards
     )
 
 

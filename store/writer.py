@@ -243,4 +243,5 @@ def _check_range(values: np.ndarray, codec: Codec, what: str) -> None:
 def _check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
-        raise StoreError(f"{folder / what}: needs {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
+        wanted, spare, there = (f"{n / 2**20:,.1f} MiB" for n in (needed, SPARE_BYTES, free))
+        raise StoreError(f"{folder / what}: needs {wanted} and {spare} to spare, and {there} are free")

@@ -146,7 +146,7 @@ class Run:
             self._save(None)
 
     def _due(self, every: int | str) -> bool:
-        return self.step % max(1, self.span.in_steps(every)) == 0
+        return self.span.due(self.step, every)
 
     def _log(self, bar: tqdm) -> None:
         means = self.meter.read()

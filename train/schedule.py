@@ -20,6 +20,11 @@ class Span:
         """A length in whole steps, rounded: `500`, `"500 steps"`, `"20 epochs"` or `"40 %"` of the run."""
         return round(self.exact(length))
 
+    def due(self, step: int, every: int | str) -> bool:
+        """Whether a multiple of the length, rounded to whole steps, ends after `step` steps: `50 %` is due twice."""
+        exact = max(1.0, self.exact(every))
+        return round(round(step / exact) * exact) == step
+
     def exact(self, length: int | str) -> float:
         number, unit = parse_length(length)
         return number * {"steps": 1.0, "epochs": self.steps_per_epoch, "%": self.steps / 100}[unit]

@@ -20,6 +20,17 @@ def test_lengths_are_steps_epochs_or_per_cent():
     ]  # fmt: skip
 
 
+@given(st.integers(1, 3000), st.sampled_from([1, 7, "10 %", "50 %", "33 %", "3 epochs", "100 %"]))
+def test_a_length_is_due_as_often_as_it_fits_and_a_share_never_just_before_the_end(steps, every):
+    span = Span(steps, steps_per_epoch=12.3)
+    due = [step for step in range(1, steps + 1) if span.due(step, every)]
+    length = max(1.0, span.exact(every))
+    assert len(due) in (int(steps / length), int(steps / length + 0.5))
+    assert all(abs(after - before - length) <= 1 for before, after in zip(due, due[1:], strict=False))
+    if str(every) in ("10 %", "50 %", "100 %"):
+        assert due[-1] == steps
+
+
 @pytest.mark.parametrize("length", ["ten", "5 minutes", "-1", "nan", "", "inf steps"])
 def test_what_is_no_length_is_refused(length):
     with pytest.raises(ValueError, match="is no length"):

@@ -1,6 +1,7 @@
 """The learning rate against PyTorch's own schedulers and the document's arithmetic; stages that fill the run."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_a_length_is_due_as_often_as_it_fits_and_a_share_never_just_before_the_e
     due = [step for step in range(1, steps + 1) if span.due(step, every)]
     length = max(1.0, span.exact(every))
     assert len(due) in (int(steps / length), int(steps / length + 0.5))
-    assert all(abs(after - before - length) <= 1 for before, after in zip(due, due[1:], strict=False))
+    assert all(abs(after - before - length) <= 1 for before, after in pairwise(due))
     if str(every) in ("10 %", "50 %", "100 %"):
         assert due[-1] == steps
 

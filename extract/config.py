@@ -102,7 +102,7 @@ class ExtractConfig:
     images_per_shard: int = 16
     tile_px: int = 512  # images with a longer side run in tiles of at most this side, LR pixels
     halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
-    batch_size: int = 1  # tiles of one image in one forward
+    batch_size: int = 1  # tiles of one image in one forward of a GPU; the CPU takes one at a time
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False

@@ -40,6 +40,7 @@ def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling) -> Exp
         "tile_px_asked": config.tile_px,
         "batch_size": tiling.batch_size,
         "device": str(expert.device),
+        "threads": torch.get_num_threads(),
         "host": platform.node(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

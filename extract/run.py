@@ -182,7 +182,7 @@ class Job:
     def register(self, expert: LoadedExpert) -> Tiling:
         """Makes room for the expert in the store; the tiling that was settled on."""
         config, manifest = self.config, self.manifest
-        # a batch changes the last bits of a float: what the CPU makes is the same whatever the batch, at no loss of speed
+        # a batch changes the last bits of a float; what the CPU makes is the same for all of them
         batch = 1 if self.device.type == "cpu" else config.batch_size
         tiling = Tiling(config.tile_px, config.halo_px, batch)
         there = None if self.rebuild else manifest.experts.get(expert.name)

@@ -1,9 +1,4 @@
-import json
-import multiprocessing
 import os
-import random
-import socket
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +6,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image as Picture
-from torch import nn
 
 from extract.config import load_expert_config
-from extract.entry import fit_tiling
-from extract.experts import LoadedExpert, load_expert
-from extract.networks import Network
-from extract.run import extract, run_expert
+from extract.edsr import EDSR
+from extract.experts import load_expert
+from extract.run import extract
 from extract.shares import Part
 from extract.tiling import Tiling, as_input, run_tiled
-from store import files
 from store.errors import ConfigError, StoreError
 from store.layout import PAIRS, transform
-from store.manifest import ArraySpec, Expert, Image, Manifest
+from store.manifest import Manifest
 from store.merge import merge
 from store.reader import Store
-from store.verify import verify
-from store.writer import ShardWriter, write_shard
+from tests.extract.stores import checksums
 
 CPU = torch.device("cpu")
-
-
-def checksums(root: Path) -> dict[str, str]:
-    """`source/array` -> sha256, from the records."""
-    return {
-        f"{path.parent.name}/{key}": array["sha256"]
-        for path in sorted(Path(root).rglob("shard-*.json"))
-        for key, array in json.loads(path.read_text())["arrays"].items()
-    }
 
 
 def test_the_store_holds_what_the_expert_says(make_config):
@@ -77,6 +59,15 @@ def test_parts_order_and_restarts_give_the_same_bytes(make_config, tmp_path, mon
         extract(stopped)
     assert 0 < extract(stopped).experts["tiny"].shards_written < 3
     assert checksums(parts.store) == checksums(whole.store) == checksums(stopped.store)
+
+
+def test_the_batch_changes_no_byte_on_the_cpu(make_config, tmp_path, monkeypatch):
+    extract(make_config(tile_px=12, halo_px=2))
+    forward, batches = EDSR.forward, set()
+    monkeypatch.setattr(EDSR, "forward", lambda self, x: batches.add(len(x)) or forward(self, x))
+    extract(make_config(tile_px=12, halo_px=2, batch_size=3, store=str(tmp_path / "batched")))
+    assert batches == {1}
+    assert checksums(tmp_path / "batched") == checksums(tmp_path / "store")
 
 
 def interrupt_at(n: int):
@@ -270,76 +261,6 @@ def test_a_codec_with_principal_components_has_the_same_basis_for_every_part(mak
     assert store.array(0, "tiny", "features").raw_channels == 4
 
 
-class Fragile(nn.Module):
-    """x4; Inf where the red of the first pixel is 7 of 255; out of memory above `limit_px` pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.limit_px, self.seen = nn.Conv2d(3, 4, 1), 10**9, []
-
-    def forward(self, x):
-        self.seen.append(tuple(x.shape))
-        if x.shape[0] * x.shape[2] * x.shape[3] > self.limit_px:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        x = torch.where(x[:, :1, :1, :1] * 255 == 7, float("inf"), x)
-        return self.body(x)[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3)
-
-
-def fragile(precision: str = "fp32", limit_px: int = 10**9) -> LoadedExpert:
-    model = Fragile()
-    config = load_expert_config({"name": "fragile", "weights": "none", "tap": "body"})
-    expert = LoadedExpert(config, Network(model, model, 1, 1, 1, "Fragile", {}, None), CPU, 4, precision=precision)
-    model.seen.clear()
-    model.limit_px = limit_px
-    return expert
-
-
-@pytest.fixture
-def small_store(tmp_path):
-    """A store of two images, whose `bad` one makes Fragile's output infinite, with room for the expert."""
-    images = [Image(name, name, (20, 24), name, name, i, "file") for i, name in enumerate(("good", "bad"))]
-    manifest = Manifest.create(tmp_path / "small", scale=4, container="zarr", images=images)
-    for shard, value in enumerate((0, 7)):
-        with write_shard(manifest, PAIRS, shard) as out:
-            lr = np.full((20, 24, 3), value, np.uint8)
-            out.add(images[shard].id, {"lr": lr, "hr": np.zeros((80, 96, 3), np.uint8)})
-    arrays = (ArraySpec("sr", 3, 4, "float16"), ArraySpec("features", 4, 1, "float16"))
-    manifest.add_expert(Expert("fragile", arrays, {}))
-    return manifest
-
-
-def test_a_value_that_is_not_finite_names_the_image_and_advises_on_precision(small_store):
-    expected = (
-        r"image bad: expert fragile: .* at precision fp16; "
-        "set extract.precision to bf16 or fp32 and run again with --rebuild fragile"
-    )
-    with pytest.raises(StoreError, match=expected):
-        run_expert(small_store, fragile("fp16"), [0, 1], Tiling(64, 8))
-    assert small_store.missing_shards("fragile") == [1]  # what was done before stays
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(small_store, caplog):
-    expert = fragile(limit_px=2 * 16 * 16)
-    run_expert(small_store, expert, [0], Tiling(16, 2, batch_size=4))
-    assert small_store.missing_shards("fragile") == [1]
-    assert [shape[0] for shape in expert._network.model.seen][:3] == [4, 2, 2]
-    assert "out of memory; going on with 2 tiles at a time" in caplog.text
-
-
-def test_out_of_memory_with_one_tile_names_the_image_and_what_to_do(small_store):
-    with pytest.raises(StoreError, match=r"image good: out of memory on cpu with one tile of 16 px .*extract.tile_px"):
-        run_expert(small_store, fragile(limit_px=100), [0], Tiling(16, 2))
-
-
-def test_the_tile_is_halved_until_the_largest_image_fits_before_anything_is_recorded(caplog):
-    images = [Image("a", "a", (300, 500), "", "", 0, "file"), Image("b", "b", (400, 200), "", "", 0, "file")]
-    tiling = fit_tiling(fragile(limit_px=130 * 130), images, Tiling(512, 16, batch_size=2))
-    assert tiling == Tiling(128, 16, 1)
-    assert "out of memory with" in caplog.text
-    with pytest.raises(StoreError, match="out of memory on cpu even with"):
-        fit_tiling(fragile(limit_px=100), images, Tiling(512, 16))
-
-
 def test_a_smaller_tile_that_was_settled_on_is_kept_by_the_next_run(make_config, monkeypatch):
     config = make_config(tile_px=256)
     with monkeypatch.context() as patch:
@@ -347,122 +268,3 @@ def test_a_smaller_tile_that_was_settled_on_is_kept_by_the_next_run(make_config,
         extract(config, part=Part(1, 2))
     assert extract(config).experts["tiny"].shards_written > 0
     assert Manifest.load(Path(config.store)).experts["tiny"].identity["tiling"]["tile_px"] == 128
-
-
-def test_a_shard_that_another_process_has_is_left_to_it_and_then_taken(small_store, monkeypatch):
-    held = write_shard(small_store, "fragile", 0)
-    held.__enter__()
-
-    def let_go(_seconds):
-        error = RuntimeError("the other process dies")
-        with pytest.raises(RuntimeError):
-            if not held.__exit__(RuntimeError, error, None):
-                raise error
-
-    monkeypatch.setattr("extract.shares.time.sleep", let_go)
-    assert run_expert(small_store, fragile(), [0], Tiling(64, 8)).shards_written == 1
-    assert small_store.missing_shards("fragile") == [1]
-
-
-@pytest.mark.parametrize("at", ["add", "finish"])
-def test_a_shard_that_another_process_took_over_is_dropped_and_the_run_goes_on(make_config, monkeypatch, caplog, at):
-    config = make_config()
-    once, work = [], getattr(ShardWriter, at)
-
-    def stand_still(self, *args):
-        if self._source == "tiny" and not once:
-            once.append(self._final)
-            (holder,) = Path(self._final.parent, "shard-00000.lease").iterdir()
-            holder.unlink()  # as if taken over, what was unfinished cleared away, and given back
-            files.remove(self._claim.unfinished)
-        return work(self, *args)
-
-    monkeypatch.setattr(ShardWriter, at, stand_still)
-    assert extract(config).experts["tiny"].shards_written == 3
-    assert "shard-00000: taken over by another process while this process stood still" in caplog.text
-    assert not verify(Path(config.store)).faults
-
-
-def test_a_full_disk_leaves_nothing_half_written(make_config, monkeypatch):
-    config = make_config()
-
-    def full(self, image_id, arrays, variant="identity"):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("store.writer.ShardWriter.add", full)
-        extract(config)
-    left = {path.name for path in Path(config.store).rglob("*") if path.is_file()}
-    assert left == {"store.yaml", "images.jsonl", "sources.json"}
-    assert extract(config).experts["tiny"].shards_written == 3
-
-
-def start(config, **environment: str) -> multiprocessing.Process:
-    """`extract` in a process of its own, forked so that it starts in milliseconds."""
-
-    def run():
-        torch.set_num_threads(1)  # the threads of the parent's OpenMP pool do not survive a fork
-        os.environ |= environment
-        extract(config)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-def n_records(root: Path) -> int:
-    return len([*root.glob("pairs/*.json"), *root.glob("experts/*/*.json")])
-
-
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_store(make_config, save_photos, tmp_path):
-    save_photos([(64, 48)] * 12)
-    undisturbed = make_config(store=str(tmp_path / "undisturbed"))
-    extract(undisturbed)
-    config = make_config()
-    root, rng, kills = Path(config.store), random.Random(0), 0
-    for _ in range(8):
-        process = start(config)
-        goal = n_records(root) + rng.randrange(1, 4)
-        while process.is_alive() and n_records(root) < goal:
-            time.sleep(0.001 * rng.random())
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-    assert kills >= 5
-    extract(config)
-    assert checksums(root) == checksums(undisturbed.store)
-    Store(root)
-    assert not list(root.rglob("*.tmp"))
-
-
-def test_ranks_share_the_shards_out_and_make_the_same_store(make_config, save_photos, tmp_path):
-    save_photos([(64, 48)] * 6)
-    single = make_config()
-    extract(single)
-    config = make_config(store=str(tmp_path / "ranks"))
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [start(config, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
-    assert checksums(config.store) == checksums(single.store)
-
-
-def test_ranks_that_torchrun_starts_again_meet_each_other_and_not_the_dead(make_config, tmp_path):
-    agents = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agents.port)}
-    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for again in range(2):
-        config = make_config(store=str(tmp_path / f"round{again}"))
-        common["TORCHELASTIC_RESTART_COUNT"] = str(again)
-        ranks = [start(config, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
-        for rank in ranks:
-            rank.join(30)
-            rank.kill()
-        assert [rank.exitcode for rank in ranks] == [0, 0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

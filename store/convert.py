@@ -12,7 +12,7 @@ import numpy as np
 from store.codecs import Params, fit_pca, get_codec
 from store.entries import ArraySpec, Expert
 from store.errors import ConfigError, StoreError
-from store.layout import PAIRS
+from store.layout import PAIRS, parsed_chunk
 from store.manifest import Manifest, assign_shards
 from store.reader import Store, StoredArray, read_record
 from store.writer import ShardWriter, write_shard
@@ -39,11 +39,15 @@ def convert(
     codecs    array name -> codec, such as {"features": "pca64-int8"}
     chunks    `default`, `rows` or `tiles:ROWSxCOLUMNS`
     progress  called with the number of raw bytes that were read since
-    raises    ConfigError if no expert has an array that `codecs` names; StoreError if the store isn't whole
+    raises    ConfigError for codecs that no array can have, and chunks that are none; StoreError if the store isn't
+              whole or is the output itself. Nothing is written then
     """
     store = Store(root)
     codecs = dict(codecs or {})
-    _check_names(store, codecs)
+    if Path(output).resolve() == store.root.resolve():
+        raise StoreError(f"{output}: is the store itself; name another folder for the result")
+    _check_codecs(store, codecs)
+    parsed_chunk(chunks, (1, 1, 1), False, store.manifest.container)
     images = store.images if images_per_shard is None else assign_shards(store.images, images_per_shard)
     manifest = Manifest.create(
         output, scale=store.scale, container=container or store.manifest.container, images=images
@@ -58,11 +62,16 @@ def convert(
     return manifest
 
 
-def _check_names(store: Store, codecs: Mapping[str, str]) -> None:
-    known = {spec.name for expert in store.experts.values() for spec in expert.arrays}
+def _check_codecs(store: Store, codecs: Mapping[str, str]) -> None:
+    specs = [(name, spec) for name, expert in store.experts.items() for spec in expert.arrays]
+    known = {spec.name for _, spec in specs}
     unknown = sorted(codecs.keys() - known)
     if unknown:
         raise ConfigError(f"--codec {unknown[0]}: no expert has such an array (there are: {', '.join(sorted(known))})")
+    for name, spec in specs:
+        codec = get_codec(codecs.get(spec.name, spec.codec))
+        if (codec.components or 0) > spec.channels:
+            raise ConfigError(f"--codec {spec.name}={codec.name}: {name} has {spec.channels} channels there")
 
 
 def _add_expert(manifest: Manifest, store: Store, name: str, codecs: Mapping[str, str]) -> set[str]:

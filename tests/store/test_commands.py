@@ -76,5 +76,5 @@ def test_a_repair_tells_what_it_did_not_mend(tmp_path, make_store):
     root = make_store(tmp_path / "s", codecs={"features": "pca2-int8"})
     (root / "experts/a/basis.safetensors").write_bytes(b"")
     (root / "experts/b/shard-00001.json").write_text("{")
-    with pytest.raises(StoreError, match="2 faults in .*; 1 shard removed; run extract again; 1 not mended so"):
+    with pytest.raises(StoreError, match=r"2 faults in .*; 1 shard removed; run extract again; 1 not mended so"):
         run("verify", root, "--repair")

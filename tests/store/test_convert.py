@@ -83,10 +83,25 @@ def test_damage_is_not_given_a_new_checksum(tmp_path, make_store):
         convert(one, tmp_path / "b", container="hdf5")
 
 
-def test_an_array_that_no_expert_has_is_named(tmp_path, make_store):
-    with pytest.raises(ConfigError, match=r"--codec feature: no expert has such an array .there are: features, sr"):
-        convert(make_store(tmp_path / "one"), tmp_path / "b", codecs={"feature": "int8"})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codecs": {"feature": "int8"}}, r"--codec feature: no expert has such an array \(there are: features, sr\)"),
+        ({"codecs": {"features": "int9"}}, r"codec 'int9': expected one of float32, float16"),
+        ({"codecs": {"features": "pca6-int8"}}, r"--codec features=pca6-int8: a has 5 channels there"),
+        ({"chunks": "tiles:8"}, r"chunks 'tiles:8': expected default, rows or tiles:ROWSxCOLUMNS"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_written(tmp_path, make_store, options, message):
+    with pytest.raises(ConfigError, match=message):
+        convert(make_store(tmp_path / "one", {"a": 5}), tmp_path / "b", **options)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_store_is_not_converted_into_itself(tmp_path, make_store):
+    one = make_store(tmp_path / "one")
+    with pytest.raises(StoreError, match="is the store itself"):
+        convert(one, tmp_path / "." / "one", container="hdf5")
 
 
 @pytest.mark.parametrize("container", ["zarr", "hdf5"])

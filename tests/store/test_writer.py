@@ -231,7 +231,7 @@ def test_a_disk_too_full_for_the_shard_is_named_before_it_begins(tmp_path, monke
     before = tree(manifest.root)
     with (
         pytest.raises(
-            StoreError, match=r"hat/shard-00000.zarr: needs 0\.0 MiB and 16\.0 MiB to spare, and 5\.0 MiB are free"
+            StoreError, match=r"shard-00000\.zarr: needs 0\.0 MiB and 16\.0 MiB to spare, and 5\.0 MiB are free"
         ),
         write_shard(manifest, "hat", 0),
     ):

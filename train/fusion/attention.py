@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.fusion.blocks import linear
+
 GROUPED_TOKENS = 16  # tokens a call: pixels are attended in groups, which costs a third less than one by one
 
 
@@ -19,16 +21,21 @@ class PixelAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        attend = _attend_plainly if self.plain else _attend_in_groups
-        shape = tokens.shape
-        return self.out(attend(self.qkv(tokens).reshape(-1, shape[-2], 3 * shape[-1]), self.heads)).view(shape)
+        pixels = tokens.flatten(0, -3)
+        return (self._plainly(pixels) if self.plain else self._in_groups(pixels)).view(tokens.shape)
 
+    def _in_groups(self, pixels: Tensor) -> Tensor:
+        attended = _attend_in_groups(linear(pixels, self.qkv.weight), self.heads)
+        return linear(attended, self.out.weight, self.out.bias)
 
-def _attend_plainly(qkv: Tensor, heads: int) -> Tensor:
-    pixels, n_tokens, width = qkv.shape
-    q, k, v = qkv.view(pixels, n_tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
-    return (weights @ v).transpose(1, 2).reshape(pixels, n_tokens, width // 3)
+    def _plainly(self, pixels: Tensor) -> Tensor:
+        """What nn.MultiheadAttention does, the layer that the document names, with these weights."""
+        tokens = pixels.transpose(0, 1)
+        attended, _ = F.multi_head_attention_forward(
+            tokens, tokens, tokens, tokens.shape[-1], self.heads, self.qkv.weight, None, None, None, False, 0.0,
+            self.out.weight, self.out.bias, training=self.training,
+        )  # fmt: skip
+        return attended.transpose(0, 1).contiguous()
 
 
 def _attend_in_groups(qkv: Tensor, heads: int) -> Tensor:

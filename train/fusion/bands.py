@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.fusion.attention import PixelAttention
-from train.fusion.blocks import first, last, shuffle, unshuffle
+from train.fusion.blocks import first, last, linear, shuffle, unshuffle
 from train.fusion.frequency import N_BANDS
 from train.fusion.lka import LKABlock
 from train.fusion.pieces import in_pieces
@@ -24,7 +24,7 @@ class CrossBand(nn.Module):
         self.project = nn.Conv2d(width, dim * N_BANDS, 1, groups=N_BANDS)
         self.attention = PixelAttention(dim, heads, plain=plain)
         self.gates = nn.Parameter(torch.zeros(N_BANDS))
-        self.surroundings = LKABlock(dim, expansion, plain=plain)
+        self.surroundings = LKABlock(dim, expansion)
         self.back = nn.Conv2d(dim * N_BANDS, width, 1, groups=N_BANDS)
         self.plain = plain
 
@@ -38,8 +38,7 @@ class CrossBand(nn.Module):
         """The same on all bands side by side."""
         if self.plain:
             tokens = self.attended(last(self.project(flat)).unflatten(-1, (N_BANDS, -1)))
-            tokens = self.surroundings.mix(tokens, self.surroundings.around(tokens))
-            return flat + self.back(first(tokens.flatten(-2)))
+            return flat + self.back(first(self.surroundings(tokens).flatten(-2)))
         pixels = last(flat).flatten(0, -2)
         tokens = self._enter(pixels)
         around = self.surroundings.around(tokens.unflatten(0, last(flat).shape[:-1])).flatten(0, 2)
@@ -60,4 +59,4 @@ class CrossBand(nn.Module):
 def _grouped(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
     """Each band's own 1x1 convolution; as one matrix product, whose zeros cost less than nine calls."""
     weight = torch.block_diag(*conv.weight[:, :, 0, 0].unflatten(0, (N_BANDS, -1)))
-    return F.linear(pixels, weight, conv.bias)
+    return linear(pixels, weight, conv.bias)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.fusion.attention import PixelAttention
-from train.fusion.blocks import Pointwise, conv3, first, last, resize, shuffle, zero
+from train.fusion.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
 from train.fusion.lka import LKABlock
 from train.fusion.pieces import in_pieces
 from train.fusion.views import Views
@@ -37,7 +36,7 @@ class Collaboration(nn.Module):
         self.project = nn.ModuleDict({name: nn.Linear(c + beside, dim) for name, c in channels.items()})
         self.attention = PixelAttention(dim, heads, plain=plain)
         self.consensus = conv3(dim, dim)
-        self.surroundings = LKABlock(dim, expansion, plain=plain)
+        self.surroundings = LKABlock(dim, expansion)
         self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2, plain=plain) for name in channels})
         self.subpixels = subpixels
         self.with_images = with_images
@@ -76,9 +75,9 @@ class Collaboration(nn.Module):
 
     def surrounded(self, x: Tensor) -> Tensor:
         """(B, h, w, C) after the block of large kernel attention."""
-        around = self.surroundings.around(x.unsqueeze(-2)).squeeze(-2)
         if self.plain:
-            return self.surroundings.mix(x, around)
+            return self.surroundings(x.unsqueeze(-2)).squeeze(-2)
+        around = self.surroundings.around(x.unsqueeze(-2)).squeeze(-2)
         pixels = in_pieces(self.surroundings.mix, (x.flatten(0, -2), around.flatten(0, -2)), self.surroundings.mixers)
         return pixels.view_as(x)
 
@@ -102,8 +101,8 @@ def _projected(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tens
     inverse, log = inverse_and_log_rms(features)
     n_features, n_images = features.shape[-1], sum(x.shape[-1] for x in images)
     on_features, on_log, on_images = layer.weight.split([n_features, 1, n_images], dim=1)
-    token = F.linear(features, on_features) * inverse + log * on_log[:, 0] + layer.bias
-    return sum((F.linear(x, on_images) for x in images), token)
+    token = linear(features, on_features) * inverse + log * on_log[:, 0] + layer.bias
+    return sum((linear(x, on_images) for x in images), token)
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:

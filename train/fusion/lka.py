@@ -5,9 +5,10 @@ one of ceil(K/d) x ceil(K/d) taps with dilation d, and a pointwise one. The docu
 a column in place of the dilated square.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.blocks import first, last
+from train.fusion.blocks import first, last, linear
 
 KERNEL = 21
 DILATION = 3
@@ -17,10 +18,11 @@ TAPS = -(-KERNEL // DILATION)
 class LKABlock(nn.Module):
     """LayerNorm, large kernel attention, LayerNorm, feed-forward; each added to its input.
 
-    In two parts, as the first looks around and the second at each pixel alone. The layers are shared by all tokens.
+    Either at once, or in two parts, as the first looks around and the second at each pixel alone. The layers are shared
+    by all tokens.
     """
 
-    def __init__(self, dim: int, expansion: int, *, plain: bool = False) -> None:
+    def __init__(self, dim: int, expansion: int) -> None:
         super().__init__()
         reach = DILATION * (TAPS // 2)
         self.norm1 = nn.LayerNorm(dim)
@@ -30,13 +32,20 @@ class LKABlock(nn.Module):
         self.point = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.feed = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
-        self.plain = plain
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, h, w, T, C) to the same, as the layers are written down, each token an image with its channels first."""
+        x = first(tokens.movedim(-2, 1)).flatten(0, 1).contiguous()
+        seen = first(self.norm1(last(x))).contiguous()
+        around = self.column(self.row(self.square(seen)))
+        x = x + seen * F.conv2d(around, self.point.weight[:, :, None, None], self.point.bias)
+        x = x + first(self.feed(self.norm2(last(x))))
+        return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
 
     def around(self, tokens: Tensor) -> Tensor:
         """What lies around each pixel, for its gate: (B, h, w, T, C) to the same."""
         x = self.norm1(tokens.movedim(-2, 1)).flatten(0, 1)  # (B T, h, w, C): few channels at a time stay in the cache
-        x = first(x).contiguous() if self.plain else first(x)
-        x = self.column(self.row(self.square(x)))
+        x = self.column(self.row(self.square(first(x))))
         return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
 
     @property
@@ -46,5 +55,7 @@ class LKABlock(nn.Module):
 
     def mix(self, tokens: Tensor, around: Tensor) -> Tensor:
         """The block's output, from its input and `around`, (..., C)."""
-        tokens = tokens + self.norm1(tokens) * self.point(around)
-        return tokens + self.feed(self.norm2(tokens))
+        enter, _, leave = self.feed
+        tokens = tokens + self.norm1(tokens) * linear(around, self.point.weight, self.point.bias)
+        hidden = F.gelu(linear(self.norm2(tokens), enter.weight, enter.bias))
+        return tokens + linear(hidden, leave.weight, leave.bias)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-CPU_PIXELS = 4096
+CPU_PIXELS = 512  # what lies in between is then small enough to be made in memory that was just freed
 
 
 def in_pieces(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from train.fusion.attention import PixelAttention
-from train.fusion.blocks import Join, gelu_conv, shuffle, unshuffle
+from train.fusion.blocks import Join, gelu_conv, linear, shuffle, unshuffle
 from train.fusion.lka import LKABlock
 from train.fusion.pieces import CPU_PIXELS, in_pieces
 from train.fusion.refinement import blur, laplacians
@@ -54,6 +54,14 @@ def test_attention_in_groups_is_attention_pixel_by_pixel(n_tokens):
     assert torch.allclose(grouped(tokens), plain(tokens), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (2, 8, 3, 5), (32, 5)])
+def test_a_linear_layer_by_convolution_is_one_by_product(shape):
+    layer, x = nn.Linear(5, 3), torch.randn(*shape, requires_grad=True)
+    found, expected = linear(x, layer.weight, layer.bias), layer(x)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert close(gradients(found, x, *layer.parameters()), gradients(expected, x, *layer.parameters()))
+
+
 def test_plain_attention_is_torchs_own():
     ours, torchs = PixelAttention(12, 3, plain=True), nn.MultiheadAttention(12, 3, batch_first=True)
     torchs.in_proj_weight.data, torchs.out_proj.weight.data = ours.qkv.weight.data, ours.out.weight.data
@@ -64,11 +72,11 @@ def test_plain_attention_is_torchs_own():
 
 def test_lka_shares_its_layers_over_tokens_and_reaches_eleven_pixels():
     torch.manual_seed(0)
-    lean, plain = LKABlock(6, 2), LKABlock(6, 2, plain=True)
-    plain.load_state_dict(lean.state_dict())
+    block = LKABlock(6, 2)
     tokens = torch.randn(1, 31, 33, 3, 6, requires_grad=True)
-    assert torch.allclose(lean.around(tokens), plain.around(tokens), atol=1e-5)
-    centre = lean.mix(tokens, lean.around(tokens))[0, 15, 16]
+    mixed = block.mix(tokens, block.around(tokens))
+    assert torch.allclose(mixed, block(tokens), atol=1e-5), "in two parts as at once"
+    centre = mixed[0, 15, 16]
     reached = torch.autograd.grad(centre[1].sum(), tokens)[0][0].abs().sum(-1)
     assert reached[..., [0, 2]].sum() == 0, "tokens look at themselves only"
     rows, cols = reached[..., 1].nonzero().unbind(1)
@@ -102,10 +110,11 @@ def test_laplacians_and_the_last_blur_add_up_to_the_image():
     assert torch.allclose(sum(laplacians(image)) + blur(blur(blur(image))), image, atol=1e-6)
 
 
-def test_blur_is_a_gaussian_of_sigma_one():
+@pytest.mark.parametrize("plain", [False, True])
+def test_blur_is_a_gaussian_of_sigma_one(plain):
     image = torch.zeros(1, 1, 15, 15)
     image[0, 0, 7, 7] = 1.0
     bell = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
     bell = bell / bell.sum()
-    assert torch.allclose(blur(image)[0, 0, 5:10, 5:10], bell[:, None] * bell, atol=1e-6)
-    assert torch.allclose(blur(torch.full((1, 3, 9, 9), 0.4)), torch.tensor(0.4))
+    assert torch.allclose(blur(image, plain=plain)[0, 0, 5:10, 5:10], bell[:, None] * bell, atol=1e-6)
+    assert torch.allclose(blur(torch.full((1, 3, 9, 9), 0.4), plain=plain), torch.tensor(0.4))

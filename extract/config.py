@@ -119,6 +119,8 @@ class ExtractConfig:
         unknown = [variant for variant in self.variants if variant not in VARIANTS]
         if unknown or "identity" not in self.variants:
             raise ValueError(f"variants must hold identity and others of {', '.join(VARIANTS)}; found {self.variants}")
+        # in one order and each once, so that stores of the same variants are the same
+        object.__setattr__(self, "variants", tuple(variant for variant in VARIANTS if variant in self.variants))
 
 
 def entries_dir() -> Traversable:

@@ -1,5 +1,6 @@
 """`store verify` with the two checks that need this stage: the source images, and the experts run again."""
 
+import logging
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from store.manifest import Image, Manifest
 from store.verify import Hashes
 
 __all__ = ["store"]
+
+log = logging.getLogger(__name__)
 
 
 @store.command()
@@ -34,15 +37,19 @@ def verify(
     as_json: bool,
 ) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
-    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root).scale) if hr else None
+    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr else None
     context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
     if live:
         context.invoke(check_live, root=root, n_images=live, names=(), device=None, as_json=as_json)
 
 
-def source_hashes(data: DataConfig, scale: int) -> Hashes:
+def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:
     """What the files' images hash to now, for `store.verify.verify`; (None, None) for images that are not there."""
-    pairs = {pair.id: pair for pair in find_pairs(data, scale)}
+    pairs = {pair.id: pair for pair in find_pairs(data, manifest.scale)}
+    absent = [image.id for image in manifest.images if image.id not in pairs]
+    if absent:
+        count, of = len(absent), len(manifest.images)
+        log.warning("%d of %d images are not in %s and not compared, such as %s", count, of, data.hr[0], absent[0])
 
     def hashes(image: Image) -> tuple[str | None, str | None]:
         if image.id not in pairs:

@@ -82,3 +82,8 @@ def test_choosing_an_expert_that_is_not_configured_says_which_are():
 def test_impossible_values_are_refused_with_their_reason(values, message):
     with pytest.raises(ConfigError, match=message):
         build(ExtractConfig, {"store": "s", "data": DATA} | values, "c.yaml", "extract")
+
+
+def test_neither_order_nor_repetition_of_variants_makes_another_store():
+    values = {"store": "s", "data": DATA, "variants": ["rot90", "identity", "mirror", "rot90"]}
+    assert build(ExtractConfig, values, "c.yaml", "extract").variants == ("identity", "mirror", "rot90")

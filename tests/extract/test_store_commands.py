@@ -33,3 +33,12 @@ def test_verify_names_a_source_image_that_changed(filled):
     result = CliRunner().invoke(store, ["verify", str(root), "--hr", str(folder)])
     assert "the HR image has changed since the store was made" in result.output
     assert result.exit_code == 1
+
+
+def test_verify_tells_which_source_images_are_not_there(filled, tmp_path, caplog):
+    _, root = filled
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(other / "two.png")
+    assert CliRunner().invoke(store, ["verify", str(root), "--hr", str(other)]).exit_code == 0
+    assert f"1 of 1 images are not in {other} and not compared, such as one" in caplog.text

@@ -3,25 +3,44 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from extract.check import peak_memory_gib, reset_peak_memory
 from extract.config import DataConfig, ExpertConfig, ExtractConfig
 from extract.entry import describe
 from extract.experts import LoadedExpert, load_expert
-from extract.prepare import sha256_of
+from extract.prepare import prepare, write_pairs
 from extract.run import run_expert
+from extract.shares import Rank
 from extract.statedict import weights_path
 from extract.tiling import Tiling, as_input
 from store.layout import PAIRS
-from store.manifest import Image, Manifest
-from store.writer import write_shard
+from store.reader import Store
+
+SILENT = Rank(rank=1)  # whose progress is not shown
+
+Seconds = tuple[float, float]  # of the wall clock, of processor time
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is timed: `rounds` shards of `tiles` images of one tile each."""
+
+    tile_px: int = 64  # side, LR pixels
+    tiles: int = 2
+    rounds: int = 3
+    scale: int = 4
+    container: str = "zarr"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -40,35 +59,55 @@ class ExpertBench:
     extract_cpu_seconds: tuple[float, ...]
 
 
-def bench_expert(
-    config: ExpertConfig, device: torch.device, *, scale: int, tile_px: int, tiles: int, rounds: int, container: str
-) -> ExpertBench:
-    """Each round times the bare forwards of a shard's tiles, and the extraction of that shard from pairs to record."""
-    started = time.perf_counter()
-    reset_peak_memory(device)
-    with (
-        load_expert(config, device, scale, not weights_path(config).is_file()) as expert,
-        tempfile.TemporaryDirectory(prefix="bench-extract-") as folder,
-    ):
-        load_seconds = time.perf_counter() - started
-        manifest, lrs = _store(Path(folder) / "store", scale, tile_px, tiles, rounds, container)
-        run = ExtractConfig(store=folder, data=DataConfig(hr=(folder,)), scale=scale, tile_px=tile_px, halo_px=0)
-        tiling = Tiling(tile_px, 0)
-        manifest.add_expert(describe(expert, run, tiling))
-        bare: list[tuple[float, float]] = []  # wall seconds, processor seconds
-        whole: list[tuple[float, float]] = []
-        for shard in range(rounds):
-            padded = [expert.pad(as_input(lr).to(device)) for lr in lrs[shard]]
-            steps = [lambda p=padded: bare.append(_seconds(lambda: _run_bare(expert, p), expert))]
-            steps.append(lambda s=shard: whole.append(_seconds(lambda: run_expert(manifest, expert, [s], tiling))))
-            for step in steps[:: 1 if shard % 2 else -1]:  # neither always has the warmer machine
-                step()
+class Bench:
+    """A store of noise in a temporary folder, in which experts are timed one after the other."""
+
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        """Writes the HR images, and times the pairs: decoding, LR images, hashes, shards; once for all experts."""
+        self.config = config
+        rng, side = np.random.default_rng(0), config.scale * config.tile_px
+        for i in range(config.rounds * config.tiles):
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(folder / f"{i:06}.png")
+        self.run = ExtractConfig(
+            store=str(folder / "store"),
+            data=DataConfig(hr=(str(folder),)),
+            scale=config.scale,
+            container=config.container,
+            images_per_shard=config.tiles,
+            tile_px=config.tile_px,
+            halo_px=0,
+            precision=config.precision,
+        )
+        self.pairs_seconds = seconds(self._pairs)
+
+    def _pairs(self) -> None:
+        run = self.run
+        self.manifest, pairs = prepare(
+            Path(run.store),
+            run.data,
+            scale=run.scale,
+            container=run.container,
+            images_per_shard=run.images_per_shard,
+            progress=False,
+        )
+        write_pairs(self.manifest, pairs, list(range(self.config.rounds)), progress=False)
+
+    def expert(self, entry: ExpertConfig, device: torch.device) -> ExpertBench:
+        """Each round times a shard's bare forwards and its extraction, from the stored pairs to the record."""
+        reset_peak_memory(device)
+        started, random = time.perf_counter(), not weights_path(entry).is_file()
+        with load_expert(entry, device, self.config.scale, random, precision=self.config.precision) as expert:
+            load_seconds = time.perf_counter() - started
+            self.manifest.add_expert(describe(expert, self.run, self._tiling))
+            _run_bare(expert, self._lrs(expert, 0)[:1])  # what only the first forward of a size costs
+            shards = tqdm(range(self.config.rounds), desc=entry.name, unit="round", disable=None)
+            bare, whole = zip(*(self._round(expert, shard) for shard in shards), strict=True)
         (bare_wall, bare_cpu), (wall, cpu) = zip(*bare, strict=True), zip(*whole, strict=True)
         return ExpertBench(
-            name=config.name,
+            name=entry.name,
             overhead=_ratio(wall, bare_wall),
             cpu_overhead=_ratio(cpu, bare_cpu),
-            px_per_second=tiles * tile_px**2 / statistics.median(wall),
+            px_per_second=self._round_px / statistics.median(wall),
             peak_gib=peak_memory_gib(device),
             load_seconds=load_seconds,
             bare_seconds=bare_wall,
@@ -77,45 +116,62 @@ def bench_expert(
             extract_cpu_seconds=cpu,
         )
 
+    def totals(self, results: Sequence[ExpertBench]) -> dict[str, float]:
+        """The same figures for all experts one after the other, and the pairs before them."""
+        wall, cpu = (seconds / self.config.rounds for seconds in self.pairs_seconds)
+        bare_wall, bare_cpu = 0.0, 0.0
+        for result in results:  # of medians, so that one disturbed round changes nothing
+            one, other = statistics.median(result.bare_seconds), statistics.median(result.bare_cpu_seconds)
+            bare_wall, wall = bare_wall + one, wall + one * result.overhead
+            bare_cpu, cpu = bare_cpu + other, cpu + other * result.cpu_overhead
+        return {
+            "overhead": wall / bare_wall,
+            "cpu_overhead": cpu / bare_cpu,
+            "peak_gib": max(result.peak_gib for result in results),
+            "px_per_second": self._round_px / wall,  # of images that all experts have seen
+            "pairs_seconds": self.pairs_seconds[0],
+        }
+
+    @property
+    def _tiling(self) -> Tiling:
+        return Tiling(self.config.tile_px, 0)
+
+    @property
+    def _round_px(self) -> int:
+        return self.config.tiles * self.config.tile_px**2
+
+    def _round(self, expert: LoadedExpert, shard: int) -> tuple[Seconds, Seconds]:
+        """Seconds of the bare forwards of a shard's tiles, and of the shard's extraction."""
+        lrs = self._lrs(expert, shard)
+
+        def bare() -> Seconds:
+            with _unhooked(expert):
+                return seconds(lambda: _run_bare(expert, lrs))
+
+        def whole() -> Seconds:
+            return seconds(lambda: run_expert(self.manifest, expert, [shard], self._tiling, rank=SILENT))
+
+        if shard % 2:  # neither always has the warmer machine
+            first = bare()
+            return first, whole()
+        first = whole()
+        return bare(), first
+
+    def _lrs(self, expert: LoadedExpert, shard: int) -> list[Tensor]:
+        store = Store(self.manifest.root, experts=())
+        images = range(shard * self.config.tiles, (shard + 1) * self.config.tiles)
+        return [expert.pad(as_input(store.array(i, PAIRS, "lr").load()).to(expert.device)) for i in images]
+
+
+@contextmanager
+def opened(config: BenchConfig) -> Iterator[Bench]:
+    """The benchmark's store, gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="bench-extract-") as folder:
+        yield Bench(config, Path(folder))
+
 
 def _ratio(ours: Sequence[float], bare: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
-
-
-def totals(results: Sequence[ExpertBench]) -> dict[str, float]:
-    """The same figures for all experts one after the other."""
-
-    def total(key: str) -> float:
-        return sum(sum(getattr(result, key)) for result in results)
-
-    px = sum(r.px_per_second * statistics.median(r.extract_seconds) for r in results)
-    seconds = sum(statistics.median(r.extract_seconds) for r in results)
-    return {
-        "overhead": total("extract_seconds") / total("bare_seconds"),
-        "cpu_overhead": total("extract_cpu_seconds") / total("bare_cpu_seconds"),
-        "peak_gib": max(r.peak_gib for r in results),
-        "px_per_second": px / seconds / len(results),  # of images that all experts have seen
-    }
-
-
-def _store(
-    root: Path, scale: int, tile_px: int, tiles: int, rounds: int, container: str
-) -> tuple[Manifest, list[list[np.ndarray]]]:
-    """A store of noise: `rounds` shards of `tiles` images; and their LR images."""
-    rng = np.random.default_rng(0)
-    lrs = [[rng.integers(0, 256, (tile_px, tile_px, 3), np.uint8) for _ in range(tiles)] for _ in range(rounds)]
-    hr = np.zeros((scale * tile_px, scale * tile_px, 3), np.uint8)
-    images = [
-        Image(f"{shard}-{i}", "noise", (tile_px, tile_px), sha256_of(lr), sha256_of(hr), shard, "bicubic")
-        for shard, group in enumerate(lrs)
-        for i, lr in enumerate(group)
-    ]
-    manifest = Manifest.create(root, scale=scale, container=container, images=images)
-    for shard, group in enumerate(lrs):
-        with write_shard(manifest, PAIRS, shard) as out:
-            for i, lr in enumerate(group):
-                out.add(f"{shard}-{i}", {"lr": lr, "hr": hr})
-    return manifest, lrs
 
 
 def _run_bare(expert: LoadedExpert, padded: list[Tensor]) -> None:
@@ -126,13 +182,16 @@ def _run_bare(expert: LoadedExpert, padded: list[Tensor]) -> None:
             torch.cuda.synchronize()
 
 
-def _seconds(work: Callable[[], object], unhooked: LoadedExpert | None = None) -> tuple[float, float]:
-    """Wall and processor seconds of the work; without the taps' hooks on the expert, if one is given."""
-    if unhooked:
-        unhooked.close()
+@contextmanager
+def _unhooked(expert: LoadedExpert) -> Iterator[None]:
+    """The block without the taps' hooks on the expert."""
+    expert.close()
+    yield
+    expert.open()
+
+
+def seconds(work: Callable[[], object]) -> Seconds:
+    """Wall and processor seconds of the work."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
-    seconds = time.perf_counter() - wall, time.process_time() - cpu
-    if unhooked:
-        unhooked.open()
-    return seconds
+    return time.perf_counter() - wall, time.process_time() - cpu

@@ -102,7 +102,7 @@ def test_the_bench_ends_with_its_figures(run, save_edsr, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(save_edsr()))
     result = run(bench_extract, tmp_path / "tiny.yaml", "--tile-px", 16, "--rounds", 1, "--device", "cpu", "--json")
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures.keys() == {"overhead", "cpu_overhead", "peak_gib", "px_per_second", "experts"}
+    assert figures.keys() == {"overhead", "cpu_overhead", "peak_gib", "px_per_second", "pairs_seconds", "experts"}
     assert figures["experts"]["tiny"]["overhead"] > 0
 
 

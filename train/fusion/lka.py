@@ -5,6 +5,7 @@ one of ceil(K/d) x ceil(K/d) taps with dilation d, and a pointwise one. The docu
 a column in place of the dilated square.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class LKABlock(nn.Module):
         """(B, h, w, T, C) to the same, as the layers are written down, each token an image with its channels first."""
         x = first(tokens.movedim(-2, 1)).flatten(0, 1).contiguous()
         seen = first(self.norm1(last(x))).contiguous()
-        around = self.column(self.row(self.square(seen)))
+        around = self._looked(seen)
         x = x + seen * F.conv2d(around, self.point.weight[:, :, None, None], self.point.bias)
         x = x + first(self.feed(self.norm2(last(x))))
         return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
@@ -45,8 +46,16 @@ class LKABlock(nn.Module):
     def around(self, tokens: Tensor) -> Tensor:
         """What lies around each pixel, for its gate: (B, h, w, T, C) to the same."""
         x = self.norm1(tokens.movedim(-2, 1)).flatten(0, 1)  # (B T, h, w, C): few channels at a time stay in the cache
-        x = self.column(self.row(self.square(first(x))))
+        x = self._looked(first(x))
         return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
+
+    def _looked(self, x: Tensor) -> Tensor:
+        x = self.row(self.square(x))
+        if x.device.type != "cpu":
+            return self.column(x)
+        # in bfloat16 oneDNN (torch 2.14.1) reads beyond its input for the gradient of a dilated column's weights
+        with torch.autocast("cpu", enabled=False):
+            return self.column(x.float())
 
     @property
     def mixers(self) -> tuple[nn.Module, ...]:

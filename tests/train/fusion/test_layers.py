@@ -83,6 +83,22 @@ def test_lka_shares_its_layers_over_tokens_and_reaches_eleven_pixels():
     assert (rows.min(), rows.max(), cols.min(), cols.max()) == (15 - 11, 15 + 11, 16 - 11, 16 + 11)
 
 
+def test_the_gradients_of_lka_are_finite_and_right_in_bfloat16():
+    torch.manual_seed(0)
+    block, tokens = LKABlock(32, 2), torch.randn(2, 40, 40, 1, 32)
+    sides = [module.weight for module in (block.square, block.row, block.column)]
+
+    def gradients(bfloat16: bool) -> torch.Tensor:
+        litter = [torch.full((size,), torch.nan) for size in (1 << 12, 1 << 16, 1 << 20) for _ in range(4)]
+        del litter  # what is read without having been written is then no number
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = block.around(tokens).float().pow(2).mean()
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, sides)])
+
+    exact, rounded = gradients(False), gradients(True)
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
 def test_pieces_give_the_values_and_gradients_of_the_whole():
     layer, other = nn.Linear(4, 3), nn.Linear(2, 3)
     x = torch.randn(2 * CPU_PIXELS + 7, 4, requires_grad=True)

@@ -66,6 +66,34 @@ def test_every_band_reaches_the_trained_output(fusions, profile):
     assert torch.equal(network(*inputs), whole)
 
 
+@pytest.mark.parametrize("profile", PHASED)
+def test_guidance_and_every_gate_reach_the_trained_output(fusions, profile):
+    network = fusions.build(profile)
+    fusions.train(network, steps=4)
+    inputs = fusions.inputs()
+    whole = network(*inputs)
+    split, decided = network.frequency.forward, network.selection.normalised
+    for tier in range(3):
+        network.frequency.forward = lambda lr, tier=tier: _without_guidance(*split(lr), tier)
+        assert (network(*inputs) - whole).abs().max() > 1e-7, tier
+    network.frequency.forward = split
+    for expert in range(len(network.experts)):
+        network.selection.normalised = lambda *seen, expert=expert: _closed(decided(*seen), expert)
+        assert (network(*inputs) - whole).abs().max() > 1e-5, expert
+
+
+def _without_guidance(bands: Tensor, guidance: Tensor, tier: int) -> tuple[Tensor, Tensor]:
+    guidance = guidance.clone()
+    guidance[:, tier] = 0
+    return bands, guidance
+
+
+def _closed(gates: Tensor, expert: int) -> Tensor:
+    gates = gates.clone()
+    gates[:, expert] = 0
+    return gates
+
+
 def _without(bands: Tensor, band: int) -> Tensor:
     bands = bands.clone()
     bands[:, band // 3, band % 3] = 0
@@ -194,6 +222,14 @@ def test_default_sizes_are_the_documents_budget(profile):
     channels = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}
     network = build_fusion(FusionConfig(profile=profile), channels, 4)
     assert 1.1e6 <= sum(p.numel() for p in network.parameters()) <= 1.5e6
+
+
+@pytest.mark.parametrize("profile", ["paper", "direct"])
+def test_deep_refinement_has_the_documents_layers(profile):
+    refinement = build_fusion(FusionConfig(profile=profile), {"a": 4}, 4).refinement
+    layers = [(conv.in_channels, conv.out_channels, conv.kernel_size) for conv in refinement.convs]
+    assert layers == [(3, 128, (3, 3)), *[(128, 128, (3, 3))] * 4, (128, 3, (3, 3))]
+    assert sum(p.numel() for p in refinement.parameters()) == 597_379, "the document's table has 400,000"
 
 
 def test_gates_below_the_least_sum_leave_the_rest_to_the_mean(fusions):

@@ -109,6 +109,10 @@ def explained(error: BaseException, url: str) -> Exception:
         tried = re.search(r"after \d+ retries", text)
         how_often = f" {tried.group()}" if tried else ""
         return Lost(f"{url}: cannot reach {endpoint or 'the service'}{how_often}; correct the endpoint, or try later")
+    said = [re.search(rf"{begin}([^<]+)", text) for begin in (r"status code: (?=\d)", "<Code>", "<Message>")]
+    if all(said):
+        status, code, message = (" ".join(each.group(1).split()) for each in said)
+        return Lost(f"{url}: {status.partition(':')[0]}, {code}: {message}")
     return Lost(f"{url}: {_first_line(error)}")
 
 
@@ -118,4 +122,5 @@ def no_bucket(text: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+    """Without the tags of a web page."""
+    return " ".join(re.sub(r"<[^>]*>", " ", str(error).strip().partition("\n")[0]).split())[:300]

@@ -144,6 +144,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
         (403, "RequestTimeTooSkewed", r"refused \(RequestTimeTooSkewed\): this machine's clock .* set it"),
         (301, "PermanentRedirect", "isn't in the region us-east-1; set AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", "isn't in the region"),
+        (400, "InvalidBucketName", r"key: 400 Bad Request, InvalidBucketName: injected$"),
     ],
 )
 def test_a_refusal_says_what_to_correct(place, proxy, status, code, message):

@@ -5,6 +5,7 @@ process gets by default, where a store has tens of thousands of files.
 """
 
 import ctypes
+import mmap
 import os
 import threading
 import weakref
@@ -20,6 +21,7 @@ from store.errors import StoreError
 PAGE = 4096
 _PROT_READ, _MAP_SHARED = 1, 1
 _MADV_RANDOM, _MADV_WILLNEED = 1, 3
+_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux alone
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -80,6 +82,13 @@ class FileMap:
             page = start & -PAGE
             _libc.madvise(page, start + n_bytes - page, _MADV_WILLNEED)
         return True
+
+
+def prefer_large_pages(address: int, n_bytes: int) -> None:
+    """Ask for pages of 2 MiB, in vain where the system has none, for memory that nothing has been written to yet."""
+    if _MADV_HUGEPAGE is not None:
+        first, end = -(-address // PAGE) * PAGE, (address + n_bytes) & -PAGE
+        _libc.madvise(first, max(end - first, 0), _MADV_HUGEPAGE)
 
 
 class _Region:

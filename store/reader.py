@@ -151,7 +151,10 @@ class StoredArray:
         return self.entry.params
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
-        """Copy the raw window at (y, x) of out's rows and columns into out (rows, cols, raw channels)."""
+        """Copy the raw window at (y, x) of out's rows and columns into out (rows, cols, raw channels).
+
+        out  its rows may lie apart; the numbers of each lie side by side
+        """
         self._inside(y, x, *out.shape[:2])
         self._store._view(self).read_into(out, y, x)
 

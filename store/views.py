@@ -1,7 +1,7 @@
 """Windows of one stored array, in each of the forms in which it can lie in its file."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -47,22 +47,31 @@ class Rows:
 
 
 class Tiles:
-    """Tiles in C order: a window is at most nine copies, of its corners, its edges and its inside."""
+    """Tiles in C order: a window is copied column of tiles by column, each in three pieces at most.
+
+    Each row of a tile is one element to numpy, which then calls memmove in its innermost loop.
+    """
 
     def __init__(self, mapped: maps.FileMap, entry: Entry):
         self._rows, self._cols, channels = entry.chunk
         counts = grid(entry.raw_shape, entry.chunk)[:2]
-        self._tiles = mapped.view((*counts, *entry.chunk), entry.dtype, entry.offset)
-        self._map, self._offset = mapped, entry.offset
-        self._channels = channels
+        self._map, self._offset, self._channels = mapped, entry.offset, channels
+        # (down, across, rows, numbers of a row)
+        shape = (*counts, self._rows, self._cols * channels)
+        self._tiles = mapped.view(shape, entry.dtype, entry.offset)
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
-        for ty, ny, top, n_rows, at_y in _pieces(y, out.shape[0], self._rows):
-            for tx, nx, left, n_cols, at_x in _pieces(x, out.shape[1], self._cols):
-                tiles = self._tiles[ty : ty + ny, tx : tx + nx, top : top + n_rows, left : left + n_cols]
-                place = out[at_y : at_y + ny * n_rows, at_x : at_x + nx * n_cols]
-                split = place.reshape(ny, n_rows, nx, n_cols, self._channels)  # a view: axes are only cut
-                np.copyto(split, tiles.transpose(0, 2, 1, 3, 4))
+        if not out[0].flags.c_contiguous:
+            raise ValueError("windows are only read into rows whose numbers lie side by side")
+        lines, down = out.reshape(out.shape[0], -1), _pieces(y, out.shape[0], self._rows)
+        for tx, nx, left, n_cols, at_x in _pieces(x, out.shape[1], self._cols):
+            first, start, width = (cols * self._channels for cols in (left, at_x, n_cols))
+            tiles = _runs(self._tiles[:, tx : tx + nx, :, first : first + width], width)[..., 0]
+            place = _runs(lines[:, start : start + nx * width], width)
+            for ty, ny, top, n_rows, at_y in down:
+                bands = place[at_y : at_y + ny * n_rows].reshape(ny, n_rows, nx)
+                for column in range(nx):  # numpy's innermost loop then runs down the column, not across the window
+                    bands[:, :, column] = tiles[ty : ty + ny, column, top : top + n_rows]
 
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         band, tile, line = self._tiles.strides[:3]
@@ -116,6 +125,16 @@ class Chunks:
         stored = self._bytes[offset : offset + n_bytes]
         content = compression.decode(stored, self._where) if compression else stored
         return np.frombuffer(content, self._entry.dtype).reshape(self._entry.chunk)
+
+
+def _runs(lines: np.ndarray, numbers: int) -> np.ndarray:
+    """The same memory, so many numbers of the last axis in each element."""
+    return lines.view(_run(numbers * lines.itemsize))
+
+
+@cache
+def _run(n_bytes: int) -> np.dtype:
+    return np.dtype((np.void, n_bytes))
 
 
 def _pieces(start: int, size: int, step: int) -> list[tuple[int, int, int, int, int]]:

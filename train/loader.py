@@ -18,6 +18,7 @@ import torch
 
 from store.errors import ConfigError
 from store.layout import PAIRS, inverse, variant_size, window_before
+from store.maps import prefer_large_pages
 from store.reader import Store, StoredArray
 from train.augment import Augment, variants_for
 from train.batch import Batch, Field, Slot, decoded, fields_of
@@ -26,6 +27,8 @@ from train.sampler import Place, Sampler, Weighting, node_share, samples_per_epo
 
 MIB = 2**20
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
+DRAWN_STEPS = 16  # at a time
+LINE = 64  # bytes that the processor's caches hold together
 SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
 NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
@@ -117,7 +120,19 @@ class Loader:
 
     def places(self, step: int) -> list[Place]:
         """This rank's share of the step's windows, images by their index in the store."""
-        return [place._replace(image=self.images[place.image]) for place in self.sampler.places(step)[self.share]]
+        return self._own(self.sampler.places(step))
+
+    def _own(self, batch: list[Place]) -> list[Place]:
+        return [Place(self.images[image], y, x, variant) for image, y, x, variant in batch[self.share]]
+
+    def _drawn(self, start: int, stop: int | None) -> Iterator[tuple[int, list[Place]]]:
+        """Each step and its places."""
+        size = self.sampler.batch_size
+        for first in count(start, DRAWN_STEPS) if stop is None else range(start, stop, DRAWN_STEPS):
+            steps = DRAWN_STEPS if stop is None else min(DRAWN_STEPS, stop - first)
+            places = self.sampler.places(first, steps)
+            for step in range(steps):
+                yield first + step, self._own(places[step * size : (step + 1) * size])
 
     def _shard_of(self, image: int) -> int:
         return self.store.images[image].shard
@@ -171,10 +186,10 @@ class Loader:
         """Each step and its places; the kernel has then been asked for those of the steps that follow."""
         distance = min(-(-self.ahead_mib * MIB // self.batch_bytes), MOST_AHEAD)
         ahead: deque[tuple[int, list[Place]]] = deque()
-        for step in count(start) if stop is None else range(start, stop):
-            ahead.append((step, self.places(step)))
+        for drawn in self._drawn(start, stop):
+            ahead.append(drawn)
             if distance:
-                advise(self._prefetch, *ahead[-1])
+                advise(self._prefetch, *drawn)
             if len(ahead) > distance:
                 yield ahead.popleft()
         yield from ahead
@@ -201,10 +216,15 @@ class Loader:
 
     def slot(self) -> Slot:
         """An empty slot for this rank's share of a batch."""
+        sizes = {field: prod(shape) * self.dtypes[field].itemsize for field, shape in self.shapes.items()}
+        ends = np.cumsum([-(-size // LINE) * LINE for size in sizes.values()]).tolist()
+        memory = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=self.on_gpu)
+        if not self.on_gpu:  # pinned memory is there already
+            prefer_large_pages(memory.data_ptr(), ends[-1])
         raw = {}
-        for field, shape in self.shapes.items():
+        for (field, size), start in zip(sizes.items(), [0, *ends], strict=False):
             dtype = torch.from_numpy(np.empty(0, self.dtypes[field])).dtype
-            raw[field] = torch.empty(shape, dtype=dtype, pin_memory=self.on_gpu)
+            raw[field] = memory[start : start + size].view(dtype).view(self.shapes[field])
         return Slot(raw, {field: [None] * shape[0] for field, shape in self.shapes.items()}, places=[])
 
     def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
@@ -218,9 +238,10 @@ class Loader:
             self.cache.need(step)
         if slot.left is not None:
             slot.left.synchronize()
-        buffers = [(field, raw.numpy(), slot.arrays[field]) for field, raw in slot.raw.items()]
-        for row in rows:
-            for field, buffer, arrays in buffers:
+        # field by field: a sample's ten windows in turn took a tenth longer, each in other memory than the last
+        for field, raw in slot.raw.items():
+            buffer, arrays = raw.numpy(), slot.arrays[field]
+            for row in rows:
                 array, y, x = self._window(field, slot.places[row])
                 _read(array, buffer[row], y, x)
                 arrays[row] = array

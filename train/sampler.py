@@ -167,9 +167,12 @@ class Sampler:
         """How many epochs lie before the step."""
         return step * self.batch_size / self.samples_per_epoch
 
-    def places(self, step: int) -> list[Place]:
-        """The step's whole batch, the same whatever the number of ranks that share it."""
-        slots = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    def places(self, step: int, steps: int = 1) -> list[Place]:
+        """The whole batch of a step, or of so many one after the other, the same whatever ranks share it.
+
+        Numpy takes as long for the few windows of one batch as for those of ten.
+        """
+        slots = np.arange(step * self.batch_size, (step + steps) * self.batch_size)
         epoch, slot = np.divmod(slots, self.samples_per_epoch)
         visit, crop = self._visit(epoch, slot)
         image = self._image(epoch, visit)

@@ -74,3 +74,23 @@ def test_a_map_that_is_going_is_never_handed_out_again(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "_libc", Library())
     del held
     assert seen == [None]
+
+
+def test_large_pages_are_asked_for_inside_the_memory_alone(monkeypatch):
+    asked = []
+
+    class Library:
+        def madvise(self, *region: int) -> int:
+            asked.append(region)
+            return 0
+
+    monkeypatch.setattr(maps, "_libc", Library())
+    monkeypatch.setattr(maps, "_MADV_HUGEPAGE", 14)
+    maps.prefer_large_pages(3 * PAGE + 64, 5 * PAGE)
+    assert asked == [(4 * PAGE, 4 * PAGE, 14)]
+
+
+def test_a_system_without_large_pages_is_not_asked(monkeypatch):
+    monkeypatch.setattr(maps, "_libc", None)
+    monkeypatch.setattr(maps, "_MADV_HUGEPAGE", None)
+    maps.prefer_large_pages(3 * PAGE, 5 * PAGE)

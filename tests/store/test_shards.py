@@ -74,6 +74,13 @@ def test_a_window_outside_the_array_is_refused(tmp_path, make_store, window):
         array.read(*window)
 
 
+def test_rows_whose_numbers_lie_apart_are_refused(tmp_path, make_store):
+    array = Store(make_store(tmp_path / "s", codecs={"sr": "uint8", "features": "float16"})).array(0, "a", "sr")
+    out = np.zeros((8, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="side by side"):
+        array.read_into(out[:, ::2], 0, 0)
+
+
 @pytest.mark.parametrize("codec", ["float16", "bfloat16", "uint8", "uint16", "int8", "float16+zstd", "float16+blosc"])
 def test_plain_zarr_reads_a_store(tmp_path, make_store, codec):
     root = make_store(tmp_path / "s", codecs={"sr": codec, "features": codec}, sizes=SIZES)

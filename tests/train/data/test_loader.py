@@ -105,6 +105,21 @@ def test_threads_and_resuming_change_nothing(written, threads):
     assert all(map(equal, truth[5:], islice(with_threads.batches(5), 3)))
 
 
+@pytest.mark.parametrize("stop", [3, 16, 17, 40])
+def test_steps_end_where_they_are_told_to(written, stop):
+    """Their windows are drawn 16 steps at a time."""
+    loader = Loader(Store(written()), **OPTIONS)
+    found = [slot.places for slot in loader.filled(2, stop)]
+    assert found == [loader.places(step) for step in range(2, stop)]
+
+
+def test_the_windows_of_a_slot_share_no_memory(written):
+    raws = Loader(Store(written()), **OPTIONS).slot().raw
+    for number, raw in enumerate(raws.values()):
+        raw.view(torch.uint8).fill_(number)
+    assert all((raw.view(torch.uint8) == number).all() for number, raw in enumerate(raws.values()))
+
+
 def test_batches_stay_as_they_are_while_later_ones_are_read(written):
     store = Store(written())
     kept = list(islice(Loader(store, **OPTIONS, threads=2).batches(), 30))

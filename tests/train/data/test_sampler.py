@@ -54,6 +54,22 @@ def test_every_window_lies_inside_its_image(sizes, seed, step, visit, pool, weig
 
 
 @settings(max_examples=30)
+@given(
+    step=integers(0, 10**6),
+    steps=integers(1, 9),
+    visit=integers(1, 5),
+    batch=integers(1, 40),
+    at_once=sampled_from([0, 1, 2]),
+)
+def test_steps_drawn_together_are_the_steps_drawn_one_by_one(step, steps, visit, batch, at_once):
+    """Batches of up to 40 windows over epochs of 28: most begin in one epoch and end in another."""
+    shards = {"shards": [0, 0, 1, 2], "shards_at_once": at_once}
+    made = sampler(batch_size=batch, crops_per_visit=visit, pool_visits=3, **shards)
+    apart = [place for each in range(step, step + steps) for place in made.places(each)]
+    assert made.places(step, steps) == apart
+
+
+@settings(max_examples=30)
 @given(visit=integers(1, 5), pool=integers(1, 9), epoch=integers(0, 50), repeat=integers(1, 9))
 def test_an_epoch_shows_each_image_repeat_factor_times(visit, pool, epoch, repeat):
     options = {"crops_per_visit": visit, "pool_visits": pool, "repeat_factor": repeat, "weighting": "images"}

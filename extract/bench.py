@@ -18,7 +18,7 @@ from extract.check import peak_memory_gib, reset_peak_memory
 from extract.config import DataConfig, ExpertConfig, ExtractConfig
 from extract.entry import describe
 from extract.experts import LoadedExpert, load_expert
-from extract.prepare import prepare, write_pairs
+from extract.prepare import PairsWriter, prepare
 from extract.run import run_expert
 from extract.shares import Rank
 from extract.statedict import weights_path
@@ -90,7 +90,8 @@ class Bench:
             images_per_shard=run.images_per_shard,
             progress=False,
         )
-        write_pairs(self.manifest, pairs, list(range(self.config.rounds)), progress=False)
+        with PairsWriter(self.manifest, pairs, list(range(self.config.rounds)), progress=False) as written:
+            written.finish()
 
     def expert(self, entry: ExpertConfig, device: torch.device) -> ExpertBench:
         """Each round times a shard's bare forwards and its extraction, from the stored pairs to the record."""

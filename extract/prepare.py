@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
 DECODING_THREADS = min(8, os.cpu_count() or 1)
+POLL_SECONDS = 0.01
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -88,27 +90,59 @@ def prepare(
     return manifest, {pair.id: pair for pair in pairs}
 
 
-def write_pairs(manifest: Manifest, pairs: dict[str, Pair], shards: list[int], progress: bool = True) -> None:
-    """Writes the shards of LR and HR images that are not there yet.
+class PairsWriter:
+    """Writes the shards of LR and HR images that are not there yet, in a thread, while experts read those that are.
 
-    raises  StoreError for a file that is no longer what it was when the store was made
+    A `with` block around the experts. What goes wrong in the thread, such as a file that is no longer what it was when
+    the store was made, is raised by `wait`, `finish` and at the end of the block; an exception in it stops the thread.
     """
-    missing = set(manifest.missing_shards(PAIRS)) & set(shards)
-    total = sum(len(manifest.images_of(shard)) for shard in missing)
-    with tqdm(total=total, desc="pairs", unit="image", disable=None if progress else True) as bar:
-        for shard in until_done(lambda: manifest.missing_shards(PAIRS), shards):
-            with suppress(ShardBusy):
-                _write_shard(manifest, pairs, shard, bar)
 
+    def __init__(self, manifest: Manifest, pairs: dict[str, Pair], shards: list[int], progress: bool = True) -> None:
+        self._manifest, self._pairs, self._shards, self._progress = manifest, pairs, shards, progress
+        self._stopped = False
 
-def _write_shard(manifest: Manifest, pairs: dict[str, Pair], shard: int, bar: tqdm) -> None:
-    images = manifest.images_of(shard)
-    with write_shard(manifest, PAIRS, shard) as out:
-        for image, (lr, hr) in zip(images, in_threads(lambda image: pairs[image.id].read(), images), strict=True):
-            if (sha256_of(lr), sha256_of(hr)) != (image.lr_sha256, image.hr_sha256):
-                raise StoreError(f"{pairs[image.id].hr}: changed while the store was being made; run the command again")
-            out.add(image.id, {"lr": lr, "hr": hr})
-            bar.update()
+    def wait(self, shard: int) -> None:
+        """Returns when the shard's pairs are there."""
+        while not self._manifest.is_recorded(PAIRS, shard) and not self._written.done():
+            time.sleep(POLL_SECONDS)
+        if self._written.done():
+            self._written.result()
+
+    def finish(self) -> None:
+        """Returns when all pairs are there."""
+        self._written.result()
+
+    def __enter__(self) -> "PairsWriter":
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="pairs")
+        self._written = self._pool.submit(self._write)
+        return self
+
+    def __exit__(self, kind: type | None, *_exception: object) -> None:
+        self._stopped = kind is not None
+        self._pool.shutdown()
+        if kind is None:
+            self.finish()
+
+    def _write(self) -> None:
+        missing = set(self._manifest.missing_shards(PAIRS)) & set(self._shards)
+        total = sum(len(self._manifest.images_of(shard)) for shard in missing)
+        with tqdm(total=total, desc="pairs", unit="image", disable=None if self._progress else True) as bar:
+            for shard in until_done(lambda: self._manifest.missing_shards(PAIRS), self._shards):
+                with suppress(ShardBusy):
+                    self._write_shard(shard, bar)
+                if self._stopped:
+                    return
+
+    def _write_shard(self, shard: int, bar: tqdm) -> None:
+        images = self._manifest.images_of(shard)
+        with write_shard(self._manifest, PAIRS, shard) as out:
+            read = in_threads(lambda image: self._pairs[image.id].read(), images)
+            for image, (lr, hr) in zip(images, read, strict=True):
+                if (sha256_of(lr), sha256_of(hr)) != (image.lr_sha256, image.hr_sha256):
+                    hr_path = self._pairs[image.id].hr
+                    raise StoreError(f"{hr_path}: changed while the store was being made; run the command again")
+                out.add(image.id, {"lr": lr, "hr": hr})
+                bar.update()
 
 
 def sha256_of(array: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from extract.config import ExpertConfig, ExtractConfig, expert_configs
 from extract.entry import describe, fit_bases, fit_tiling
 from extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
 from extract.images import Pair
-from extract.prepare import prepare, write_pairs
+from extract.prepare import PairsWriter, prepare
 from extract.progress import Progress
 from extract.shares import Part, Rank, pixels, unless_busy, until_done
 from extract.sink import Sink
@@ -93,10 +93,12 @@ def extract(
         order = rank.part.shards(manifest, shards)
         order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
         log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
-        write_pairs(manifest, pairs, order, progress=rank.first)
+        written = stack.enter_context(PairsWriter(manifest, pairs, order, progress=rank.first))
+        if staged or cluster:
+            written.finish()  # uploads are one after the other, and other nodes see only what is there
         done = {}
         for entry in entries:
-            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild)
+            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait)
             done[entry.name] = run_on_ray(job, entry, cluster, staging) if cluster else job.run(entry)
         manifest.flush()
     return Summary(config.store, len(pairs), len(shards), done)
@@ -142,6 +144,7 @@ class Job:
     rank: Rank
     device: torch.device
     rebuild: bool
+    ready: Callable[[int], object] = lambda shard: None  # returns when a shard's pairs are there
 
     def run(self, entry: ExpertConfig) -> ExpertSummary:
         """The expert's missing shards, written; its rebuilt ones put in place if they are all there."""
@@ -149,7 +152,14 @@ class Job:
             with self.rank.first_goes_first():
                 tiling = self.register(expert)
             summary = run_expert(
-                self.manifest, expert, self.order, tiling, self.config.variants, rebuild=self.rebuild, rank=self.rank
+                self.manifest,
+                expert,
+                self.order,
+                tiling,
+                self.config.variants,
+                rebuild=self.rebuild,
+                rank=self.rank,
+                ready=self.ready,
             )
         self.rank.wait_for_all()
         if self.rank.first:
@@ -206,9 +216,11 @@ def run_expert(
     *,
     rebuild: bool = False,
     rank: Rank = Rank(),  # noqa: B008 (frozen)
+    ready: Callable[[int], object] = lambda shard: None,
 ) -> ExpertSummary:
     """Writes the expert's shards that are not there yet; its entry must be in the store already.
 
+    ready   returns when a shard's pairs are there
     raises  StoreError naming the image whose output is not finite, or for which memory is too small
     """
     store = Store(manifest.root, experts=(), whole=False)
@@ -225,6 +237,7 @@ def run_expert(
         torch.inference_mode(),
     ):
         for shard in until_done(missing, shards):
+            ready(shard)
             with unless_busy(told, expected=rank.world_size > 1):
                 sink.open(shard)
                 with manifest.needed(PAIRS, shard):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from extract import edsr
 from extract.config import ExpertConfig
 from extract.pretrain import build_network
-from extract.statedict import checked_weights, read_state
+from extract.statedict import check_digest, found_weights, read_state
 from store.errors import ConfigError, WeightsError
 
 edsr.register()
@@ -45,22 +45,16 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
     """
     if random_weights:
         return _described(config, _declared(config), None, None)
-    path, digest = checked_weights(config)
+    path, digest = found_weights(config)
     state = read_state(path)
     if config.architecture and not _spandrel_reads(config.architecture):
-        model = _declared(config)
+        descriptor, model = None, _declared(config)
         _load_strictly(model, state, path, config.name)
-        return _described(config, model, None, digest)
-    descriptor = _recognise(config, state, path)
-    if descriptor.scale != scale:
-        raise WeightsError(f"{path}: holds {descriptor.architecture.id} for x{descriptor.scale}, expected x{scale}")
-    if descriptor.input_channels != 3:
-        raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
-    if config.architecture:
-        _compare(config, descriptor.model, _declared(config), path)
-        if isinstance(descriptor.model, edsr.EDSR):
-            descriptor.model.adopt(**{key: config.hyperparameters.get(key) for key in ("res_scale", "img_range")})
-    return _described(config, descriptor.model, descriptor, digest)
+    else:
+        descriptor = _recognised(config, state, path, scale)
+        model = descriptor.model
+    check_digest(config, path, digest)  # last: what a wrong file holds says more than its sha256
+    return _described(config, model, descriptor, digest)
 
 
 def _spandrel_reads(architecture: str) -> bool:
@@ -108,6 +102,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scale: int) -> ImageModelDescriptor:
+    """The network in the file, which is the one that the entry describes, for RGB and this scale."""
+    descriptor = _recognise(config, state, path)
+    if descriptor.scale != scale:
+        raise WeightsError(f"{path}: holds {descriptor.architecture.id} for x{descriptor.scale}, expected x{scale}")
+    if descriptor.input_channels != 3:
+        raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
+    if config.architecture:
+        _compare(config, descriptor.model, _declared(config), path)
+        if isinstance(descriptor.model, edsr.EDSR):
+            descriptor.model.adopt(**{key: config.hyperparameters.get(key) for key in ("res_scale", "img_range")})
+    return descriptor
 
 
 def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> ImageModelDescriptor:

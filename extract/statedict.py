@@ -25,10 +25,10 @@ def weights_path(config: ExpertConfig) -> Path:
     return Path(config.weights).expanduser()
 
 
-def checked_weights(config: ExpertConfig) -> tuple[Path, str]:
+def found_weights(config: ExpertConfig) -> tuple[Path, str]:
     """The expert's weights file and its sha256.
 
-    raises  WeightsError if it is missing, or is not the file whose sha256 the entry states
+    raises  WeightsError if it is missing
     """
     path = weights_path(config)
     if not path.is_file():
@@ -37,10 +37,16 @@ def checked_weights(config: ExpertConfig) -> tuple[Path, str]:
             f"expert {config.name}: no weights at {path}.{where} "
             "Put the file there or set the entry's weights; --random-weights does without"
         )
-    digest = sha256_of(path)
+    return path, sha256_of(path)
+
+
+def check_digest(config: ExpertConfig, path: Path, digest: str) -> None:
+    """Raises WeightsError if a file that fits the entry otherwise is not the one whose sha256 it states."""
     if config.sha256 and not digest.startswith(config.sha256):
-        raise WeightsError(f"{path}: sha256 is {digest[:16]}..., the entry of {config.name} says {config.sha256[:16]}")
-    return path, digest
+        raise WeightsError(
+            f"{path}: sha256 is {digest[:16]}..., the entry of {config.name} says {config.sha256[:16]}: other weights; "
+            "to use them, give an entry of your own"
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -253,6 +253,11 @@ def test_a_file_with_another_sha256_is_refused(entry, tmp_path):
         load_network(entry(state, sha256="00000000"), 4)
 
 
+def test_what_a_wrong_file_holds_is_said_before_its_sha256(entry):
+    with pytest.raises(WeightsError, match="holds EDSR for x2, expected x4"):
+        load_network(entry(edsr(upscale=2).state_dict(), sha256="00000000"), 4)
+
+
 def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone():
     config = load_expert_config({"name": "e", "weights": "nowhere.pth", "tap": "body", **DECLARED})
     torch.manual_seed(3)

@@ -177,14 +177,18 @@ class StoredArray:
         return self._store._view(self).prefetch(y, x, rows, cols)
 
     def bands(self) -> Iterator[np.ndarray]:
-        """The whole raw array, a few MiB of rows at a time, the next ones always asked for already."""
+        """The whole raw array, a few MiB of rows at a time, the next ones always asked for already.
+
+        Rows that lie in the file as they are come without a copy, and cannot be written to.
+        """
         rows, cols, channels = self.entry.raw_shape
         step = max(1, BAND_BYTES // (cols * channels * self.entry.dtype.itemsize))
         for y in range(0, rows, step):
             for ahead in (y, y + step) if y == 0 else (y + step,):
                 if ahead < rows:
                     self.prefetch(ahead, 0, min(step, rows - ahead), cols)
-            yield self.read(y, 0, min(step, rows - y))
+            view, n_rows = self._store._view(self), min(step, rows - y)
+            yield view.band(y, n_rows) if isinstance(view, Rows) else self.read(y, 0, n_rows)
 
     def check(self) -> None:
         """Read everything and compare it with what was written.

@@ -19,6 +19,7 @@ from store.layout import CONTAINERS, PAIRS, Described, array_key, shard_number, 
 from store.manifest import Manifest
 from store.reader import CONTAINER_MODULES, Store, StoredArray, read_record
 
+SIGN = 0x8000  # of a 16-bit float
 THREADS = min(8, os.cpu_count() or 1)
 
 Hashes = Callable[[Image], tuple[str | None, str | None]]  # sha256 of LR and HR as they are now; None: not known
@@ -173,7 +174,8 @@ def _is_finite(raw: np.ndarray, codec: str) -> bool:
     if raw.dtype == np.float32:
         return bool(np.isfinite(raw).all())
     infinity = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(codec.partition("+")[0])
-    return infinity is None or bool((raw.view(np.uint16) << 1).max() < infinity << 1)  # shifted: without the sign
+    # as integers, infinities and NaN lie above all other numbers of their sign: no array is made on the way
+    return infinity is None or bool(raw.view(np.int16).max() < infinity and raw.view(np.uint16).max() < SIGN + infinity)
 
 
 def _difference(recorded: dict, wanted: dict) -> str:

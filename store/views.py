@@ -38,6 +38,10 @@ class Rows:
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
 
+    def band(self, y: int, rows: int) -> np.ndarray:
+        """Whole rows where they lie, without a copy."""
+        return self._array[y : y + rows]
+
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         pitch, step, _ = self._array.strides
         first, n_bytes = self._offset + y * pitch + x * step, cols * step

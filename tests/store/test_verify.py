@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
+from store import reader
 from store.errors import StoreError
 from store.layout import PAIRS
 from store.live import compare_live
 from store.manifest import Manifest
 from store.reader import Store
-from store.verify import recorded_bytes, verify
+from store.verify import _is_finite, recorded_bytes, verify
 from store.writer import write_shard
 
 SHARDS = {"zarr": "shard-00001.zarr", "hdf5": "shard-00001.h5"}
@@ -280,3 +281,23 @@ def test_stored_equals_live_within_the_codecs_step(tmp_path, make_store, samples
     assert all(each.within for each in found)
     again = compare_live(store, fresh(samples, 0.5), 3)
     assert {(each.image, each.array) for each in again if not each.within} == {("img002", "features")}
+
+
+@pytest.mark.parametrize("codec, infinity", [("float16", 0x7C00), ("bfloat16", 0x7F80)])
+def test_every_number_of_16_bits_is_known_as_finite_or_not(codec, infinity):
+    numbers = np.arange(2**16, dtype=np.uint16)
+    finite = numbers & 0x7FFF < infinity  # IEEE 754: an exponent of ones is infinite or not a number
+    raw = numbers.view(np.float16) if codec == "float16" else numbers
+    assert [_is_finite(raw[i : i + 1], codec) for i in range(2**16)] == finite.tolist()
+    assert _is_finite(raw[finite], codec) and not _is_finite(raw, codec)
+
+
+@pytest.mark.parametrize("chunks", ["rows", "tiles:8x8"])
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
+def test_bands_are_the_array(tmp_path, make_store, monkeypatch, container, chunks):
+    monkeypatch.setattr(reader, "BAND_BYTES", 1500)
+    store = Store(make_store(tmp_path / "s", container=container, chunks=chunks, sizes=[(20, 33)]))
+    for name in ("sr", "features"):
+        array = store.array(0, "a", name)
+        bands = list(array.bands())
+        assert len(bands) > 1 and (np.concatenate(bands) == array.read()).all()

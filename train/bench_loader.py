@@ -28,7 +28,7 @@ from store.layout import PAIRS
 from store.manifest import ArraySpec, Expert, Image, Manifest
 from store.reader import Store
 from store.writer import write_shard
-from train.bench_peers import contenders
+from train.bench_peers import PEERS, contenders
 from train.loader import MIB, MOST_SLOTS, Loader
 
 CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
@@ -74,7 +74,8 @@ def bench_loader(
         warm = warm_rounds(stores, options, rounds, seconds, bar)
         cold = [cold_round(stores["zarr"], options, bar) for _ in range(rounds)]
         rss = _in_fresh_process(peak_rss_mib, stores["zarr"], options)
-    return {**warm, **cold_figures(cold), "peak_rss_mib": rss, "rounds": rounds, **options}
+    left_out = sorted(PEERS.keys() - warm["samples_per_second"].keys())
+    return {**warm, **cold_figures(cold), "peak_rss_mib": rss, "left_out": left_out, "rounds": rounds, **options}
 
 
 def warm_rounds(

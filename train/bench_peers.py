@@ -3,7 +3,7 @@
 A contender is opened with a number of worker processes and a batch size, and gives batches to an epoch's end.
 """
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -138,10 +138,16 @@ def mosaicml_streaming(folder: Path, samples: Callable[[], Iterator[Sample]]) ->
 
 
 def installed_peers() -> list[str]:
-    """The peers that can be imported; for the others the log says how to get them."""
-    found = [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
-    for name in PEERS.keys() - set(found):
-        log.warning("%s is not installed and left out: pip install 'championship-sr[bench]'", name)
+    """The peers that can be imported; for each other the log says in one line why not and how to get it."""
+    found = []
+    for name, module in PEERS.items():
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:  # OSError: a library of theirs that the system lacks
+            reason = " ".join(str(error).split())
+            log.warning("%s is left out (%s): pip install 'championship-sr[bench]'", name, reason)
+        else:
+            found.append(name)
     return found
 
 

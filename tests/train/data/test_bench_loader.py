@@ -8,7 +8,7 @@ import torch
 from store.reader import Store
 from train import bench_loader, bench_peers
 from train.bench_loader import Runner, useful_bytes, warm_figures
-from train.bench_peers import PatchFiles, Slices, installed_peers, raw_sample
+from train.bench_peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
 from train.loader import Loader
 from train.sampler import Place
 
@@ -82,8 +82,33 @@ def test_bytes_that_windows_share_are_useful_once(random_store, monkeypatch):
     assert useful_bytes(loader, 3) == sample_bytes * 12 // 8
 
 
-def test_a_peer_that_is_not_installed_is_named_with_the_remedy(monkeypatch, caplog):
+@pytest.mark.parametrize("broken", [None, "raise OSError('libexample.so.1: cannot open\\nshared object file')"])
+def test_a_peer_that_cannot_be_imported_is_named_in_one_line(monkeypatch, caplog, tmp_path, broken):
+    if broken:
+        (tmp_path / "no_such_module_at_all.py").write_text(broken)
+        monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(bench_peers, "PEERS", {"litdata": "no_such_module_at_all", "numpy": "numpy"})
     with caplog.at_level(logging.WARNING):
         assert installed_peers() == ["numpy"]
-    assert "litdata is not installed" in caplog.text and "[bench]" in caplog.text
+    (line,) = caplog.messages
+    reason = "libexample.so.1: cannot open shared object file" if broken else "No module named 'no_such_module_at_all'"
+    assert line == f"litdata is left out ({reason}): pip install 'championship-sr[bench]'"
+
+
+def test_the_figures_name_the_peers_that_are_left_out(small, monkeypatch, tmp_path):
+    for module in (bench_loader, bench_peers):
+        monkeypatch.setattr(module, "PEERS", {"litdata": "no_such_module_at_all"})
+    figures = bench_loader.bench_loader(tmp_path, rounds=1, seconds=0.01, batch_size=2, threads=1, n_images=2)
+    assert figures["left_out"] == ["litdata"] and "litdata" not in figures["samples_per_second"]
+
+
+@pytest.mark.parametrize("name", ["litdata", "mosaicml_streaming"])
+def test_a_peer_serves_the_windows_that_the_loader_serves(random_store, monkeypatch, tmp_path, name):
+    pytest.importorskip(PEERS[name])
+    monkeypatch.setattr(bench_peers, "PEERS", {name: PEERS[name]})
+    store = Store(random_store("zarr"))
+    places = Loader(store, batch_size=4, crop_px=8, seed=1).places(0)
+    opened = dict(bench_peers.contenders(tmp_path, store, store, places, 8))[name]
+    served = [batch["pairs.hr"].numpy() for batch in opened(0, 2)]
+    expected = [raw_sample(store, place, 8)["pairs.hr"] for place in places]
+    assert sorted(row.tobytes() for batch in served for row in batch) == sorted(raw.tobytes() for raw in expected)

@@ -1,10 +1,19 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from extract.config import TapConfig
+from extract.config import TapConfig, load_expert_config
+from extract.networks import load_network
+from extract.run import extract
 from extract.taps import captured, possible_shapes, to_lr_grid
+from extract.tiling import as_input
 from store.errors import ConfigError
+from store.layout import PAIRS
+from store.reader import Store
 
 
 class Network(nn.Module):
@@ -127,3 +136,35 @@ def test_a_coarser_tensor_is_brought_to_the_lr_grid():
 def test_a_tensor_off_the_grid_is_an_error_that_names_the_key():
     with pytest.raises(ConfigError, match=r"tap x: \(1, 4, 7\) does not lie on the grid.*window_px"):
         possible_shapes(torch.zeros(1, 4, 7), TapConfig(path="x"), (32, 48))
+
+
+def test_taps_of_every_side_and_resolution_are_in_the_store_with_what_decided_them(make_config, save_edsr):
+    taps = {
+        "features": "conv_after_body",
+        "before": {"path": "conv_after_body", "side": "input"},
+        "fine": {"path": "upsample", "resample": "bilinear"},
+        "mean": "conv_last",
+    }
+    config = make_config(experts=[save_edsr() | {"tap": None, "taps": taps}])
+    extract(config)
+    store, model = Store(config.store), load_network(load_expert_config(config.experts[0]), 4).model
+    lr = as_input(store.array(1, PAIRS, "lr").load())
+    first = model.conv_first((lr - model.mean) * model.img_range)
+    body = model.body(first)
+    fine = model.upsample(model.conv_after_body(body) + first)
+    size, bilinear = lr.shape[-2:], {"mode": "bilinear", "align_corners": False}
+    expected = {
+        "before": body,
+        "fine": torch.nn.functional.interpolate(fine, size, **bilinear),
+        "mean": torch.nn.functional.avg_pool2d(model.conv_last(fine), 4),
+    }
+    for name, tensor in expected.items():
+        stored = store.array(1, "tiny", name).load()
+        assert np.allclose(stored, tensor[0].permute(1, 2, 0), rtol=2e-3, atol=2e-3 * tensor.abs().max().item()), name
+    recorded = yaml.safe_load(Path(config.store, "experts/tiny/expert.yaml").read_text())["identity"]["taps"]
+    assert recorded["before"] == {
+        "path": "conv_after_body", "side": "input", "item": 0, "layout": "channels_first", "channels": 8,
+        "resolution": "1",
+    }  # fmt: skip
+    assert (recorded["fine"]["resolution"], recorded["fine"]["resample"]) == ("4", "bilinear")
+    assert (recorded["mean"]["resolution"], recorded["mean"]["resample"]) == ("4", "area")

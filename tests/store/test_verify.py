@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -301,3 +302,20 @@ def test_bands_are_the_array(tmp_path, make_store, monkeypatch, container, chunk
         array = store.array(0, "a", name)
         bands = list(array.bands())
         assert len(bands) > 1 and (np.concatenate(bands) == array.read()).all()
+
+
+@pytest.mark.parametrize("chunks", ["rows", "tiles:64x32", "default"])
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
+def test_no_array_is_read_into_memory_whole(tmp_path, make_store, monkeypatch, container, chunks):
+    monkeypatch.setattr(reader, "BAND_BYTES", 1 << 15)
+    root = make_store(tmp_path / "s", n_images=1, container=container, chunks=chunks, sizes=[(240, 300)])
+    array = Store(root).array(0, "a", "features")
+    n_bytes = int(np.prod(array.shape)) * array.raw_dtype.itemsize
+    assert n_bytes > 16 << 15
+    tracemalloc.start()
+    try:
+        array.read(100, 100, 64, 64)
+        assert not verify(root, threads=1).faults
+        assert tracemalloc.get_traced_memory()[1] < n_bytes / 2
+    finally:
+        tracemalloc.stop()

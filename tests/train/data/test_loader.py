@@ -120,6 +120,27 @@ def test_the_windows_of_a_slot_share_no_memory(written):
     assert all((raw.view(torch.uint8) == number).all() for number, raw in enumerate(raws.values()))
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhere(written, monkeypatch, on_gpu):
+    made, asked = [], []
+    empty = torch.empty
+
+    def recorded(*shape, pin_memory, **options):
+        made.append(pin_memory)  # without a GPU nothing can be pinned
+        return empty(*shape, **options)
+
+    loader = Loader(Store(written()), **OPTIONS)
+    loader.on_gpu = on_gpu
+    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr("train.loader.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes))
+    slot = loader.slot()
+    assert made == [on_gpu]
+    assert len(asked) == (not on_gpu) and all(n_bytes >= loader.batch_bytes for n_bytes in asked)
+    assert {field: (tuple(raw.shape), raw.numpy().dtype) for field, raw in slot.raw.items()} == {
+        field: (shape, loader.dtypes[field]) for field, shape in loader.shapes.items()
+    }
+
+
 def test_batches_stay_as_they_are_while_later_ones_are_read(written):
     store = Store(written())
     kept = list(islice(Loader(store, **OPTIONS, threads=2).batches(), 30))

@@ -179,6 +179,7 @@ class _Crew:
         )(Worker)
         self._waiting: dict[Any, _Member] = {}  # what is asked of an actor -> the actor
         self._idle: list[_Member] = []
+        self._hired: list[_Member] = []  # whose processes start while the first one loads the expert
         self._todo: deque[int] = deque()
         self._lost: Counter[int | None] = Counter()
         self._tiling: Tiling | None = None
@@ -188,13 +189,14 @@ class _Crew:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for member in (*self._waiting.values(), *self._idle):
+        for member in (*self._waiting.values(), *self._idle, *self._hired):
             self._ray.kill(member.actor)  # its memory is for the next expert
 
     def run(self) -> ExpertSummary:
         """Makes every shard that is missing."""
         started, told = time.monotonic(), False
-        self._start()  # the first one alone makes room in the store
+        self._hired = [self._hire() for _ in range(max(1, min(self._shares.actors, self._expected())))]
+        self._begin(self._hired.pop(0))  # the first one alone makes room in the store
         with tqdm(desc=self._name, unit="px", unit_scale=True, smoothing=0.1, disable=None) as bar:
             while self._tiling is None or self._todo or self._busy():
                 ready, _ = self._ray.wait(list(self._waiting), timeout=PATIENCE_SECONDS)
@@ -214,10 +216,17 @@ class _Crew:
     def _busy(self) -> list[_Member]:
         return [member for member in self._waiting.values() if member.shard is not None]
 
-    def _start(self) -> None:
+    def _expected(self) -> int:
+        """Shards to make, at most: a rebuild that was begun with other settings begins anew."""
+        job = self._job
+        return len(job.order if job.rebuild else set(job.order) & set(job.manifest.missing_shards(self._name)))
+
+    def _hire(self) -> _Member:
         actor = self._worker.remote(*self._args)
-        member = _Member(actor, actor.place.remote())
-        self._waiting[actor.begin.remote(self._tiling)] = member
+        return _Member(actor, actor.place.remote())
+
+    def _begin(self, member: _Member) -> None:
+        self._waiting[member.actor.begin.remote(self._tiling)] = member
 
     def _take(self, reference: Any, member: _Member, bar: tqdm) -> None:
         """What an actor has come to: it is ready, it has made its shard, or it is lost."""
@@ -247,8 +256,8 @@ class _Crew:
         missing = set(job.manifest.missing_shards(self._name, job.rebuild))
         self._todo += [shard for shard in job.order if shard in missing]
         bar.total = self._pixels(self._todo)
-        for _ in range(min(self._shares.actors, len(self._todo)) - 1):
-            self._start()
+        while self._hired and len(self._waiting) + 1 < len(self._todo):
+            self._begin(self._hired.pop(0))
 
     def _give(self, member: _Member) -> None:
         member.shard = self._todo.popleft() if self._todo else None
@@ -273,4 +282,4 @@ class _Crew:
         if self._idle:
             self._give(self._idle.pop())
         else:
-            self._start()
+            self._begin(self._hire())

@@ -158,6 +158,21 @@ class StoredArray:
         self._inside(y, x, *out.shape[:2])
         self._store._view(self).read_into(out, y, x)
 
+    @property
+    def strip_cols(self) -> int | None:
+        """The columns of a strip, where the array lies in strips that span its rows and can be mapped."""
+        entry = self.entry
+        in_strips = entry.offset is not None and entry.chunk and entry.chunk[0] == entry.raw_shape[0]
+        return entry.chunk[1] if in_strips and entry.chunk[1] < entry.raw_shape[1] else None
+
+    def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
+        """Copy the strips that the window's columns lie in, its rows of them alone, as they lie in the file.
+
+        out  (strips, rows, strip_cols * raw channels); what lies beyond the last strip is left as it is
+        """
+        self._inside(y, x, out.shape[1], cols)
+        self._store._view(self).read_strips(out, y, x, cols)
+
     def read(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
         """The raw window, to the array's end where rows or cols are not given."""
         height, width, channels = self.entry.raw_shape

@@ -77,6 +77,10 @@ class Tiles:
                 for column in range(nx):  # numpy's innermost loop then runs down the column, not across the window
                     bands[:, :, column] = tiles[ty : ty + ny, column, top : top + n_rows]
 
+    def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
+        first, last = x // self._cols, (x + cols - 1) // self._cols
+        np.copyto(out[: last - first + 1], self._tiles[0, first : last + 1, y : y + out.shape[1]])
+
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         band, tile, line = self._tiles.strides[:3]
         first, last = x // self._cols, (x + cols - 1) // self._cols

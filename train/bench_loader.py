@@ -135,17 +135,12 @@ def float32_bytes(loader: Loader) -> int:
 
 def copies(loader: Loader) -> Iterator[None]:
     """Plain copies of whole raw batches between buffers in memory, by as many threads as the loader has."""
-    sources = [loader.slot() for _ in range(COPIED_BATCHES)]
-    targets = [loader.slot() for _ in range(loader.threads + 1)]
+    sources = [loader.memory(loader.batch_bytes).fill_(1).numpy() for _ in range(COPIED_BATCHES)]
+    targets = [loader.memory(loader.batch_bytes).numpy() for _ in range(loader.threads + 1)]
 
     def copy(step: int) -> None:
-        source = sources[step % len(sources)].raw
-        for key, target in targets[step % len(targets)].raw.items():
-            np.copyto(target.numpy(), source[key].numpy())
+        np.copyto(targets[step % len(targets)], sources[step % len(sources)])
 
-    for buffers in sources:
-        for raw in buffers.raw.values():
-            raw.fill_(1)  # else they are all one page of zeros
     with ThreadPoolExecutor(loader.threads) as pool:
         running = deque(pool.submit(copy, step) for step in range(loader.threads))
         for step in count(loader.threads):

@@ -21,7 +21,7 @@ from store.layout import PAIRS, inverse, variant_size, window_before
 from store.maps import prefer_large_pages
 from store.reader import Store, StoredArray
 from train.augment import Augment, variants_for
-from train.batch import Batch, Field, Slot, decoded, fields_of
+from train.batch import Batch, Field, Slot, Strips, decoded, fields_of, n_strips
 from train.cache import ShardCache
 from train.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
 
@@ -116,6 +116,8 @@ class Loader:
         self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
         self.dtypes = {field: self._widest(field) for field in self.fields}
         self.shapes = {field: self._shape(field) for field in self.fields}
+        cols = {field: self._array(field, self.images[0]).strip_cols for field in self.fields}
+        self.strips = {field: n for field, n in cols.items() if n}
         self.batch_bytes = sum(prod(self.shapes[field]) * self.dtypes[field].itemsize for field in self.fields)
 
     def places(self, step: int) -> list[Place]:
@@ -216,16 +218,30 @@ class Loader:
 
     def slot(self) -> Slot:
         """An empty slot for this rank's share of a batch."""
-        sizes = {field: prod(shape) * self.dtypes[field].itemsize for field, shape in self.shapes.items()}
+        shapes = {field: self._buffer_shape(field) for field in self.fields}
+        sizes = {field: prod(shape) * self.dtypes[field].itemsize for field, shape in shapes.items()}
         ends = np.cumsum([-(-size // LINE) * LINE for size in sizes.values()]).tolist()
-        memory = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=self.on_gpu)
-        if not self.on_gpu:  # pinned memory is there already
-            prefer_large_pages(memory.data_ptr(), ends[-1])
-        raw = {}
+        memory, raw = self.memory(ends[-1]), {}
         for (field, size), start in zip(sizes.items(), [0, *ends], strict=False):
             dtype = torch.from_numpy(np.empty(0, self.dtypes[field])).dtype
-            raw[field] = memory[start : start + size].view(dtype).view(self.shapes[field])
-        return Slot(raw, {field: [None] * shape[0] for field, shape in self.shapes.items()}, places=[])
+            raw[field] = memory[start : start + size].view(dtype).view(shapes[field])
+        samples = self.share.stop - self.share.start
+        strips = {
+            field: Strips(cols, self.crop_px * field.resolution, [0] * samples) for field, cols in self.strips.items()
+        }
+        return Slot(raw, strips, {field: [None] * samples for field in self.fields}, places=[])
+
+    def memory(self, n_bytes: int) -> torch.Tensor:
+        """Room for raw windows: pinned where the device is a GPU."""
+        memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.on_gpu)
+        if not self.on_gpu:  # pinned memory is there already
+            prefer_large_pages(memory.data_ptr(), n_bytes)
+        return memory
+
+    def _buffer_shape(self, field: Field) -> tuple[int, ...]:
+        shape = samples, rows, side, channels = self.shapes[field]
+        cols = self.strips.get(field)
+        return (samples, n_strips(side, cols), rows, cols * channels) if cols else shape
 
     def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
@@ -243,7 +259,10 @@ class Loader:
             buffer, arrays = raw.numpy(), slot.arrays[field]
             for row in rows:
                 array, y, x = self._window(field, slot.places[row])
-                _read(array, buffer[row], y, x)
+                if field in slot.strips:
+                    _read_strips(array, slot.strips[field], row, buffer[row], y, x)
+                else:
+                    _read(array, buffer[row], y, x)
                 arrays[row] = array
 
     def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
@@ -296,3 +315,15 @@ def _read(array: StoredArray, out: np.ndarray, y: int, x: int) -> None:
         array.read_into(out, y, x)
     else:
         np.multiply(array.read(y, x, *out.shape[:2]), LEVELS_OF_8_IN_16_BITS, out=out, dtype=out.dtype)
+
+
+def _read_strips(array: StoredArray, strips: Strips, row: int, out: np.ndarray, y: int, x: int) -> None:
+    if array.strip_cols == strips.cols and array.raw_dtype == out.dtype:
+        array.read_strips(out, y, x, strips.side)
+        strips.left[row] = x % strips.cols
+        return
+    # an image of another width or depth than the first lies in the store otherwise
+    window = np.empty((out.shape[1], strips.side, array.raw_channels), out.dtype)
+    _read(array, window, y, x)
+    strips.put(window, out)
+    strips.left[row] = 0

@@ -34,8 +34,9 @@ def test_slicing_serves_the_windows_of_the_loader(random_store, container):
     loader = Loader(store, batch_size=3, crop_px=8, seed=1)
     sliced = Slices(store, loader.places(0), 8)
     slot = next(loader.filled())
+    windows = {field: slot.cut(field, raw) for field, raw in slot.raw.items()}
     for row, place in enumerate(loader.places(0)):
-        for field, raw in slot.raw.items():
+        for field, raw in windows.items():
             name = f"{field.source}.{field.name}"
             np.testing.assert_array_equal(sliced[row][name], raw[row].numpy())
             np.testing.assert_array_equal(raw_sample(store, place, 8)[name], raw[row].numpy())

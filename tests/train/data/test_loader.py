@@ -136,7 +136,8 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
     slot = loader.slot()
     assert made == [on_gpu]
     assert len(asked) == (not on_gpu) and all(n_bytes >= loader.batch_bytes for n_bytes in asked)
-    assert {field: (tuple(raw.shape), raw.numpy().dtype) for field, raw in slot.raw.items()} == {
+    windows = {field: slot.cut(field, raw).numpy() for field, raw in slot.raw.items()}
+    assert {field: (window.shape, window.dtype) for field, window in windows.items()} == {
         field: (shape, loader.dtypes[field]) for field, shape in loader.shapes.items()
     }
 

@@ -15,7 +15,7 @@ from store import files
 from store.codecs import Params, get_codec
 from store.config import dump_yaml
 from store.errors import ConfigError, StoreError
-from store.layout import UNFINISHED, VARIANTS, checked_name, shard_number, source_dir
+from store.layout import CONTAINERS, UNFINISHED, VARIANTS, checked_name, shard_number, source_dir
 
 STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
 SHOWN_DIFFERENCES = 5
@@ -86,6 +86,23 @@ def check_expert(expert: Expert) -> None:
     unknown = set(expert.variants) - set(VARIANTS)
     if unknown:
         raise ConfigError(f"expert {expert.name}: no such variant: {', '.join(sorted(unknown))}")
+
+
+def check_images(images: tuple[Image, ...], container: str) -> None:
+    """Refuse what no store can hold.
+
+    raises  StoreError for an unknown container, no images or two of one id; ConfigError for an id that is none
+    """
+    if container not in CONTAINERS:
+        raise StoreError(f"container {container!r}: expected one of {', '.join(CONTAINERS)}")
+    if not images:
+        raise StoreError("a store needs at least one image")
+    seen: set[str] = set()
+    for image in images:
+        checked_name(image.id, "image id")
+        if image.id in seen:
+            raise StoreError(f"two images have the id {image.id}")
+        seen.add(image.id)
 
 
 def read_images(path: Path, sha256: str | None) -> tuple[Image, ...]:
@@ -207,6 +224,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif one != other and _canonical(one) != _canonical(other):
             result.append(f"{prefix}{key} is {_short(one)} there, {_short(other)} now")
     return result
+
+
+def different_stores(found: Any, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
+    """One phrase for each thing in which the store `found` (a Manifest) is not one of these images."""
+    different = differences(
+        {"scale": found.scale, "container": found.container}, {"scale": scale, "container": container}
+    )
+    if found.images == images:
+        return different
+    old, new = ({image.id: asdict(image) for image in each} for each in (found.images, images))
+    for what, ids in (("without", new.keys() - old.keys()), ("with the extra", old.keys() - new.keys())):
+        if ids:
+            different.append(f"{what} {listed(sorted(ids), 3)}")
+    for name in old.keys() & new.keys():
+        different += [f"image {name}: {each}" for each in differences(old[name], new[name])]
+    if not different and [*old] != [*new]:
+        different.append("the images are in another order")
+    return different
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from store import files, leases
@@ -19,8 +19,9 @@ from store.entries import (
     Expert,
     Image,
     check_expert,
-    differences,
+    check_images,
     different_experts,
+    different_stores,
     expert_names,
     listed,
     plain_expert,
@@ -52,7 +53,7 @@ class Manifest:
         raises  StoreError naming what differs, or if the folder is something else
         """
         root, images = Path(root), tuple(images)
-        _check(images, container)
+        check_images(images, container)
         if not (root / STORE_FILE).exists():
             _begin(root, scale, container, images)
         found = cls.load(root)
@@ -266,19 +267,6 @@ def _read_experts(root: Path, damaged: list[str] | None) -> dict[str, Expert]:
     return experts
 
 
-def _check(images: tuple[Image, ...], container: str) -> None:
-    if container not in CONTAINERS:
-        raise StoreError(f"container {container!r}: expected one of {', '.join(CONTAINERS)}")
-    if not images:
-        raise StoreError("a store needs at least one image")
-    seen: set[str] = set()
-    for image in images:
-        checked_name(image.id, "image id")
-        if image.id in seen:
-            raise StoreError(f"two images have the id {image.id}")
-        seen.add(image.id)
-
-
 def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with leases.held(root / LOCK_FILE, wait=True):
@@ -302,20 +290,3 @@ def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) ->
         }
         files.write_atomic(root / STORE_FILE, dump_yaml(content).encode())
         files.sync(root.parent)
-
-
-def different_stores(found: Manifest, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
-    different = differences(
-        {"scale": found.scale, "container": found.container}, {"scale": scale, "container": container}
-    )
-    if found.images == images:
-        return different
-    old, new = ({image.id: asdict(image) for image in each} for each in (found.images, images))
-    for what, ids in (("without", new.keys() - old.keys()), ("with the extra", old.keys() - new.keys())):
-        if ids:
-            different.append(f"{what} {listed(sorted(ids), 3)}")
-    for name in old.keys() & new.keys():
-        different += [f"image {name}: {each}" for each in differences(old[name], new[name])]
-    if not different and [*old] != [*new]:
-        different.append("the images are in another order")
-    return different

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from store import files, leases
-from store.entries import BASIS_FILE, STORE_FILE, different_experts, listed
+from store.entries import BASIS_FILE, STORE_FILE, different_experts, different_stores, listed
 from store.errors import StoreError
 from store.layout import PAIRS, shard_stem, source_dir
-from store.manifest import Manifest, different_stores
+from store.manifest import Manifest
 from store.reader import read_record
 from store.writer import claimed
 

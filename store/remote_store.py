@@ -21,12 +21,13 @@ from store.entries import (
     IMAGES_FILE,
     STORE_FILE,
     different_experts,
+    different_stores,
     listed,
     read_expert,
 )
 from store.errors import StoreError
 from store.layout import CONTAINERS, FORMAT_VERSION, PAIRS, shard_stem, source_dir
-from store.manifest import Manifest, different_stores
+from store.manifest import Manifest
 from store.remote import Bucket, Progress, silent
 from store.remote_parts import DIGEST_DIGITS, Part, keep_only, parts_of
 from store.writer import claimed

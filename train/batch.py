@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from store.codecs import get_codec
 from store.layout import PAIRS
 from store.reader import Store, StoredArray
 from train.augment import transformed
-from train.sampler import Place
+from train.slots import Field, Slot
 
 SR = "sr"  # an expert's image; its other arrays are features
 
@@ -33,58 +32,6 @@ class Batch:
     images: Tensor
     features: dict[str, Tensor]
     places: list[tuple[str, int, int, str]]
-
-
-class Field(NamedTuple):
-    """An array that every image has."""
-
-    source: str
-    name: str
-    resolution: int
-
-
-@dataclass
-class Strips:
-    """Windows as the strips of whole columns that they lie in: (B, strips, rows, cols * raw channels).
-
-    A window's rows follow each other in a strip, so that copying it takes half of the time; the device cuts it out.
-    """
-
-    cols: int  # of a strip
-    side: int  # of a window
-    left: list[int]  # the column where each sample's window begins
-
-    def cut(self, raw: Tensor) -> Tensor:
-        """The windows alone, (B, rows, cols, raw channels)."""
-        integers = raw.view(torch.int16) if raw.dtype == torch.uint16 else raw  # torch moves few unsigned numbers
-        rows = integers.unflatten(-1, (self.cols, -1)).transpose(1, 2).flatten(2, 3)
-        return torch.stack([rows[i, :, x : x + self.side] for i, x in enumerate(self.left)]).view(raw.dtype)
-
-    def put(self, window: np.ndarray, out: np.ndarray) -> None:
-        """A sample's window (rows, cols, raw channels), as if it had begun with a strip."""
-        for strip, first in enumerate(range(0, self.side, self.cols)):
-            piece = window[:, first : first + self.cols].reshape(len(window), -1)
-            out[strip, :, : piece.shape[1]] = piece
-
-
-def n_strips(side: int, cols: int) -> int:
-    """The most strips that a window of so many columns lies in."""
-    return (side + cols - 2) // cols + 1
-
-
-@dataclass
-class Slot:
-    """The raw windows of one step, overwritten by a later step once they are decoded."""
-
-    raw: dict[Field, Tensor]  # (B, rows, cols, raw channels), or in strips; LR and HR come first
-    strips: dict[Field, Strips]  # of the fields whose windows are copied in strips
-    arrays: dict[Field, list[StoredArray]]  # where each sample's window comes from: its codec and parameters
-    places: list[Place]
-    left: "torch.cuda.Event | None" = None  # when the device has taken its copy
-
-    def cut(self, field: Field, raw: Tensor) -> Tensor:
-        """The field's windows, (B, rows, cols, raw channels), from `raw` or its copy on a device."""
-        return self.strips[field].cut(raw) if field in self.strips else raw
 
 
 def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:
@@ -117,7 +64,7 @@ def decoded(slot: Slot, device: torch.device, ids: Sequence[str], turned: frozen
 
 
 def _values(slot: Slot, field: Field, device: torch.device, turned: bool) -> Tensor:
-    raw = slot.cut(field, slot.raw[field].to(device, non_blocking=device.type == "cuda"))
+    raw = slot.cut(field, device)
     if not turned:
         raw = transformed(raw, [place.variant for place in slot.places])
     # a batch of pairs may hold 8 bits as 16: its own type says how it is to be read

@@ -30,6 +30,7 @@ from store.reader import Store
 from store.writer import write_shard
 from train.bench_peers import PEERS, contenders
 from train.loader import MIB, MOST_SLOTS, Loader
+from train.slots import room
 
 CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
 SCALE, CROP_PX, IMAGE_PX = 4, 64, 256
@@ -130,13 +131,13 @@ def _runners(folder: Path, loader: Loader, hdf5: Store) -> Iterator[Runner]:
 
 def float32_bytes(loader: Loader) -> int:
     """Bytes of one sample whose every number is a float32."""
-    return 4 * sum(prod(shape[1:]) for shape in loader.shapes.values())
+    return 4 * sum(prod(windows.shape) for windows in loader.windows.values())
 
 
 def copies(loader: Loader) -> Iterator[None]:
     """Plain copies of whole raw batches between buffers in memory, by as many threads as the loader has."""
-    sources = [loader.memory(loader.batch_bytes).fill_(1).numpy() for _ in range(COPIED_BATCHES)]
-    targets = [loader.memory(loader.batch_bytes).numpy() for _ in range(loader.threads + 1)]
+    sources = [room(loader.batch_bytes, pinned=False).fill_(1).numpy() for _ in range(COPIED_BATCHES)]
+    targets = [room(loader.batch_bytes, pinned=False).numpy() for _ in range(loader.threads + 1)]
 
     def copy(step: int) -> None:
         np.copyto(targets[step % len(targets)], sources[step % len(sources)])

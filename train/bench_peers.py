@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from store.layout import PAIRS, array_key
 from store.reader import Store
-from train.batch import Field, fields_of
+from train.batch import fields_of
 from train.sampler import Place
+from train.slots import Field
 
 log = logging.getLogger(__name__)
 

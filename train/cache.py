@@ -230,7 +230,7 @@ class ShardCache:
         """Holds the folder against other runs, and finds out what is in it."""
         manifest = self._store.manifest
         try:
-            self._stack.enter_context(leases.held(manifest.root / LOCK_FILE))
+            self._stack.enter_context(leases.held(manifest.root / LOCK_FILE, watch=True))
         except ShardBusy as busy:
             self._stack.close()
             raise StoreError(f"{busy}: another run uses this cache; choose another one with --cache") from None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count, islice
-from math import prod
 from typing import Literal
 
 import numpy as np
@@ -18,20 +17,18 @@ import torch
 
 from store.errors import ConfigError
 from store.layout import PAIRS, inverse, variant_size, window_before
-from store.maps import prefer_large_pages
 from store.reader import Store, StoredArray
 from train.augment import Augment, variants_for
-from train.batch import Batch, Field, Slot, Strips, decoded, fields_of, n_strips
+from train.batch import Batch, decoded, fields_of
 from train.cache import ShardCache
 from train.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
+from train.slots import Field, Slot, Windows, new_slot
 
 MIB = 2**20
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
 DRAWN_STEPS = 16  # at a time
-LINE = 64  # bytes that the processor's caches hold together
 SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
 NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
-LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
 
 Submit = Callable[..., Future]
 
@@ -114,11 +111,8 @@ class Loader:
         )
         self.fields = fields_of(store, self.experts, features)
         self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
-        self.dtypes = {field: self._widest(field) for field in self.fields}
-        self.shapes = {field: self._shape(field) for field in self.fields}
-        cols = {field: self._array(field, self.images[0]).strip_cols for field in self.fields}
-        self.strips = {field: n for field, n in cols.items() if n}
-        self.batch_bytes = sum(prod(self.shapes[field]) * self.dtypes[field].itemsize for field in self.fields)
+        self.windows = {field: self._windows(field) for field in self.fields}
+        self.batch_bytes = (self.share.stop - self.share.start) * sum(each.n_bytes for each in self.windows.values())
 
     def places(self, step: int) -> list[Place]:
         """This rank's share of the step's windows, images by their index in the store."""
@@ -218,30 +212,7 @@ class Loader:
 
     def slot(self) -> Slot:
         """An empty slot for this rank's share of a batch."""
-        shapes = {field: self._buffer_shape(field) for field in self.fields}
-        sizes = {field: prod(shape) * self.dtypes[field].itemsize for field, shape in shapes.items()}
-        ends = np.cumsum([-(-size // LINE) * LINE for size in sizes.values()]).tolist()
-        memory, raw = self.memory(ends[-1]), {}
-        for (field, size), start in zip(sizes.items(), [0, *ends], strict=False):
-            dtype = torch.from_numpy(np.empty(0, self.dtypes[field])).dtype
-            raw[field] = memory[start : start + size].view(dtype).view(shapes[field])
-        samples = self.share.stop - self.share.start
-        strips = {
-            field: Strips(cols, self.crop_px * field.resolution, [0] * samples) for field, cols in self.strips.items()
-        }
-        return Slot(raw, strips, {field: [None] * samples for field in self.fields}, places=[])
-
-    def memory(self, n_bytes: int) -> torch.Tensor:
-        """Room for raw windows: pinned where the device is a GPU."""
-        memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.on_gpu)
-        if not self.on_gpu:  # pinned memory is there already
-            prefer_large_pages(memory.data_ptr(), n_bytes)
-        return memory
-
-    def _buffer_shape(self, field: Field) -> tuple[int, ...]:
-        shape = samples, rows, side, channels = self.shapes[field]
-        cols = self.strips.get(field)
-        return (samples, n_strips(side, cols), rows, cols * channels) if cols else shape
+        return new_slot(self.windows, self.share.stop - self.share.start, pinned=self.on_gpu)
 
     def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
@@ -255,15 +226,9 @@ class Loader:
         if slot.left is not None:
             slot.left.synchronize()
         # field by field: a sample's ten windows in turn took a tenth longer, each in other memory than the last
-        for field, raw in slot.raw.items():
-            buffer, arrays = raw.numpy(), slot.arrays[field]
+        for field in slot.raw:
             for row in rows:
-                array, y, x = self._window(field, slot.places[row])
-                if field in slot.strips:
-                    _read_strips(array, slot.strips[field], row, buffer[row], y, x)
-                else:
-                    _read(array, buffer[row], y, x)
-                arrays[row] = array
+                slot.read(field, row, *self._window(field, slot.places[row]))
 
     def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
         """The array that holds this field of the place, and where the place begins in it."""
@@ -277,14 +242,12 @@ class Loader:
     def _array(self, field: Field, image: int, variant: str = "identity") -> StoredArray:
         return self.store.array(image, field.source, field.name, variant)
 
-    def _widest(self, field: Field) -> np.dtype:
+    def _windows(self, field: Field) -> Windows:
+        first, side = self._array(field, self.images[0]), self.crop_px * field.resolution
         # photographs of 8 and of 16 bits may lie in one store
         images = self.images if field.source == PAIRS else self.images[:1]
-        return max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
-
-    def _shape(self, field: Field) -> tuple[int, int, int, int]:
-        side, channels = self.crop_px * field.resolution, self._array(field, self.images[0]).raw_channels
-        return self.share.stop - self.share.start, side, side, channels
+        widest = max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
+        return Windows((side, side, first.raw_channels), widest, first.strip_cols)
 
     def _decoded(self, slot: Slot) -> Batch:
         ids = [self.store.images[place.image].id for place in slot.places]
@@ -308,22 +271,3 @@ def _run_now(function: Callable[..., None], *args: object) -> Future:
     done: Future = Future()
     done.set_result(function(*args))
     return done
-
-
-def _read(array: StoredArray, out: np.ndarray, y: int, x: int) -> None:
-    if array.raw_dtype == out.dtype:
-        array.read_into(out, y, x)
-    else:
-        np.multiply(array.read(y, x, *out.shape[:2]), LEVELS_OF_8_IN_16_BITS, out=out, dtype=out.dtype)
-
-
-def _read_strips(array: StoredArray, strips: Strips, row: int, out: np.ndarray, y: int, x: int) -> None:
-    if array.strip_cols == strips.cols and array.raw_dtype == out.dtype:
-        array.read_strips(out, y, x, strips.side)
-        strips.left[row] = x % strips.cols
-        return
-    # an image of another width or depth than the first lies in the store otherwise
-    window = np.empty((out.shape[1], strips.side, array.raw_channels), out.dtype)
-    _read(array, window, y, x)
-    strips.put(window, out)
-    strips.left[row] = 0

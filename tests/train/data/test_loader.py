@@ -132,13 +132,13 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
     loader = Loader(Store(written()), **OPTIONS)
     loader.on_gpu = on_gpu
     monkeypatch.setattr(torch, "empty", recorded)
-    monkeypatch.setattr("train.loader.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes))
+    monkeypatch.setattr("train.slots.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes))
     slot = loader.slot()
     assert made == [on_gpu]
     assert len(asked) == (not on_gpu) and all(n_bytes >= loader.batch_bytes for n_bytes in asked)
-    windows = {field: slot.cut(field, raw).numpy() for field, raw in slot.raw.items()}
-    assert {field: (window.shape, window.dtype) for field, window in windows.items()} == {
-        field: (shape, loader.dtypes[field]) for field, shape in loader.shapes.items()
+    raws = {field: slot.cut(field, "cpu").numpy() for field in slot.raw}
+    assert {field: (raw.shape[1:], raw.dtype) for field, raw in raws.items()} == {
+        field: (windows.shape, windows.dtype) for field, windows in loader.windows.items()
     }
 
 

@@ -56,7 +56,7 @@ def convert(
         changed = set() if source == PAIRS else _add_expert(manifest, store, source, codecs)
         reader = _Reader(store, source)
         for shard in manifest.missing_shards(source):
-            with write_shard(manifest, source, shard, chunks=chunks) as out:
+            with write_shard(manifest, source, shard, chunks=chunks, watch=True) as out:
                 for n_bytes in _copy_shard(manifest, reader, changed, shard, out):
                     progress(n_bytes)
     return manifest

@@ -10,6 +10,7 @@ normative.
 
 import errno
 import hashlib
+import logging
 import os
 import platform
 import secrets
@@ -22,6 +23,8 @@ from typing import NamedTuple
 
 from store import files
 from store.files import ShardBusy
+
+log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 15.0
 STANDING_SECONDS = 180.0  # twice the 90 s in which an NFSv4 server that was restarted lets nobody write
@@ -155,15 +158,16 @@ class Lease:
 
 
 @contextmanager
-def held(lock: Path, wait: bool = False) -> Iterator[Lease]:
+def held(lock: Path, wait: bool = False, watch: bool = False) -> Iterator[Lease]:
     """Hold the lock alone, on this machine and all others, while the block runs.
 
     What earlier holders left unfinished beside it is removed, so that one who only stood still can't publish it.
 
+    watch   for callers that try once: look for a sign of life first, and take over from whoever gives none
     raises  ShardBusy if another process holds it and `wait` is false, or if this one has lost it
     """
     with _flocked(lock, wait):
-        lease = _taken(lock, wait)
+        lease = _taken(lock, wait, watch)
         try:
             _clear(lock)
             yield lease
@@ -209,14 +213,25 @@ def _flocked(lock: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def _taken(lock: Path, wait: bool) -> Lease:
+def _taken(lock: Path, wait: bool, watch: bool) -> Lease:
+    seen = None
     while True:
         try:
             return Lease(lock)
-        except ShardBusy:
-            if not wait:
+        except ShardBusy as busy:
+            there = _file_in(lock.with_suffix(SUFFIX)) or ""
+            if not wait and not (watch and seen in (None, there) and _may_be_dead(there)):
                 raise
+            if watch and seen is None:
+                log.warning("%s; waiting for a sign of life, at most %.0f s", busy, STANDING_SECONDS)
+            seen = there
         time.sleep(WAIT_SECONDS)
+
+
+def _may_be_dead(there: str) -> bool:
+    """False for a process of this machine: it lives, or the lease would have been taken over."""
+    holder = Holder.of(there)
+    return not (holder and holder.machine == _MACHINE and holder.started)
 
 
 def _clear(lock: Path) -> None:

@@ -137,7 +137,7 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
 
 def _take(merged: Manifest, origin: Manifest, source: str, shard: int, copy: bool) -> None:
     read_record(origin, source, shard)  # whole and of this store, else it would be handed on
-    with claimed(merged, source, shard) as claim:
+    with claimed(merged, source, shard, watch=True) as claim:
         _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
         claim.publish(origin.record_path(source, shard).read_bytes())
 
@@ -159,6 +159,6 @@ def _link(there: str, here: str) -> None:
 
 def _remove_taken(merged: Manifest, origin: Manifest, source: str) -> None:
     for shard in sorted(set(origin.recorded_shards(source)) & set(merged.recorded_shards(source))):
-        with leases.held(source_dir(origin.root, source) / f"{shard_stem(shard)}.lock"):
+        with leases.held(source_dir(origin.root, source) / f"{shard_stem(shard)}.lock", watch=True):
             files.remove(origin.record_path(source, shard))
             files.remove(origin.shard_path(source, shard))

@@ -25,16 +25,17 @@ _WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWrit
 
 @contextmanager
 def write_shard(
-    manifest: Manifest, source: str, shard: int, *, rebuild: bool = False, chunks: str = "default"
+    manifest: Manifest, source: str, shard: int, *, rebuild: bool = False, chunks: str = "default", watch: bool = False
 ) -> Iterator["ShardWriter"]:
     """The shard's writer, alone with it until the block ends; an exception leaves no trace of it.
 
     rebuild  beside the shards that there are, see `Manifest.swap_rebuilt`
     chunks   `default`, `rows` or `tiles:ROWSxCOLUMNS`
+    watch    see `leases.held`
     raises   ShardBusy if another process writes it or has just done so; StoreError if the disk is too full, if an
              image is missing at the end, or for values that cannot be stored
     """
-    with claimed(manifest, source, shard, rebuild) as claim:
+    with claimed(manifest, source, shard, rebuild, watch) as claim:
         out = ShardWriter(manifest, source, shard, rebuild, chunks, claim)
         try:
             yield out
@@ -82,15 +83,16 @@ class Claim:
 
 
 @contextmanager
-def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False) -> Iterator[Claim]:
+def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, watch: bool = False) -> Iterator[Claim]:
     """The claim to a shard that is not there yet, held by this process alone until the block ends.
 
+    watch   see `leases.held`
     raises  ShardBusy if another process has it or has published the shard
     """
     final, record = manifest.shard_path(source, shard, rebuild), manifest.record_path(source, shard, rebuild)
     if source == PAIRS:
         final.parent.mkdir(exist_ok=True)
-    with leases.held(final.parent / f"{shard_stem(shard)}.lock") as lease:
+    with leases.held(final.parent / f"{shard_stem(shard)}.lock", watch=watch) as lease:
         if manifest.is_recorded(source, shard, rebuild):
             raise files.ShardBusy(f"{final}: written by another process meanwhile")
         files.remove(final)  # without a record it is nobody's

@@ -133,6 +133,21 @@ def test_a_process_of_this_machine_that_is_no_more_is_taken_over_at_once(lock):
     assert lease.exists()
 
 
+def test_who_tries_once_waits_for_a_sign_of_life(lock, monkeypatch):
+    monkeypatch.setattr(leases, "WAIT_SECONDS", 0.01)
+    lease = lay(lock, ELSEWHERE.name(0))
+    beat = threading.Timer(0.1, os.rename, (lease / ELSEWHERE.name(0), lease / ELSEWHERE.name(1)))
+    beat.start()
+    with pytest.raises(ShardBusy, match="process 4711 on node7"), held(lock, watch=True):
+        pass
+    beat.join()
+    monkeypatch.setattr(leases, "STANDING_SECONDS", 0.2)
+    with held(lock, watch=True):
+        assert ELSEWHERE.name(1) not in os.listdir(lease)
+        with pytest.raises(ShardBusy), held(lock, watch=True):  # this machine's own processes are known to live
+            pass
+
+
 def test_what_another_program_calls_its_lease_is_watched_like_any_other(lock, clock):
     lay(lock, "somebody")
     with pytest.raises(ShardBusy, match="being written by another process"), held(lock):

@@ -221,7 +221,7 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
 def _remove_bad(manifest: Manifest, faults: list[Fault]) -> tuple[str, ...]:
     bad = sorted({(fault.source, fault.shard) for fault in faults if fault.shard is not None})
     for source, shard in bad:
-        with leases.held(source_dir(manifest.root, source) / f"{shard_stem(shard)}.lock"):
+        with leases.held(source_dir(manifest.root, source) / f"{shard_stem(shard)}.lock", watch=True):
             files.remove(manifest.record_path(source, shard))  # first, so that a kill here leaves an unrecorded shard
             files.sync(source_dir(manifest.root, source))
             files.remove(manifest.shard_path(source, shard))

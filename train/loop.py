@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from store import files
+from store import leases
 from store.remote import store_place
 from train import checkpoint
 from train.augment import cutblur, mixup
@@ -53,7 +53,7 @@ def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = F
         if processes.first:
             trained = bool(checkpoint.checkpoints(out))
             begin(out, config, source.entries, store, trained=trained, resume=resume, changes=changes)
-            stack.enter_context(files.locked(out / LOCK_FILE))
+            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
     return out

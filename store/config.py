@@ -86,13 +86,14 @@ def load_section(cls: type[T], path: Path | None, section: str, assignments: Seq
     raises   ConfigError also for sections that no command reads, so that a misspelt one is not ignored
     """
     content = override(read_yaml(path) if path else {}, assignments)
+    where = " and ".join([*([str(path)] if path else []), *(["--set"] if assignments or not path else [])])
     unknown = sorted(set(content) - set(SECTIONS))
     if unknown:
-        raise ConfigError(f"{path or '--set'}: {', '.join(unknown)}: no such section (there are {', '.join(SECTIONS)})")
+        raise ConfigError(f"{where}: {', '.join(unknown)}: no such section (there are {', '.join(SECTIONS)})")
     values = content.get(section) or {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or '--set'}: {section}: expected a group of keys, found {values!r}")
-    return build(cls, values, str(path or "--set"), section)
+        raise ConfigError(f"{where}: {section}: expected a group of keys, found {values!r}")
+    return build(cls, values, where, section)
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ SEED = 1
 PATCHES = 64  # that pt_files and the peers hold
 COPIED_BATCHES = 4  # that memcpy takes turns with: more than the processor's caches hold
 COLD_STEPS = 10
+COLD_ORDER = {"crops_per_visit": 4, "pool_visits": 1}  # for a store that is larger than memory: docs/training.md
 READ_BYTES = 8 * MIB  # of one sequential read
 RSS_STEPS = 50
 
@@ -73,10 +74,20 @@ def bench_loader(
     with tempfile.TemporaryDirectory(dir=folder) as made, tqdm(disable=None, unit="measurement", desc="bench") as bar:
         stores = {name: write_store(Path(made) / name, name, n_images) for name in ("zarr", "hdf5")}
         warm = warm_rounds(stores, options, rounds, seconds, bar)
-        cold = [cold_round(stores["zarr"], options, bar) for _ in range(rounds)]
+        cold = [cold_round(stores["zarr"], options | COLD_ORDER, bar) for _ in range(rounds)]
+        scattered = cold_figures([cold_round(stores["zarr"], options, bar) for _ in range(rounds)])
         rss = _in_fresh_process(peak_rss_mib, stores["zarr"], options)
     left_out = sorted(PEERS.keys() - warm["samples_per_second"].keys())
-    return {**warm, **cold_figures(cold), "peak_rss_mib": rss, "left_out": left_out, "rounds": rounds, **options}
+    return {
+        **warm,
+        **cold_figures(cold),
+        "cold_order": COLD_ORDER,
+        "cold_scattered": scattered,
+        "peak_rss_mib": rss,
+        "left_out": left_out,
+        "rounds": rounds,
+        **options,
+    }
 
 
 def warm_rounds(
@@ -85,7 +96,7 @@ def warm_rounds(
     """What every contender serves from memory; nothing that they opened outlasts the call."""
     loader = Loader(Store(stores["zarr"]), **options)
     runners = list(_runners(stores["zarr"].parent, loader, Store(stores["hdf5"])))
-    bar.reset(total=rounds * (len(runners) + 2))
+    bar.reset(total=rounds * (len(runners) + 4))
     for _ in range(rounds):
         for runner in runners:
             runner.rates.append(samples_per_second(runner, seconds))

@@ -194,16 +194,15 @@ class Loader:
         if self.cache and not self.cache.has(step):
             return
         # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
-        for place in places:
+        for place, cols in [(place, self.crop_px) for place in places] if self.turned else joined(places, self.crop_px):
             self.in_memory += 1
             if self.in_memory <= SETTLED or self.in_memory % LOOK_EVERY == 0:
-                asked = [self._ask_for(field, place) for field in self.fields]
+                asked = [self._ask_for(field, place, cols) for field in self.fields]
                 self.in_memory *= not any(asked)
 
-    def _ask_for(self, field: Field, place: Place) -> bool:
+    def _ask_for(self, field: Field, place: Place, cols: int) -> bool:
         array, y, x = self._window(field, place)
-        side = self.crop_px * field.resolution
-        return array.prefetch(y, x, side, side)
+        return array.prefetch(y, x, self.crop_px * field.resolution, cols * field.resolution)
 
     def _slots(self) -> Iterator[Slot]:
         fitting = self.buffer_mib * MIB // self.batch_bytes if self.threads else 1
@@ -252,6 +251,18 @@ class Loader:
     def _decoded(self, slot: Slot) -> Batch:
         ids = [self.store.images[place.image].id for place in slot.places]
         return decoded(slot, self.device, ids, self.turned)
+
+
+def joined(places: Sequence[Place], crop_px: int) -> list[tuple[Place, int]]:
+    """Windows of the same rows that touch each other taken together: the first of them, and their columns in all."""
+    runs: list[tuple[Place, int]] = []
+    for place in sorted(places, key=lambda place: (place.image, place.y, place.x)):
+        first, cols = runs[-1] if runs else (place, 0)
+        if runs and (first.image, first.y) == (place.image, place.y) and place.x <= first.x + cols:
+            runs[-1] = first, max(cols, place.x + crop_px - first.x)
+        else:
+            runs.append((place, crop_px))
+    return runs
 
 
 @contextmanager

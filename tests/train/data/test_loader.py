@@ -16,7 +16,8 @@ from store.layout import transform
 from store.manifest import Image, Manifest
 from store.reader import Store, StoredArray
 from store.writer import write_shard
-from train.loader import Loader
+from train.loader import Loader, joined
+from train.sampler import Place
 
 CROP, SCALE = 12, 2
 OPTIONS = {"batch_size": 4, "crop_px": CROP, "seed": 9, "repeat_factor": 5}
@@ -111,6 +112,30 @@ def test_steps_end_where_they_are_told_to(written, stop):
     loader = Loader(Store(written()), **OPTIONS)
     found = [slot.places for slot in loader.filled(2, stop)]
     assert found == [loader.places(step) for step in range(2, stop)]
+
+
+def test_windows_that_touch_in_the_same_rows_are_asked_for_together():
+    found = [(0, 4, 30, "mirror"), (1, 4, 12, "identity"), (0, 4, 8, "identity"), (0, 4, 20, "rot90")]
+    places = [Place(*place) for place in [*found, (0, 5, 32, "identity"), (0, 4, 43, "identity")]]
+    runs = [((first.image, first.y, first.x), cols) for first, cols in joined(places, CROP)]
+    assert runs == [((0, 4, 8), 34), ((0, 4, 43), 12), ((0, 5, 32), 12), ((1, 4, 12), 12)]
+
+
+def test_every_byte_of_a_batch_is_asked_for_before_it_is_read(written, monkeypatch):
+    loader = Loader(Store(written()), **OPTIONS, crops_per_visit=4, pool_visits=1)
+    asked = []
+    monkeypatch.setattr(StoredArray, "prefetch", lambda array, *window: asked.append((array.key, array.source, window)))
+    loader._prefetch(0, loader.places(0))
+    for place in loader.places(0):
+        for field in loader.fields:
+            array, y, x = loader._window(field, place)
+            side = CROP * field.resolution
+            assert any(
+                (key, source) == (array.key, array.source)
+                and (top, rows) == (y, side) and left <= x and x + side <= left + cols
+                for key, source, (top, left, rows, cols) in asked
+            )  # fmt: skip
+    assert len(asked) < len(loader.places(0)) * len(loader.fields)
 
 
 def test_the_windows_of_a_slot_share_no_memory(written):
@@ -242,7 +267,7 @@ def test_windows_in_memory_are_soon_left_alone_and_others_never(written, monkeyp
     monkeypatch.setattr(StoredArray, "prefetch", lambda array, *window: bool(looked.append(window)) or not in_memory)
     loader = Loader(Store(written()), **OPTIONS)
     list(loader.filled(0, 100))
-    windows = 100 * 4
+    windows = sum(len(joined(loader.places(step), CROP)) for step in range(100))
     expected = 256 + (windows - 256) // 8 if in_memory else windows
     assert len(looked) == expected * len(loader.fields)
 

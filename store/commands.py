@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from store.convert import convert as convert_store
+from store.entries import counted
 from store.errors import ConfigError, StoreError
 from store.info import SourceInfo, StoreInfo
 from store.info import info as store_info
@@ -64,12 +65,12 @@ def verify(root: Path, repair: bool, as_json: bool, hashes: Hashes | None = None
             click.echo(fault.message)
         for source, count in report.missing.items():
             if count:
-                click.echo(f"{root}: {source} lacks {_counted(count, 'shard')}, never made or removed")
+                click.echo(f"{root}: {source} lacks {counted(count, 'shard')}, never made or removed")
         for path in report.removed:
             click.echo(f"removed {path}")
     amount = f"{report.arrays} arrays, {report.n_bytes / 2**20:,.1f} MiB in {report.seconds:.1f} s"
     if report.faults:
-        raise StoreError(f"{root}: {_counted(len(report.faults), 'fault')} in {amount}{_repaired(report, repair)}")
+        raise StoreError(f"{root}: {counted(len(report.faults), 'fault')} in {amount}{_repaired(report, repair)}")
     if not as_json:
         click.echo(f"{root}: no fault in {amount}")
 
@@ -91,7 +92,7 @@ def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, complet
         click.echo(json.dumps(asdict(merged)))
         return
     state = f"incomplete: {merged.lacking}" if merged.lacking else "nothing is missing"
-    done = f"{_counted(merged.shards, 'shard')} from {_counted(len(roots), 'store')}"
+    done = f"{counted(merged.shards, 'shard')} from {counted(len(roots), 'store')}"
     click.echo(f"{output}: {done}; {state}")
 
 
@@ -210,8 +211,8 @@ def _tell_moved(origin: str, place: str, moved: Moved, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(moved)))
         return
-    lacking = [f"{source} lacks {_counted(count, 'shard')}" for source, count in moved.missing.items() if count]
-    done = _counted(moved.shards, "shard")
+    lacking = [f"{source} lacks {counted(count, 'shard')}" for source, count in moved.missing.items() if count]
+    done = counted(moved.shards, "shard")
     click.echo(f"{place}: {done} from {origin}; {', '.join(lacking) or 'nothing is missing'}")
 
 
@@ -242,10 +243,10 @@ def _line(source: SourceInfo) -> str:
         parts.append(f"variants {', '.join(source.variants)}")
     parts += _provenance(source.identity)
     if source.missing_shards:
-        count = _counted(len(source.missing_shards), "shard")
+        count = counted(len(source.missing_shards), "shard")
         parts.append(f"lacks {count}, the first is {source.missing_shards[0]}")
     if source.rebuilt_shards is not None:
-        parts.append(f"being rebuilt: {_counted(source.rebuilt_shards, 'shard')} so far")
+        parts.append(f"being rebuilt: {counted(source.rebuilt_shards, 'shard')} so far")
     return "; ".join(parts)
 
 
@@ -261,16 +262,12 @@ def _provenance(identity: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def _repaired(report: Report, repair: bool) -> str:
     """What was removed, and what to do about it."""
     if not repair:
         return ""
     left = sum(fault.shard is None for fault in report.faults)
-    told = f"; {_counted(len(report.removed), 'shard')} removed"
+    told = f"; {counted(len(report.removed), 'shard')} removed"
     return told + ("; run extract again" if report.removed else "") + (f"; {left} not mended so" if left else "")
 
 

@@ -249,6 +249,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else text[:20] + "..."
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: `1 shard`, `2 shards`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def listed(items: Sequence[str], shown: int = SHOWN_DIFFERENCES) -> str:
     """The first few, and how many more."""
     more = f" and {len(items) - shown} more" if len(items) > shown else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from store import files, leases
-from store.entries import BASIS_FILE, STORE_FILE, different_experts, different_stores, listed
+from store.entries import BASIS_FILE, STORE_FILE, counted, different_experts, different_stores, listed
 from store.errors import StoreError
 from store.layout import PAIRS, shard_stem, source_dir
 from store.manifest import Manifest
@@ -76,7 +76,7 @@ def _missing(manifests: Sequence[Manifest]) -> dict[str, list[int]]:
 
 def _lacking(missing: dict[str, list[int]]) -> str:
     return ", ".join(
-        f"{source} lacks {len(shards)} shard{'s' * (len(shards) > 1)} ({_ranges(shards)})"
+        f"{source} lacks {counted(len(shards), 'shard')} ({_ranges(shards)})"
         for source, shards in missing.items()
         if shards
     )

@@ -102,9 +102,7 @@ class Pointwise(Join):
 
 def gelu_pointwise(x: Tensor, layer: Pointwise) -> Tensor:
     """The 1x1 convolution of gelu(x); unless it is plain, half of the memory for backward."""
-    if layer.plain:
-        return layer(F.gelu(x))
-    if not torch.is_grad_enabled():
+    if layer.plain or not torch.is_grad_enabled():
         return layer(F.gelu(x))
     return _GeluConv.apply(x, layer.linear.weight[:, :, None, None], layer.linear.bias, [0, 0])
 

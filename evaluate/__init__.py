@@ -1,5 +1,5 @@
 """Scoring a run and super-resolving images with it: `from evaluate import load`."""
 
-from evaluate.model import Model, load
+from championship_sr.evaluate.model import Model, load
 
 __all__ = ["Model", "load"]

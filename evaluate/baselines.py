@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluate.infer import hwc
-from evaluate.metrics import to_tensor
-from extract.bicubic import upscale
-from extract.images import eight_bit
-from train.metrics import rgb_to_y
+from championship_sr.evaluate.infer import hwc
+from championship_sr.evaluate.metrics import to_tensor
+from championship_sr.extract.bicubic import upscale
+from championship_sr.extract.images import eight_bit
+from championship_sr.train.metrics import rgb_to_y
 
 BICUBIC, MEAN, CONVEX, FUSION = "bicubic", "mean", "convex", "fusion"
 BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"

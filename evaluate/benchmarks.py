@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluate.files import is_image
-from extract.config import DataConfig
-from extract.images import LAYOUTS, Pair, find_pairs
-from store.errors import StoreError
+from championship_sr.evaluate.files import is_image
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images import LAYOUTS, Pair, find_pairs
+from championship_sr.store.errors import StoreError
 
 # HR folder, LR folder, under a benchmark's own folder, besides those that extraction knows
 MORE_LAYOUTS = (

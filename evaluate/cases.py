@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluate.infer import Device, Inputs, LiveInputs, StoredInputs, chw
-from extract.experts import LoadedExpert
-from extract.images import Pair
-from store.errors import StoreError
-from store.layout import PAIRS, VARIANTS
-from store.reader import Store
+from championship_sr.evaluate.infer import Device, Inputs, LiveInputs, StoredInputs, chw
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.images import Pair
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS, VARIANTS
+from championship_sr.store.reader import Store
 
 MAX_FIT_IMAGES = 32  # the convex weights have one degree of freedom an expert
 

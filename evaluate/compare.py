@@ -7,16 +7,16 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from evaluate.baselines import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, images_of
-from evaluate.cases import Case
-from evaluate.config import EvaluateConfig
-from evaluate.infer import hwc, run, run_ensemble
-from evaluate.memory import peak_memory
-from evaluate.metrics import METRICS, Protocol, Scorer, check_learned
-from evaluate.scores import Scores, best_per_image
-from extract.experts import resolve_device
-from extract.images import UnreadableImage, joined
-from store.errors import StoreError
+from championship_sr.evaluate.baselines import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, images_of
+from championship_sr.evaluate.cases import Case
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.infer import hwc, run, run_ensemble
+from championship_sr.evaluate.memory import peak_memory
+from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
+from championship_sr.evaluate.scores import Scores, best_per_image
+from championship_sr.extract.experts import resolve_device
+from championship_sr.extract.images import UnreadableImage, joined
+from championship_sr.store.errors import StoreError
 
 
 @dataclass(frozen=True)

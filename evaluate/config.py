@@ -3,10 +3,10 @@
 from dataclasses import field
 from typing import Literal
 
-from evaluate.diffusion.config import DiffusionConfig
-from evaluate.infer import Tiling
-from evaluate.metrics import METRICS
-from store.config import config_dataclass
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
+from championship_sr.evaluate.infer import Tiling
+from championship_sr.evaluate.metrics import METRICS
+from championship_sr.store.config import config_dataclass
 
 # Timofte et al. 2017, "NTIRE 2017 Challenge": RGB, and 6 + scale pixels ignored; later challenges score luma
 NTIRE2017_BORDER = 6

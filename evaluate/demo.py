@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 import click
 
-from evaluate.config import EvaluateConfig
-from evaluate.photographs import write_photographs
-from evaluate.report import evaluate_with_report
-from evaluate.scores import Scores
-from extract.config import ExtractConfig
-from extract.run import extract
-from store.config import load_section
-from store.layout import CONTAINERS
-from train.config import TrainConfig
-from train.loop import train
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.photographs import write_photographs
+from championship_sr.evaluate.report import evaluate_with_report
+from championship_sr.evaluate.scores import Scores
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.run import extract
+from championship_sr.store.config import load_section
+from championship_sr.store.layout import CONTAINERS
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.loop import train
 
 PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
 
@@ -99,5 +99,5 @@ def demo_config(cls: type[T], section: str, own: dict[str, Any]) -> T:
     """A section of configs/demo.yaml with values of this demo's own."""
     assignments = [f"{section}.{key}={json.dumps(value, default=str)}" for key, value in own.items()]
     with ExitStack() as stack:
-        path = stack.enter_context(resources.as_file(resources.files("configs").joinpath("demo.yaml")))
+        path = stack.enter_context(resources.as_file(resources.files("championship_sr.configs").joinpath("demo.yaml")))
         return load_section(cls, path, section, assignments)

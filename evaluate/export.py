@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluate.model import WEIGHTS, Model
-from extract.config import BUNDLED
-from store.config import dump_yaml
-from store.errors import ConfigError, StoreError
-from store.manifest import Expert
-from train.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
-from train.run import CONFIG_FILE, EXPERTS_FILE
+from championship_sr.evaluate.model import WEIGHTS, Model
+from championship_sr.extract.config import BUNDLED
+from championship_sr.store.config import dump_yaml
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.train.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
+from championship_sr.train.run import CONFIG_FILE, EXPERTS_FILE
 
 CARD, PROGRAM, ONNX = "README.md", "fusion.pt2", "fusion.onnx"
 TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
@@ -77,7 +77,7 @@ features. {parameters:,} parameters, profile `{fusion.config.fusion.profile}`, c
 {fusion.checkpoint.step}{f", {psnr:.3f} dB PSNR-Y on its validation images" if psnr is not None else ""}.
 
 ```python
-from evaluate import load
+from championship_sr.evaluate import load
 model = load("path/to/this/folder")
 sr = model("photo.png")
 ```

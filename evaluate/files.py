@@ -12,9 +12,9 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from extract.images import eight_bit
-from extract.png16 import Png16, is_png16, read_png16, write_png16
-from store.errors import ConfigError, StoreError
+from championship_sr.extract.images import eight_bit
+from championship_sr.extract.png16 import Png16, is_png16, read_png16, write_png16
+from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)
 

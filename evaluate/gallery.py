@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluate.baselines import EXPERT, FUSION, MEAN
-from evaluate.cases import Case
-from evaluate.compare import Pictures
-from evaluate.metrics import to_tensor
-from extract.images import eight_bit
-from train.metrics import rgb_to_y
+from championship_sr.evaluate.baselines import EXPERT, FUSION, MEAN
+from championship_sr.evaluate.cases import Case
+from championship_sr.evaluate.compare import Pictures
+from championship_sr.evaluate.metrics import to_tensor
+from championship_sr.extract.images import eight_bit
+from championship_sr.train.metrics import rgb_to_y
 
 WINDOW_LR_PX = 40  # side of a window; in HR pixels `scale` times that
 WINDOWS = 4  # of each kind in a report

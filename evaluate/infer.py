@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from extract.experts import LoadedExpert
-from store.layout import PAIRS, VARIANTS, inverse, transform
-from store.reader import Store
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.store.layout import PAIRS, VARIANTS, inverse, transform
+from championship_sr.store.reader import Store
 
 SPATIAL = (-2, -1)
 ROWS_AT_ONCE = 256

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store.errors import ConfigError, WeightsError
-from train.metrics import psnr, rgb_to_y, ssim
+from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.metrics import psnr, rgb_to_y, ssim
 
 
 @dataclass(frozen=True)

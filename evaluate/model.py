@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluate.baselines import FUSION
-from evaluate.config import EvaluateConfig
-from evaluate.diffusion import Refiner
-from evaluate.files import Picture, from_pil, read_picture, to_pil
-from evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
-from extract.bicubic import upscale
-from extract.experts import LoadedExpert, resolve_device
-from extract.live import live_expert, recorded_config
-from store.manifest import Expert
-from train.checkpoint import LoadedFusion, Which, load_fusion
+from championship_sr.evaluate.baselines import FUSION
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.diffusion import Refiner
+from championship_sr.evaluate.files import Picture, from_pil, read_picture, to_pil
+from championship_sr.evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
+from championship_sr.extract.bicubic import upscale
+from championship_sr.extract.experts import LoadedExpert, resolve_device
+from championship_sr.extract.live import live_expert, recorded_config
+from championship_sr.store.entries import Expert
+from championship_sr.train.checkpoint import LoadedFusion, Which, load_fusion
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from evaluate import charts
-from evaluate.baselines import BICUBIC, EXPERT, FUSION, MEAN, row
-from evaluate.config import EvaluateConfig
-from evaluate.gallery import Cut, Gallery, nearest_expert
-from evaluate.infer import hwc
-from evaluate.metrics import METRICS
-from evaluate.model import Model, load
-from evaluate.paint import CATEGORIES, INFERNO, categories, coloured, data_uri
-from evaluate.scores import Scores, labelled
-from evaluate.scoring import Wanted, evaluate_store
-from store.config import dump_yaml, to_plain
-from store.files import write_atomic
-from train.journal import read_metrics
+from championship_sr.evaluate import charts
+from championship_sr.evaluate.baselines import BICUBIC, EXPERT, FUSION, MEAN, row
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.gallery import Cut, Gallery, nearest_expert
+from championship_sr.evaluate.infer import hwc
+from championship_sr.evaluate.metrics import METRICS
+from championship_sr.evaluate.model import Model, load
+from championship_sr.evaluate.paint import CATEGORIES, INFERNO, categories, coloured, data_uri
+from championship_sr.evaluate.scores import Scores, labelled
+from championship_sr.evaluate.scoring import Wanted, evaluate_store
+from championship_sr.store.config import dump_yaml, to_plain
+from championship_sr.store.files import write_atomic
+from championship_sr.train.journal import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model) -> 
 
     gallery  what looked on while `scores` were made
     """
-    environment = Environment(loader=PackageLoader("evaluate", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("championship_sr.evaluate", "."), autoescape=True, undefined=StrictUndefined
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template(TEMPLATE).render(**_content(scores, gallery, model))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.baselines import FUSION, ROWS, row
-from evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
+from championship_sr.evaluate.baselines import FUSION, ROWS, row
+from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 
 CONFIDENCE = 0.95
 KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")

@@ -9,21 +9,28 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from evaluate.baselines import FUSION, SWITCHED_OFF, fit_convex
-from evaluate.cases import chosen_images, fit_images, fit_pairs, paired_cases, stored_cases, stored_variants
-from evaluate.compare import Observer, Plan, score_cases
-from evaluate.config import EvaluateConfig
-from evaluate.model import Model, load
-from evaluate.scores import Scores
-from extract.experts import LoadedExpert, resolve_device
-from extract.images import Pair, UnreadableImage
-from extract.live import live_expert
-from extract.prepare import sha256_of
-from store.errors import ConfigError, StoreError, WeightsError
-from store.layout import VARIANTS
-from store.reader import Store
-from train.fusion import PHASES
-from train.run import RUN_FILE, read_store
+from championship_sr.evaluate.baselines import FUSION, SWITCHED_OFF, fit_convex
+from championship_sr.evaluate.cases import (
+    chosen_images,
+    fit_images,
+    fit_pairs,
+    paired_cases,
+    stored_cases,
+    stored_variants,
+)
+from championship_sr.evaluate.compare import Observer, Plan, score_cases
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.model import Model, load
+from championship_sr.evaluate.scores import Scores
+from championship_sr.extract.experts import LoadedExpert, resolve_device
+from championship_sr.extract.images import Pair, UnreadableImage
+from championship_sr.extract.live import live_expert
+from championship_sr.extract.prepare import sha256_of
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.layout import VARIANTS
+from championship_sr.store.reader import Store
+from championship_sr.train.fusion import PHASES
+from championship_sr.train.run import RUN_FILE, read_store
 
 log = logging.getLogger(__name__)
 

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluate.benchmarks import find_benchmarks
-from evaluate.config import EvaluateConfig
-from evaluate.gallery import Gallery
-from evaluate.model import Model, load
-from evaluate.report import REPORT, write_report, write_scores
-from evaluate.scores import Scores, benchmarks_table
-from evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
-from extract.config import DataConfig, load_expert_config
-from extract.experts import LoadedExpert, load_expert, resolve_device
-from extract.images import Pair, find_pairs, joined
-from store.errors import ConfigError, StoreError
-from store.files import write_atomic
+from championship_sr.evaluate.benchmarks import find_benchmarks
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.gallery import Gallery
+from championship_sr.evaluate.model import Model, load
+from championship_sr.evaluate.report import REPORT, write_report, write_scores
+from championship_sr.evaluate.scores import Scores, benchmarks_table
+from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.extract.config import DataConfig, load_expert_config
+from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.images import Pair, find_pairs, joined
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.files import write_atomic
 
 SCALE = 4  # of files that are scored without a run
 

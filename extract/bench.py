@@ -14,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from extract.check import peak_memory_gib, reset_peak_memory
-from extract.config import DataConfig, ExpertConfig, ExtractConfig
-from extract.entry import describe
-from extract.experts import LoadedExpert, load_expert
-from extract.prepare import PairsWriter, prepare
-from extract.run import run_expert
-from extract.shares import Rank
-from extract.statedict import weights_path
-from extract.tiling import Tiling, as_input
-from store.layout import PAIRS
-from store.reader import Store
+from championship_sr.extract.check import peak_memory_gib, reset_peak_memory
+from championship_sr.extract.config import DataConfig, ExpertConfig, ExtractConfig
+from championship_sr.extract.entry import describe
+from championship_sr.extract.experts import LoadedExpert, load_expert
+from championship_sr.extract.prepare import PairsWriter, prepare
+from championship_sr.extract.run import run_expert
+from championship_sr.extract.shares import Rank
+from championship_sr.extract.statedict import weights_path
+from championship_sr.extract.tiling import Tiling, as_input
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store
 
 SILENT = Rank(rank=1)  # whose progress is not shown
 

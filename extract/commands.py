@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from extract.config import FULL_SIZE, expert_configs
-from extract.experts_commands import experts
-from extract.options import (
+from championship_sr.extract.config import FULL_SIZE, expert_configs
+from championship_sr.extract.experts_commands import experts
+from championship_sr.extract.options import (
     config_option,
     data_options,
     device_option,
@@ -19,11 +19,11 @@ from extract.options import (
     random_option,
     set_option,
 )
-from extract.plan_command import plan
-from store.errors import ConfigError
+from championship_sr.extract.plan_command import plan
+from championship_sr.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from extract.engine_ray import RayOptions
+    from championship_sr.extract.engine_ray import RayOptions
 
 __all__ = ["bench_extract", "experts", "extract", "plan"]
 
@@ -72,8 +72,8 @@ def extract(
 
     Goes on where it stopped: what the store's records say is done stays.
     """
-    from extract.run import extract as run
-    from extract.shares import Part, Rank
+    from championship_sr.extract.run import extract as run
+    from championship_sr.extract.shares import Part, Rank
 
     options = {
         "store": store,
@@ -100,7 +100,7 @@ def extract(
 
 def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
     if engine == "ray":
-        from extract.engine_ray import RayOptions
+        from championship_sr.extract.engine_ray import RayOptions
 
         return RayOptions(*of_ray)
     if any(value is not None for value in of_ray):
@@ -120,8 +120,8 @@ def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
 @json_option
 def bench_extract(entries, tile_px, tiles, rounds, scale, container, precision, device, as_json):
     """The whole extraction over the bare forward passes of the same tiles; random weights where files are missing."""
-    from extract.bench import BenchConfig, opened
-    from extract.experts import resolve_device
+    from championship_sr.extract.bench import BenchConfig, opened
+    from championship_sr.extract.experts import resolve_device
 
     where, results = resolve_device(device or "auto"), []
     with opened(BenchConfig(tile_px, tiles, rounds, scale, container, precision)) as bench:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
-from extract.pretrain import PretrainConfig
-from store.config import build, config_dataclass, read_yaml
-from store.errors import ConfigError
-from store.layout import VARIANTS, checked_name
+from championship_sr.extract.pretrain import PretrainConfig
+from championship_sr.store.config import build, config_dataclass, read_yaml
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.layout import VARIANTS, checked_name
 
 BUNDLED = "bundled:"  # weights that are package data, in extract/weights
 FEATURES = "features"  # the tap that training reads
@@ -125,7 +125,7 @@ class ExtractConfig:
 
 def entries_dir() -> Traversable:
     """The folder of the expert entries that come with the package."""
-    return resources.files("configs.experts")
+    return resources.files("championship_sr.configs.experts")
 
 
 def entry_names() -> list[str]:

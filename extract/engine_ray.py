@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from extract.config import ExpertConfig, ExtractConfig
-from extract.experts import resolve_device
-from extract.images import find_pairs
-from extract.run import ExpertSummary, Job, opened, run_expert
-from extract.shares import Rank, pixels
-from extract.tiling import Tiling
-from store import leases
-from store.codecs import get_codec
-from store.errors import ConfigError, StoreError, WeightsError
-from store.layout import shard_stem
+from championship_sr.extract.config import ExpertConfig, ExtractConfig
+from championship_sr.extract.experts import resolve_device
+from championship_sr.extract.images import find_pairs
+from championship_sr.extract.run import ExpertSummary, Job, opened, run_expert
+from championship_sr.extract.shares import Rank, pixels
+from championship_sr.extract.tiling import Tiling
+from championship_sr.store import leases
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.layout import shard_stem
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from extract.config import ExtractConfig
-from extract.experts import LoadedExpert
-from extract.images import Pair
-from extract.tiling import Tiling, as_input
-from store.codecs import Params, fit_pca, get_codec
-from store.config import to_plain
-from store.errors import StoreError
-from store.manifest import ArraySpec, Expert, Image, Manifest
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.images import Pair
+from championship_sr.extract.tiling import Tiling, as_input
+from championship_sr.store.codecs import Params, fit_pca, get_codec
+from championship_sr.store.config import to_plain
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

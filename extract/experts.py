@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extract.config import ExpertConfig
-from extract.networks import Network, load_network
-from extract.taps import TapShape, captured, possible_shapes, to_lr_grid
-from store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.networks import Network, load_network
+from championship_sr.extract.taps import TapShape, captured, possible_shapes, to_lr_grid
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 PROBE_SIZES = ((32, 48), (48, 80))  # not square; the second one only where the first leaves a tap's layout open
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

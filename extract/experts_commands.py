@@ -8,10 +8,18 @@ from typing import Any
 import click
 import numpy as np
 
-from extract.config import FULL_SIZE, ExpertConfig, entry_names, expert_configs, load_expert_config
-from extract.options import config_option, device_option, expert_option, json_option, random_option, set_option, table
-from store.config import build, override, read_yaml, to_plain
-from store.errors import ConfigError, StoreError
+from championship_sr.extract.config import FULL_SIZE, ExpertConfig, entry_names, expert_configs, load_expert_config
+from championship_sr.extract.options import (
+    config_option,
+    device_option,
+    expert_option,
+    json_option,
+    random_option,
+    set_option,
+    table,
+)
+from championship_sr.store.config import build, override, read_yaml, to_plain
+from championship_sr.store.errors import ConfigError, StoreError
 
 
 @click.group()
@@ -36,7 +44,7 @@ def chosen(entries: tuple[str, ...], path: Path | None, assignments: tuple[str, 
 @json_option
 def list_experts(entries, path, assignments, scale, as_json):
     """What is configured and what of it is on disk."""
-    from extract.check import listed
+    from championship_sr.extract.check import listed
 
     found = [listed(config, scale) for config in chosen(entries, path, assignments, tuple(entry_names()))]
     if as_json:
@@ -70,11 +78,11 @@ def check(entries, path, assignments, scale, precision, turned, image, random_we
     """Load each expert, run a small image, and check scale, taps, finiteness and determinism."""
     import torch
 
-    from extract.check import check as run
-    from extract.check import equivariance
-    from extract.experts import load_expert, resolve_device
-    from extract.images import decode, eight_bit
-    from extract.tiling import as_input
+    from championship_sr.extract.check import check as run
+    from championship_sr.extract.check import equivariance
+    from championship_sr.extract.experts import load_expert, resolve_device
+    from championship_sr.extract.images import decode, eight_bit
+    from championship_sr.extract.tiling import as_input
 
     lr = eight_bit(decode(image)) if image else np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     results = []
@@ -118,7 +126,7 @@ def check_text(result: dict[str, Any]) -> str:
 @json_option
 def live(root, n_images, names, device, as_json):
     """Run a store's experts again on some of its images, and compare within what their codecs change."""
-    from extract.live import check_live
+    from championship_sr.extract.live import check_live
 
     checks = check_live(root, n_images, names or None, device or "auto")
     if as_json:
@@ -143,10 +151,10 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
     """How far an expert's tiled answer is from its answer to the whole image: a Markdown table."""
     import torch
 
-    from extract.experts import load_expert, resolve_device
-    from extract.images import decode, eight_bit, image_files
-    from extract.measure import tiling_errors
-    from extract.tiling import as_input
+    from championship_sr.extract.experts import load_expert, resolve_device
+    from championship_sr.extract.images import decode, eight_bit, image_files
+    from championship_sr.extract.measure import tiling_errors
+    from championship_sr.extract.tiling import as_input
 
     lrs = [as_input(eight_bit(decode(path))) for path in image_files(folder)]
     lrs = [lr for lr in lrs if max(lr.shape[-2:]) > tile_px][:limit]
@@ -173,8 +181,8 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
 )
 def pretrain(entry, out, hr, device, assignments):
     """Train a small expert of your own; the same command goes on from the last checkpoint."""
-    from extract.experts import resolve_device
-    from extract.pretrain import pretrain as run
+    from championship_sr.extract.experts import resolve_device
+    from championship_sr.extract.pretrain import pretrain as run
 
     config = load_expert_config(entry)
     given = (*assignments, *([f"pretrain.hr={json.dumps(hr)}"] if hr else []))

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from extract.bicubic import downscale
-from extract.config import DataConfig
-from extract.png16 import read_png16
-from extract.pretrain import IMAGE_SUFFIXES
-from store.errors import StoreError
+from championship_sr.extract.bicubic import downscale
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.png16 import read_png16
+from championship_sr.extract.pretrain import IMAGE_SUFFIXES
+from championship_sr.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract.config import ExpertConfig, load_expert_config
-from extract.experts import LoadedExpert, load_expert, resolve_device
-from extract.tiling import as_input, run_tiled
-from store.errors import StoreError, WeightsError
-from store.layout import PAIRS, transform
-from store.live import LiveDifference, compare_live
-from store.manifest import Expert
-from store.reader import Store
+from championship_sr.extract.config import ExpertConfig, load_expert_config
+from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.tiling import as_input, run_tiled
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.layout import PAIRS, transform
+from championship_sr.store.live import LiveDifference, compare_live
+from championship_sr.store.reader import Store
 
 
 @dataclass(frozen=True)

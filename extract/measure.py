@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from extract.experts import LoadedExpert
-from extract.tiling import run_tiled
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.tiling import run_tiled
 
 
 @dataclass(frozen=True)

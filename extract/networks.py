@@ -11,11 +11,11 @@ import torch
 from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
 from torch import Tensor, nn
 
-from extract import edsr
-from extract.config import ExpertConfig
-from extract.pretrain import build_network
-from extract.statedict import check_digest, found_weights, read_state
-from store.errors import ConfigError, WeightsError
+from championship_sr.extract import edsr
+from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.pretrain import build_network
+from championship_sr.extract.statedict import check_digest, found_weights, read_state
+from championship_sr.store.errors import ConfigError, WeightsError
 
 edsr.register()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from extract.config import ExtractConfig
-from store.config import load_section
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.store.config import load_section
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."

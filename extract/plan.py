@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from extract.config import ExtractConfig, expert_configs
-from extract.entry import DEFAULT_CODEC
-from extract.experts import LoadedExpert, load_expert, resolve_device
-from extract.images import find_pairs
-from extract.statedict import weights_path
-from extract.tiling import spans
-from store.codecs import get_codec
-from store.errors import ConfigError
-from store.remote import is_remote
+from championship_sr.extract.config import ExtractConfig, expert_configs
+from championship_sr.extract.entry import DEFAULT_CODEC
+from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.images import find_pairs
+from championship_sr.extract.statedict import weights_path
+from championship_sr.extract.tiling import spans
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.remote import is_remote
 
 # features and SR images, as one would choose them together
 CODECS = (

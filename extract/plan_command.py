@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from extract.options import (
+from championship_sr.extract.options import (
     config_option,
     data_options,
     device_option,
@@ -21,11 +21,11 @@ from extract.options import (
     size_text,
     table,
 )
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from extract.cluster import ClusterPlan
-    from extract.plan import Plan
+    from championship_sr.extract.cluster import ClusterPlan
+    from championship_sr.extract.plan import Plan
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -90,10 +90,10 @@ def plan(
     Writes nothing. The hours are from one measured forward of each expert on this machine, or from --px-per-second.
     With --nodes a cluster is simulated, with slow and failing nodes, for each number of images in a shard.
     """
-    from extract.cluster import plan_cluster
-    from extract.plan import plan as make
-    from extract.plan import planned_sizes
-    from extract.simulate import Cluster
+    from championship_sr.extract.cluster import plan_cluster
+    from championship_sr.extract.plan import plan as make
+    from championship_sr.extract.plan import planned_sizes
+    from championship_sr.extract.simulate import Cluster
 
     options = {
         "store": store,

@@ -16,15 +16,16 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from extract.config import DataConfig
-from extract.images import Pair, UnreadableImage, find_pairs, joined
-from extract.shares import until_done
-from store import leases
-from store.errors import StoreError
-from store.files import ShardBusy, write_atomic
-from store.layout import PAIRS
-from store.manifest import LOCK_FILE, Image, Manifest, assign_shards
-from store.writer import write_shard
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images import Pair, UnreadableImage, find_pairs, joined
+from championship_sr.extract.shares import until_done
+from championship_sr.store import leases
+from championship_sr.store.entries import Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.files import ShardBusy, write_atomic
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import LOCK_FILE, Manifest, assign_shards
+from championship_sr.store.writer import write_shard
 
 log = logging.getLogger(__name__)
 

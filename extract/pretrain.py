@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from extract.bicubic import downscale
-from store.config import config_dataclass
-from store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.extract.bicubic import downscale
+from championship_sr.store.config import config_dataclass
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 log = logging.getLogger(__name__)
 

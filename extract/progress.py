@@ -2,8 +2,8 @@
 
 from tqdm import tqdm
 
-from extract.shares import Rank, pixels
-from store.manifest import Manifest
+from championship_sr.extract.shares import Rank, pixels
+from championship_sr.store.manifest import Manifest
 
 
 class Progress:

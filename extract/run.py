@@ -12,25 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.config import ExpertConfig, ExtractConfig, expert_configs
-from extract.entry import describe, fit_bases, fit_tiling
-from extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
-from extract.images import Pair
-from extract.prepare import PairsWriter, prepare
-from extract.progress import Progress
-from extract.shares import Part, Rank, pixels, unless_busy, until_done
-from extract.sink import Sink
-from extract.tiling import Tiling, as_input, run_tiled
-from store.codecs import get_codec
-from store.errors import ConfigError, StoreError
-from store.layout import PAIRS, transform
-from store.manifest import Image, Manifest
-from store.reader import Store
-from store.remote import is_remote
-from store.remote_staging import Staging
+from championship_sr.extract.config import ExpertConfig, ExtractConfig, expert_configs
+from championship_sr.extract.entry import describe, fit_bases, fit_tiling
+from championship_sr.extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
+from championship_sr.extract.images import Pair
+from championship_sr.extract.prepare import PairsWriter, prepare
+from championship_sr.extract.progress import Progress
+from championship_sr.extract.shares import Part, Rank, pixels, unless_busy, until_done
+from championship_sr.extract.sink import Sink
+from championship_sr.extract.tiling import Tiling, as_input, run_tiled
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.entries import Image
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import PAIRS, transform
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
+from championship_sr.store.remote import is_remote
+from championship_sr.store.remote_staging import Staging
 
 if TYPE_CHECKING:
-    from extract.engine_ray import RayOptions
+    from championship_sr.extract.engine_ray import RayOptions
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def extract(
     rank = Rank.from_environment()
     device = torch.device("cpu") if cluster else resolve_device(config.device, rank.local_rank)
     if cluster:
-        from extract.engine_ray import connect, run_on_ray  # it needs ray, an extra
+        from championship_sr.extract.engine_ray import connect, run_on_ray  # it needs ray, an extra
 
         connect(cluster, rank)
     entries = expert_configs(config.experts, (*experts, *(name for name in rebuild if experts and name not in experts)))

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from spandrel import canonicalize_state_dict
 from torch import Tensor
 
-from extract.config import BUNDLED, ExpertConfig
-from store.errors import WeightsError
+from championship_sr.extract.config import BUNDLED, ExpertConfig
+from championship_sr.store.errors import WeightsError
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
@@ -21,7 +21,9 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 def weights_path(config: ExpertConfig) -> Path:
     """Where the expert's weights are or should be."""
     if config.weights.startswith(BUNDLED):
-        return Path(str(resources.files("extract.weights").joinpath(config.weights.removeprefix(BUNDLED))))
+        return Path(
+            str(resources.files("championship_sr.extract.weights").joinpath(config.weights.removeprefix(BUNDLED)))
+        )
     return Path(config.weights).expanduser()
 
 

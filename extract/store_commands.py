@@ -5,14 +5,15 @@ from pathlib import Path
 
 import click
 
-from extract.config import DataConfig
-from extract.experts_commands import live as check_live
-from extract.images import find_pairs
-from extract.prepare import sha256_of
-from store.commands import FOLDER, JSON, store
-from store.commands import verify as verify_bytes
-from store.manifest import Image, Manifest
-from store.verify import Hashes
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.experts_commands import live as check_live
+from championship_sr.extract.images import find_pairs
+from championship_sr.extract.prepare import sha256_of
+from championship_sr.store.commands import FOLDER, JSON, store
+from championship_sr.store.commands import verify as verify_bytes
+from championship_sr.store.entries import Image
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.verify import Hashes
 
 __all__ = ["store"]
 

@@ -8,8 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from extract.config import TapConfig
-from store.errors import ConfigError
+from championship_sr.extract.config import TapConfig
+from championship_sr.store.errors import ConfigError
 
 RESOLUTIONS = sorted({Fraction(n) for n in (1, 2, 3, 4, 8, 16)} | {Fraction(1, n) for n in (2, 3, 4, 8, 16, 32)})[::-1]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.experts import LoadedExpert
+from championship_sr.extract.experts import LoadedExpert
 
 SMALLEST_TILE_PX = 64
 

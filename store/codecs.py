@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from store.compression import Compression, get_compression
-from store.errors import ConfigError, StoreError
+from championship_sr.store.compression import Compression, get_compression
+from championship_sr.store.errors import ConfigError, StoreError
 
 Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw numbers
 

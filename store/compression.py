@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from store.errors import ConfigError, StoreError
+from championship_sr.store.errors import ConfigError, StoreError
 
 ZSTD_LEVEL = 3
 BLOSC_LEVEL = 5

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from store.codecs import Params, fit_pca, get_codec
-from store.entries import ArraySpec, Expert
-from store.errors import ConfigError, StoreError
-from store.layout import PAIRS, parsed_chunk
-from store.manifest import Manifest, assign_shards
-from store.reader import Store, StoredArray, read_record
-from store.writer import ShardWriter, write_shard
+from championship_sr.store.codecs import Params, fit_pca, get_codec
+from championship_sr.store.entries import ArraySpec, Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import PAIRS, parsed_chunk
+from championship_sr.store.manifest import Manifest, assign_shards
+from championship_sr.store.reader import Store, StoredArray, read_record
+from championship_sr.store.writer import ShardWriter, write_shard
 
 SAMPLE_IMAGES = 32  # that a basis is fitted to, spread over the store
 SAMPLE_PX = 64  # side of the tile taken from the middle of each

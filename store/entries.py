@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from store import files
-from store.codecs import Params, get_codec
-from store.config import dump_yaml
-from store.errors import ConfigError, StoreError
-from store.layout import CONTAINERS, UNFINISHED, VARIANTS, checked_name, shard_number, source_dir
+from championship_sr.store import files
+from championship_sr.store.codecs import Params, get_codec
+from championship_sr.store.config import dump_yaml
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import CONTAINERS, UNFINISHED, VARIANTS, checked_name, shard_number, source_dir
 
 STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
 SHOWN_DIFFERENCES = 5

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from store.errors import StoreError
+from championship_sr.store.errors import StoreError
 
 TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
 _RENAME_EXCHANGE = 2  # linux/fs.h

@@ -8,9 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from store.compression import Compression
-from store.errors import StoreError
-from store.layout import Described, chunks_of, grid
+from championship_sr.store.compression import Compression
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import Described, chunks_of, grid
 
 PAGE = 4096
 _lock = threading.Lock()  # HDF5 itself has one lock for all; ours lets Python's other threads go on

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.codecs import get_codec
-from store.entries import EXPERT_FILE, ArraySpec
-from store.layout import FORMAT_VERSION, PAIRS, source_dir
-from store.manifest import Manifest
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.entries import EXPERT_FILE, ArraySpec
+from championship_sr.store.layout import FORMAT_VERSION, PAIRS, source_dir
+from championship_sr.store.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 FORMAT_VERSION = 1
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert

@@ -21,8 +21,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from store import files
-from store.files import ShardBusy
+from championship_sr.store import files
+from championship_sr.store.files import ShardBusy
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from store import files, leases
-from store.codecs import Params, get_codec
-from store.config import dump_yaml
-from store.entries import (
+from championship_sr.store import files, leases
+from championship_sr.store.codecs import Params, get_codec
+from championship_sr.store.config import dump_yaml
+from championship_sr.store.entries import (
     EXPERT_FILE,
     IMAGES_FILE,
     STORE_FILE,
@@ -31,8 +31,16 @@ from store.entries import (
     read_yaml,
     write_expert,
 )
-from store.errors import StoreError
-from store.layout import CONTAINERS, FORMAT_VERSION, PAIRS, checked_name, shard_number, shard_stem, source_dir
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import (
+    CONTAINERS,
+    FORMAT_VERSION,
+    PAIRS,
+    checked_name,
+    shard_number,
+    shard_stem,
+    source_dir,
+)
 
 LOCK_FILE = "store.lock"
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from store.errors import StoreError
+from championship_sr.store.errors import StoreError
 
 PAGE = 4096
 _PROT_READ, _MAP_SHARED = 1, 1

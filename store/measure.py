@@ -9,12 +9,12 @@ from time import perf_counter
 
 import numpy as np
 
-from store.codecs import fit_pca, get_codec
-from store.entries import ArraySpec, Expert
-from store.errors import StoreError
-from store.manifest import Manifest, assign_shards
-from store.reader import Store, StoredArray
-from store.writer import write_shard
+from championship_sr.store.codecs import fit_pca, get_codec
+from championship_sr.store.entries import ArraySpec, Expert
+from championship_sr.store.errors import StoreError
+from championship_sr.store.manifest import Manifest, assign_shards
+from championship_sr.store.reader import Store, StoredArray
+from championship_sr.store.writer import write_shard
 
 FEATURE_CODECS = ("float32", "float16", "float16+zstd", "float16+blosc", "bfloat16", "int8", "int8+zstd")
 SR_CODECS = ("float32", "float16", "uint16", "uint8", "uint8+zstd", "uint8+blosc")

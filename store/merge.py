@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store import files, leases
-from store.entries import BASIS_FILE, STORE_FILE, counted, different_experts, different_stores, listed
-from store.errors import StoreError
-from store.layout import PAIRS, shard_stem, source_dir
-from store.manifest import Manifest
-from store.reader import read_record
-from store.writer import claimed
+from championship_sr.store import files, leases
+from championship_sr.store.entries import BASIS_FILE, STORE_FILE, counted, different_experts, different_stores, listed
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS, shard_stem, source_dir
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import read_record
+from championship_sr.store.writer import claimed
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from store import hdf5_shard, maps, zarr_shard
-from store.codecs import Codec, Params, get_codec
-from store.errors import StoreError
-from store.layout import FORMAT_VERSION, PAIRS, array_key, grid
-from store.manifest import Expert, Manifest
-from store.views import Chunks, Entry, Rows, Tiles
+from championship_sr.store import hdf5_shard, maps, zarr_shard
+from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import FORMAT_VERSION, PAIRS, array_key, grid
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.views import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from store.errors import StoreError
-from store.remote_service import Lost, connect, explained, no_bucket
+from championship_sr.store.errors import StoreError
+from championship_sr.store.remote_service import Lost, connect, explained, no_bucket
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
-from store import files
-from store.layout import shard_stem
-from store.remote import READ_BYTES
+from championship_sr.store import files
+from championship_sr.store.layout import shard_stem
+from championship_sr.store.remote import READ_BYTES
 
 DIGEST_DIGITS = 16
 

@@ -5,7 +5,7 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from store.errors import ConfigError, StoreError
+from championship_sr.store.errors import ConfigError, StoreError
 
 SCHEMES = ("s3", "gs")
 # each request: server errors, refused and lost connections; a quarter of a minute in all if they answer at once

@@ -8,15 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from store import files, leases
-from store.codecs import Params
-from store.entries import Expert, different_experts, read_expert
-from store.errors import StoreError
-from store.files import ShardBusy
-from store.layout import PAIRS, shard_stem, source_dir
-from store.manifest import Manifest
-from store.remote import cache_folder
-from store.remote_store import RemoteStore
+from championship_sr.store import files, leases
+from championship_sr.store.codecs import Params
+from championship_sr.store.entries import Expert, different_experts, read_expert
+from championship_sr.store.errors import StoreError
+from championship_sr.store.files import ShardBusy
+from championship_sr.store.layout import PAIRS, shard_stem, source_dir
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.remote import cache_folder
+from championship_sr.store.remote_store import RemoteStore
 
 log = logging.getLogger(__name__)
 

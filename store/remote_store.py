@@ -14,8 +14,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from store import files
-from store.entries import (
+from championship_sr.store import files
+from championship_sr.store.entries import (
     BASIS_FILE,
     EXPERT_FILE,
     IMAGES_FILE,
@@ -25,12 +25,12 @@ from store.entries import (
     listed,
     read_expert,
 )
-from store.errors import StoreError
-from store.layout import CONTAINERS, FORMAT_VERSION, PAIRS, shard_stem, source_dir
-from store.manifest import Manifest
-from store.remote import Bucket, Progress, silent
-from store.remote_parts import DIGEST_DIGITS, Part, keep_only, parts_of
-from store.writer import claimed
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import CONTAINERS, FORMAT_VERSION, PAIRS, shard_stem, source_dir
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.remote import Bucket, Progress, silent
+from championship_sr.store.remote_parts import DIGEST_DIGITS, Part, keep_only, parts_of
+from championship_sr.store.writer import claimed
 
 DATA = "data"  # the key that a record has in object storage alone: its shard's files
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt

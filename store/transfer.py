@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store import files
-from store.errors import StoreError
-from store.files import ShardBusy
-from store.layout import PAIRS
-from store.manifest import Manifest
-from store.reader import read_record
-from store.remote import Progress, silent
-from store.remote_store import UNFINISHED, RemoteStore
+from championship_sr.store import files
+from championship_sr.store.errors import StoreError
+from championship_sr.store.files import ShardBusy
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import read_record
+from championship_sr.store.remote import Progress, silent
+from championship_sr.store.remote_store import UNFINISHED, RemoteStore
 
 JOBS = 8  # files at a time
 SHARDS = 3  # that are begun at a time, so that the files of one are waited for while those of the next move

@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from store import files, leases
-from store.entries import Image
-from store.errors import StoreError
-from store.layout import CONTAINERS, PAIRS, Described, array_key, shard_number, shard_stem, source_dir, variant_size
-from store.manifest import Manifest
-from store.reader import CONTAINER_MODULES, Store, StoredArray, read_record
+from championship_sr.store import files, leases
+from championship_sr.store.entries import Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import (
+    CONTAINERS,
+    PAIRS,
+    Described,
+    array_key,
+    shard_number,
+    shard_stem,
+    source_dir,
+    variant_size,
+)
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import CONTAINER_MODULES, Store, StoredArray, read_record
 
 SIGN = 0x8000  # of a 16-bit float
 THREADS = min(8, os.cpu_count() or 1)

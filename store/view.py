@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageDraw
 
-from store.errors import StoreError
-from store.layout import PAIRS
-from store.reader import Store, StoredArray
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store, StoredArray
 
 CELL_PX = 480  # longest side of one picture in the sheet
 GAP_PX, LABEL_PX = 8, 18

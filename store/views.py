@@ -5,10 +5,10 @@ from functools import cache, partial
 
 import numpy as np
 
-from store import maps
-from store.codecs import Codec, Params
-from store.compression import Compression
-from store.layout import grid
+from championship_sr.store import maps
+from championship_sr.store.codecs import Codec, Params
+from championship_sr.store.compression import Compression
+from championship_sr.store.layout import grid
 
 NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
 

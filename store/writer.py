@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from store import files, hdf5_shard, leases, zarr_shard
-from store.codecs import Codec, Params, get_codec
-from store.errors import StoreError
-from store.layout import FORMAT_VERSION, PAIRS, array_key, parsed_chunk, shard_stem, variant_size
-from store.leases import Lease
-from store.manifest import ArraySpec, Image, Manifest
+from championship_sr.store import files, hdf5_shard, leases, zarr_shard
+from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.entries import ArraySpec, Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import FORMAT_VERSION, PAIRS, array_key, parsed_chunk, shard_stem, variant_size
+from championship_sr.store.leases import Lease
+from championship_sr.store.manifest import Manifest
 
 SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
 _WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWriter}

@@ -14,9 +14,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from store.compression import Compression
-from store.errors import StoreError
-from store.layout import Described, chunks_of, grid
+from championship_sr.store.compression import Compression
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import Described, chunks_of, grid
 
 INDEX_ENTRY = 16  # offset and length of a chunk, two little-endian u64
 INDEX_CHECKSUM = 4  # crc32c

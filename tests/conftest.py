@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from store.codecs import fit_pca, get_codec
-from store.layout import PAIRS, variant_size
-from store.manifest import ArraySpec, Expert, Image, Manifest, assign_shards
-from store.writer import write_shard
+from championship_sr.store.codecs import fit_pca, get_codec
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.layout import PAIRS, variant_size
+from championship_sr.store.manifest import Manifest, assign_shards
+from championship_sr.store.writer import write_shard
 from tests.s3_server import bucket, keys, proxy, s3_port  # noqa: F401  (fixtures)
 
 SIZES = ((12, 17), (9, 8), (16, 16))

@@ -4,8 +4,8 @@ import sys
 import click
 import pytest
 
-import pipeline
-from store.errors import ConfigError, StoreError, WeightsError
+from championship_sr import pipeline
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 
 @pytest.mark.parametrize("name", [*pipeline.COMMANDS, *(f"bench {name}" for name in pipeline.BENCHMARKS)])
@@ -55,7 +55,7 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 
 def test_a_real_interrupt_ends_with_130():
-    code = "import pipeline, signal, os, sys\nsys.argv[1:] = ['x']\n"
+    code = "import signal, os, sys\nfrom championship_sr import pipeline\nsys.argv[1:] = ['x']\n"
     code += "pipeline.cli.main = lambda **_: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\npipeline.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "interrupted" in done.stderr

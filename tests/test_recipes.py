@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
-from extract.shares import Part
-from pipeline import cli
+from championship_sr.extract.shares import Part
+from championship_sr.pipeline import cli
 
 FOLDER = Path(__file__).parents[1] / "docs/recipes"
 SCRIPTS = sorted(path for path in FOLDER.iterdir() if path.suffix in (".sh", ".sbatch"))

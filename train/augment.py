@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from store.errors import ConfigError
-from store.layout import VARIANTS, transform
-from store.reader import Store
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.layout import VARIANTS, transform
+from championship_sr.store.reader import Store
 
 if TYPE_CHECKING:
-    from train.batch import Batch
+    from championship_sr.train.batch import Batch
 
 Augment = Literal["none", "stored", "approximate"]
 

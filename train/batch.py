@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store.codecs import get_codec
-from store.layout import PAIRS
-from store.reader import Store, StoredArray
-from train.augment import transformed
-from train.slots import Field, Slot
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store, StoredArray
+from championship_sr.train.augment import transformed
+from championship_sr.train.slots import Field, Slot
 
 SR = "sr"  # an expert's image; its other arrays are features
 

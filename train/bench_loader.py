@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from store.layout import PAIRS
-from store.manifest import ArraySpec, Expert, Image, Manifest
-from store.reader import Store
-from store.writer import write_shard
-from train.bench_peers import PEERS, contenders
-from train.loader import MIB, MOST_SLOTS, Loader
-from train.slots import room
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
+from championship_sr.store.writer import write_shard
+from championship_sr.train.bench_peers import PEERS, contenders
+from championship_sr.train.loader import MIB, MOST_SLOTS, Loader
+from championship_sr.train.slots import room
 
 CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
 SCALE, CROP_PX, IMAGE_PX = 4, 64, 256

@@ -16,11 +16,11 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, Dataset
 
-from store.layout import PAIRS, array_key
-from store.reader import Store
-from train.batch import fields_of
-from train.sampler import Place
-from train.slots import Field
+from championship_sr.store.layout import PAIRS, array_key
+from championship_sr.store.reader import Store
+from championship_sr.train.batch import fields_of
+from championship_sr.train.sampler import Place
+from championship_sr.train.slots import Field
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from store.errors import ConfigError
-from train.fusion import FusionConfig, build_fusion
-from train.fusion.describe import Inputs, example, saved_mib
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.describe import Inputs, example, saved_mib
 
 PROFILES = ("direct", "paper", "swift")
 FULL_SIZE = {"hat-l": 180, "drct-l": 180, "grl-b": 180, "edsr-l": 256}
@@ -120,8 +120,8 @@ def _seconds(experts: Callable[[Tensor], Any], lr: Tensor) -> float:
 
 def _full_size(names: Sequence[str], scale: int) -> Callable[[Tensor], Any]:
     # train does not import extract, except where the experts themselves are asked for
-    from extract.config import load_expert_config
-    from extract.experts import load_expert
+    from championship_sr.extract.config import load_expert_config
+    from championship_sr.extract.experts import load_expert
 
     device = torch.device("cpu")
     loaded = [load_expert(load_expert_config(name), device, scale, random_weights=True) for name in names]

@@ -17,14 +17,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from store import files, leases
-from store.errors import StoreError
-from store.files import ShardBusy
-from store.layout import PAIRS
-from store.reader import Store
-from store.remote_staging import lock_path
-from store.remote_store import UNFINISHED, RemoteStore
-from store.transfer import tree_bytes
+from championship_sr.store import files, leases
+from championship_sr.store.errors import StoreError
+from championship_sr.store.files import ShardBusy
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store
+from championship_sr.store.remote_staging import lock_path
+from championship_sr.store.remote_store import UNFINISHED, RemoteStore
+from championship_sr.store.transfer import tree_bytes
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from store import files
-from store.errors import StoreError, WeightsError
-from store.manifest import Expert
-from train.config import CheckpointConfig, TrainConfig
-from train.fusion import build_fusion
-from train.run import feature_channels, read_config, read_experts, scale_of
+from championship_sr.store import files
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.train.config import CheckpointConfig, TrainConfig
+from championship_sr.train.fusion import build_fusion
+from championship_sr.train.run import feature_channels, read_config, read_experts, scale_of
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE, TRAINING_FILE, STATE_FILE = "weights.safetensors", "training.safetensors", "state.json"

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from store.config import config_dataclass
-from train.augment import Augment
-from train.fusion.config import FusionConfig
-from train.losses.combined import LOSSES
-from train.sampler import Weighting
-from train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
+from championship_sr.store.config import config_dataclass
+from championship_sr.train.augment import Augment
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.losses.combined import LOSSES
+from championship_sr.train.sampler import Weighting
+from championship_sr.train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
 
 
 def _length(value: int | str) -> int | str:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from store.config import to_plain
-from store.errors import ConfigError, StoreError
-from store.manifest import ArraySpec, Expert, Manifest
-from train.config import LiveConfig, TrainConfig
-from train.loader import Batch, Loader
-from train.sampler import step_rng
+from championship_sr.store.config import to_plain
+from championship_sr.store.entries import ArraySpec, Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.manifest import Manifest
+from championship_sr.train.batch import Batch
+from championship_sr.train.config import LiveConfig, TrainConfig
+from championship_sr.train.loader import Loader
+from championship_sr.train.sampler import step_rng
 
 if TYPE_CHECKING:
-    from extract.experts import LoadedExpert
+    from championship_sr.extract.experts import LoadedExpert
 
 PURPOSE = 0x6C697665  # keeps these draws apart from those of Mixup and CutBlur
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, for saturation and contrast
@@ -54,9 +56,9 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveE
     raises  ConfigError if neither names any; StoreError, WeightsError as `extract.live.live_expert`
     """
     # the one place where training needs the experts themselves
-    from extract.config import load_expert_config
-    from extract.experts import load_expert
-    from extract.live import live_expert, recorded_config
+    from championship_sr.extract.config import load_expert_config
+    from championship_sr.extract.experts import load_expert
+    from championship_sr.extract.live import live_expert, recorded_config
 
     manifest = Manifest.load(root)
     names = config.experts or tuple(manifest.experts)

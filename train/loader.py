@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from store.errors import ConfigError
-from store.layout import PAIRS, inverse, variant_size, window_before
-from store.reader import Store, StoredArray
-from train.augment import Augment, variants_for
-from train.batch import Batch, decoded, fields_of
-from train.cache import ShardCache
-from train.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
-from train.slots import Field, Slot, Windows, new_slot
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.layout import PAIRS, inverse, variant_size, window_before
+from championship_sr.store.reader import Store, StoredArray
+from championship_sr.train.augment import Augment, variants_for
+from championship_sr.train.batch import Batch, decoded, fields_of
+from championship_sr.train.cache import ShardCache
+from championship_sr.train.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
+from championship_sr.train.slots import Field, Slot, Windows, new_slot
 
 MIB = 2**20
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python

@@ -15,21 +15,21 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from store import leases
-from store.remote import store_place
-from train import checkpoint
-from train.augment import cutblur, mixup
-from train.config import TrainConfig, learning_rate, loss_stages, span
-from train.distributed import World, world
-from train.fusion import build_fusion
-from train.journal import Journal
-from train.loader import Batch
-from train.losses import LOSSES, Criterion
-from train.run import begin, feature_channels
-from train.sampler import step_rng
-from train.setup import Source, make_loader, make_validation, open_source
-from train.step import Trainer
-from train.watch import Meter, Watch, stop_signals
+from championship_sr.store import leases
+from championship_sr.store.remote import store_place
+from championship_sr.train import checkpoint
+from championship_sr.train.augment import cutblur, mixup
+from championship_sr.train.batch import Batch
+from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
+from championship_sr.train.distributed import World, world
+from championship_sr.train.fusion import build_fusion
+from championship_sr.train.journal import Journal
+from championship_sr.train.losses import LOSSES, Criterion
+from championship_sr.train.run import begin, feature_channels
+from championship_sr.train.sampler import step_rng
+from championship_sr.train.setup import Source, make_loader, make_validation, open_source
+from championship_sr.train.step import Trainer
+from championship_sr.train.watch import Meter, Watch, stop_signals
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from store import files
-from store.config import build, dump_yaml, read_yaml, to_plain
-from store.errors import ConfigError, StoreError
-from store.manifest import ArraySpec, Expert
-from store.remote import store_place
-from train.config import TrainConfig
+from championship_sr.store import files
+from championship_sr.store.config import build, dump_yaml, read_yaml, to_plain
+from championship_sr.store.entries import ArraySpec, Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.remote import store_place
+from championship_sr.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
 

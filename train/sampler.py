@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 Weighting = Literal["crops", "images"]
 

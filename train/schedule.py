@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from store.errors import ConfigError
+from championship_sr.store.errors import ConfigError
 
 END_TOLERANCE = 0.01  # of the way from the lowest to the peak learning rate: what rounding to whole steps may leave
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from store.config import to_plain
-from store.errors import ConfigError, StoreError
-from store.manifest import Expert
-from store.reader import Store
-from store.remote import cache_folder, is_remote
-from store.remote_store import RemoteStore
-from train.cache import RemoteStoreReader, ShardCache
-from train.config import DataConfig, TrainConfig
-from train.distributed import World
-from train.live import LiveExperts, LiveLoader, load_experts, window_px
-from train.loader import Loader
-from train.validate import Validation, WholeImage, check_apart, read_pair, read_stored, split_images
+from championship_sr.store.config import to_plain
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.reader import Store
+from championship_sr.store.remote import cache_folder, is_remote
+from championship_sr.store.remote_store import RemoteStore
+from championship_sr.train.cache import RemoteStoreReader, ShardCache
+from championship_sr.train.config import DataConfig, TrainConfig
+from championship_sr.train.distributed import World
+from championship_sr.train.live import LiveExperts, LiveLoader, load_experts, window_px
+from championship_sr.train.loader import Loader
+from championship_sr.train.validate import Validation, WholeImage, check_apart, read_pair, read_stored, split_images
 
 VALIDATION_STORE = "validation.store"
 LOADER_KEYS = (
@@ -137,9 +137,9 @@ def _reader(held: Store, source: Source, config: TrainConfig, device: torch.devi
 def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
     """A store of the validation folders' images in the run's folder, made by the experts as the source records them."""
     # only for validation on folders; every process takes part
-    from extract.config import ExtractConfig
-    from extract.run import extract
-    from store.config import build
+    from championship_sr.extract.config import ExtractConfig
+    from championship_sr.extract.run import extract
+    from championship_sr.store.config import build
 
     settings = config.validation
     first = next(iter(source.entries.values())).identity

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store.maps import prefer_large_pages
-from store.reader import StoredArray
-from train.sampler import Place
+from championship_sr.store.maps import prefer_large_pages
+from championship_sr.store.reader import StoredArray
+from championship_sr.train.sampler import Place
 
 LINE = 64  # bytes that the processor's caches hold together
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535

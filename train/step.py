@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from store.errors import ConfigError
-from train.config import OptimiserConfig
-from train.distributed import World
-from train.ema import Ema
-from train.loader import Batch
-from train.losses import Criterion
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.batch import Batch
+from championship_sr.train.config import OptimiserConfig
+from championship_sr.train.distributed import World
+from championship_sr.train.ema import Ema
+from championship_sr.train.losses import Criterion
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

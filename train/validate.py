@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from store.errors import ConfigError, StoreError
-from store.layout import PAIRS
-from store.manifest import Expert
-from store.reader import Store
-from train.config import ValidationConfig
-from train.distributed import World
-from train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store
+from championship_sr.train.config import ValidationConfig
+from championship_sr.train.distributed import World
+from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
 
 PICTURE_PX = 192  # side of the windows that are shown
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from store.errors import WeightsError
-from train.distributed import World
+from championship_sr.store.errors import WeightsError
+from championship_sr.train.distributed import World
 
 SHOWN_PLACES = 8
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from store.config import config_dataclass
+from championship_sr.store.config import config_dataclass
 
 
 @config_dataclass

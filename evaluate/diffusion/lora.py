@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from store.errors import WeightsError
+from championship_sr.store.errors import WeightsError
 
 KEY = re.compile(
     r"(?:transformer\.|vae\.)?(.+)\.lora_([AB])\.weight"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from evaluate.diffusion.config import DiffusionConfig
-from evaluate.diffusion.refine import Refiner
-from evaluate.diffusion.weights import load_refiner
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
+from championship_sr.evaluate.diffusion.refine import Refiner
+from championship_sr.evaluate.diffusion.weights import load_refiner
 
 
 def diffusion_options(command: Callable) -> Callable:

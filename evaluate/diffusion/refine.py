@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluate.diffusion.colour import match_colours
-from evaluate.diffusion.config import DiffusionConfig
-from evaluate.diffusion.tiles import run_tiled
-from store.errors import WeightsError
+from championship_sr.evaluate.diffusion.colour import match_colours
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
+from championship_sr.evaluate.diffusion.tiles import run_tiled
+from championship_sr.store.errors import WeightsError
 
 
 @dataclass(frozen=True)

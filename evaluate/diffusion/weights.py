@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from evaluate.diffusion.config import DiffusionConfig
-from evaluate.diffusion.lora import merge_lora
-from evaluate.diffusion.refine import Prompt, Refiner
-from extract.experts import resolve_device
-from store.errors import ConfigError, WeightsError
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
+from championship_sr.evaluate.diffusion.lora import merge_lora
+from championship_sr.evaluate.diffusion.refine import Prompt, Refiner
+from championship_sr.extract.experts import resolve_device
+from championship_sr.store.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 

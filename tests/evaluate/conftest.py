@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluate.config import EvaluateConfig
-from extract.config import ExtractConfig
-from extract.edsr import EDSR
-from extract.run import extract
-from store.config import build
-from store.reader import Store
-from train import checkpoint
-from train.config import TrainConfig
-from train.fusion import build_fusion
-from train.run import begin, feature_channels
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.edsr import EDSR
+from championship_sr.extract.run import extract
+from championship_sr.store.config import build
+from championship_sr.store.reader import Store
+from championship_sr.train import checkpoint
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.fusion import build_fusion
+from championship_sr.train.run import begin, feature_channels
 
 SCALE = 4
 SIZES = ((15, 21), (16, 12), (13, 13), (12, 16))  # LR rows and columns

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis.strategies import integers
 
-from evaluate.baselines import (
+from championship_sr.evaluate.baselines import (
     EXPERT,
     MEAN,
     PER_PIXEL,
@@ -16,9 +16,9 @@ from evaluate.baselines import (
     minimise_on_simplex,
     project_to_simplex,
 )
-from evaluate.infer import hwc
-from evaluate.metrics import Scorer
-from extract.bicubic import downscale, upscale
+from championship_sr.evaluate.infer import hwc
+from championship_sr.evaluate.metrics import Scorer
+from championship_sr.extract.bicubic import downscale, upscale
 
 
 def photo(seed: int = 0, height: int = 32, width: int = 44) -> np.ndarray:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate.benchmarks import find_benchmarks
-from store.errors import StoreError
+from championship_sr.evaluate.benchmarks import find_benchmarks
+from championship_sr.store.errors import StoreError
 
 LAYOUTS = {
     "ours": ("HR/a.png", "LR_x4/a.png"),

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from evaluate.commands import evaluate, upscale
-from store.errors import ConfigError, StoreError
+from championship_sr.evaluate.commands import evaluate, upscale
+from championship_sr.store.errors import ConfigError, StoreError
 
 FAST = ("--set", "evaluate.bootstrap=200", "--set", "evaluate.device=cpu")
 
@@ -94,7 +94,7 @@ def test_a_report_folder_that_cannot_be_written_is_found_before_any_work(run_roo
     monkeypatch.setattr(
         "os.access", lambda path, _mode: Path(path).name != "report"
     )  # tests may run as root, to whom all is open
-    monkeypatch.setattr("evaluate.session.evaluate_sets", lambda **_given: pytest.fail("scored first"))
+    monkeypatch.setattr("championship_sr.evaluate.session.evaluate_sets", lambda **_given: pytest.fail("scored first"))
     with pytest.raises(StoreError, match="report: cannot be written to"):
         call(evaluate, "--run", run_root, "--hr", hr_folder, "--report", tmp_path / "report", *FAST)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.diffusion.colour import WAVELET_LEVELS, adain_match, coarsest_band, wavelet_match
+from championship_sr.evaluate.diffusion.colour import WAVELET_LEVELS, adain_match, coarsest_band, wavelet_match
 
 
 def images(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from evaluate import load
-from evaluate.commands import evaluate, upscale
-from evaluate.config import EvaluateConfig
-from evaluate.diffusion import DiffusionConfig, load_refiner
-from evaluate.diffusion.lora import merge_lora
-from evaluate.files import Picture, read_picture, write_picture
-from store.errors import ConfigError, WeightsError
+from championship_sr.evaluate import load
+from championship_sr.evaluate.commands import evaluate, upscale
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
+from championship_sr.evaluate.diffusion.lora import merge_lora
+from championship_sr.evaluate.files import Picture, read_picture, write_picture
+from championship_sr.store.errors import ConfigError, WeightsError
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusion")
 

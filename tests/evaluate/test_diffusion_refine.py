@@ -8,10 +8,10 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from evaluate.diffusion import DiffusionConfig, Refiner, diffusion_options, refiner_from_options
-from evaluate.diffusion.refine import Prompt
-from store.config import build
-from store.errors import ConfigError, WeightsError
+from championship_sr.evaluate.diffusion import DiffusionConfig, Refiner, diffusion_options, refiner_from_options
+from championship_sr.evaluate.diffusion.refine import Prompt
+from championship_sr.store.config import build
+from championship_sr.store.errors import ConfigError, WeightsError
 
 FACTOR, SCALE, SHIFT = 4, 1.5, 0.25
 
@@ -138,7 +138,7 @@ def test_impossible_settings_are_named(values, message):
 
 
 def test_options_reach_the_refiner(monkeypatch, tmp_path):
-    monkeypatch.setattr("evaluate.diffusion.options.load_refiner", lambda *given: given)
+    monkeypatch.setattr("championship_sr.evaluate.diffusion.options.load_refiner", lambda *given: given)
 
     @click.command()
     @diffusion_options

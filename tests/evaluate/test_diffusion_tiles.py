@@ -7,7 +7,7 @@ from hypothesis.strategies import integers
 from torch import nn
 from torch.nn import functional
 
-from evaluate.diffusion.tiles import run_tiled, spans
+from championship_sr.evaluate.diffusion.tiles import run_tiled, spans
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from evaluate.diffusion import DiffusionConfig, load_refiner
-from evaluate.diffusion.lora import merge_lora
-from evaluate.diffusion.weights import _tensor
-from store.errors import ConfigError, WeightsError
+from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
+from championship_sr.evaluate.diffusion.lora import merge_lora
+from championship_sr.evaluate.diffusion.weights import _tensor
+from championship_sr.store.errors import ConfigError, WeightsError
 
 
 class Small(nn.Module):

@@ -7,8 +7,17 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from evaluate.files import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, Picture, from_pil, read_picture, to_pil, write_picture
-from store.errors import ConfigError, StoreError
+from championship_sr.evaluate.files import (
+    EXIF_HEIGHT,
+    EXIF_IFD,
+    EXIF_WIDTH,
+    Picture,
+    from_pil,
+    read_picture,
+    to_pil,
+    write_picture,
+)
+from championship_sr.store.errors import ConfigError, StoreError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

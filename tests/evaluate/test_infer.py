@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 from torch import nn
 
-from evaluate.infer import LiveInputs, Tiling, hwc, run, run_ensemble, spans
+from championship_sr.evaluate.infer import LiveInputs, Tiling, hwc, run, run_ensemble, spans
 
 SCALE = 2
 WHOLE = Tiling(tile_px=1000, halo_px=0, blend_px=0)

@@ -9,10 +9,10 @@ import scipy.io
 import torch
 from torch import nn
 
-from evaluate.compare import Plan, score_cases
-from evaluate.config import EvaluateConfig
-from evaluate.metrics import METRICS, Scorer, check_learned, learned_metric
-from store.errors import WeightsError
+from championship_sr.evaluate.compare import Plan, score_cases
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.metrics import METRICS, Scorer, check_learned, learned_metric
+from championship_sr.store.errors import WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -117,5 +117,7 @@ def test_weights_that_cannot_be_had_are_one_line_before_any_image_is_run(name, e
 
 
 def test_metrics_without_weights_need_no_package(monkeypatch):
-    monkeypatch.setattr("evaluate.metrics.learned_metric", lambda name: pytest.fail(f"{name} was loaded"))
+    monkeypatch.setattr(
+        "championship_sr.evaluate.metrics.learned_metric", lambda name: pytest.fail(f"{name} was loaded")
+    )
     check_learned(["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"])

@@ -12,10 +12,10 @@ from hypothesis.strategies import integers
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from evaluate.config import EvaluateConfig
-from evaluate.metrics import Protocol, Scorer, learned_metric, ntire_perceptual
-from store.errors import ConfigError
-from train.metrics import psnr, rgb_to_y, round_to_8bit, ssim
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.metrics import Protocol, Scorer, learned_metric, ntire_perceptual
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit, ssim
 
 
 def noisy_pair(seed: int, height: int = 40, width: int = 47) -> tuple[np.ndarray, np.ndarray]:

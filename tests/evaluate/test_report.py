@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import charts
-from evaluate.baselines import EXPERT, FUSION, MEAN
-from evaluate.cases import Case
-from evaluate.compare import Pictures
-from evaluate.gallery import WINDOW_LR_PX, Gallery, nearest_expert
-from evaluate.paint import INFERNO, categories, coloured, data_uri
-from evaluate.report import evaluate_with_report
-from train.journal import METRICS_FILE
+from championship_sr.evaluate import charts
+from championship_sr.evaluate.baselines import EXPERT, FUSION, MEAN
+from championship_sr.evaluate.cases import Case
+from championship_sr.evaluate.compare import Pictures
+from championship_sr.evaluate.gallery import WINDOW_LR_PX, Gallery, nearest_expert
+from championship_sr.evaluate.paint import INFERNO, categories, coloured, data_uri
+from championship_sr.evaluate.report import evaluate_with_report
+from championship_sr.train.journal import METRICS_FILE
 
 LOG = """{"event": "reference", "step": 0, "time": 1.0, "psnr": {"one": 20.0, "mean": 20.5}, "ssim": {"one": 0.5}}
 {"event": "train", "step": 10, "time": 2.0, "loss": 0.05, "learning_rate": 0.001}

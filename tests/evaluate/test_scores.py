@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from evaluate.baselines import BICUBIC, EXPERT, FUSION, PER_IMAGE, SWITCHED_OFF
-from evaluate.scores import Scores, benchmarks_table, best_per_image
+from championship_sr.evaluate.baselines import BICUBIC, EXPERT, FUSION, PER_IMAGE, SWITCHED_OFF
+from championship_sr.evaluate.scores import Scores, benchmarks_table, best_per_image
 
 
 def scores(**changes) -> Scores:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from evaluate.baselines import (
+from championship_sr.evaluate.baselines import (  # fmt: skip
     BEST_X8,
     BICUBIC,
     CONVEX,
@@ -21,17 +21,17 @@ from evaluate.baselines import (
     PER_IMAGE,
     PER_PIXEL,
     SWITCHED_OFF,
-)  # fmt: skip
-from evaluate.model import load
-from evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
-from extract.bicubic import upscale
-from extract.config import DataConfig
-from extract.images import find_pairs
-from store.errors import ConfigError, StoreError, WeightsError
-from store.layout import VARIANTS
-from store.reader import Store
-from train.fusion import PHASES
-from train.metrics import psnr, rgb_to_y, round_to_8bit
+)
+from championship_sr.evaluate.model import load
+from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.extract.bicubic import upscale
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images import find_pairs
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.layout import VARIANTS
+from championship_sr.store.reader import Store
+from championship_sr.train.fusion import PHASES
+from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
 
 
 def read_whole(store: Store, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate import load
-from evaluate.submit import Facts, check, readme, submit
-from store.errors import ConfigError, StoreError
+from championship_sr.evaluate import load
+from championship_sr.evaluate.submit import Facts, check, readme, submit
+from championship_sr.store.errors import ConfigError, StoreError
 
 FACTS = Facts(extra_data=True, description="a fusion")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import load
-from evaluate.files import Picture, read_picture, write_picture
-from evaluate.upscale import UpscaleOptions, find_inputs, plan_outputs, upscale_files
-from extract.bicubic import upscale
-from store.errors import ConfigError, StoreError
+from championship_sr.evaluate import load
+from championship_sr.evaluate.files import Picture, read_picture, write_picture
+from championship_sr.evaluate.upscale import UpscaleOptions, find_inputs, plan_outputs, upscale_files
+from championship_sr.extract.bicubic import upscale
+from championship_sr.store.errors import ConfigError, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_every_kind_of_image_gives_the_same_pixels(model, photo):
 
 
 def test_tiles_of_a_large_image_fit_together(model, run_root, photo):
-    from evaluate.config import EvaluateConfig
+    from championship_sr.evaluate.config import EvaluateConfig
 
     cut = load(run_root, config=EvaluateConfig(device="cpu", tile_px=32, halo_px=16, blend_px=8))
     whole, tiled = (m(np.asarray(Image.open(photo))).astype(int) for m in (model, cut))

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from extract.config import ExtractConfig
-from extract.edsr import EDSR
-from store.config import build
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.edsr import EDSR
+from championship_sr.store.config import build
 
 
 @pytest.fixture(autouse=True)

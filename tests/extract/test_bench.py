@@ -3,9 +3,9 @@ import statistics
 import pytest
 import torch
 
-from extract.bench import BenchConfig, opened
-from extract.config import load_expert_config
-from extract.edsr import EDSR
+from championship_sr.extract.bench import BenchConfig, opened
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.edsr import EDSR
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from extract.bicubic import contributions, cubic, downscale, imresize, upscale
+from championship_sr.extract.bicubic import contributions, cubic, downscale, imresize, upscale
 
 
 def test_the_kernel_is_keys_cubic():

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from extract.check import check, equivariance, listed
-from extract.config import load_expert_config
-from extract.edsr import EDSR
-from extract.experts import LoadedExpert, load_expert
-from extract.networks import Network
+from championship_sr.extract.check import check, equivariance, listed
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.edsr import EDSR
+from championship_sr.extract.experts import LoadedExpert, load_expert
+from championship_sr.extract.networks import Network
 
 CPU = torch.device("cpu")
 # of the fixture's EDSR: first convolution, five of the body, two of the upsampling, the last

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from extract import plan_command
-from extract.cluster import image_seconds, plan_cluster, put_requests, store_files
-from extract.plan import plan, planned_sizes
-from extract.plan_command import given_speeds
-from extract.run import extract
-from extract.simulate import Cluster
-from store.errors import ConfigError
-from store.remote import PART_BYTES, PARTS
+from championship_sr.extract import plan_command
+from championship_sr.extract.cluster import image_seconds, plan_cluster, put_requests, store_files
+from championship_sr.extract.plan import plan, planned_sizes
+from championship_sr.extract.plan_command import given_speeds
+from championship_sr.extract.run import extract
+from championship_sr.extract.simulate import Cluster
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.remote import PART_BYTES, PARTS
 
 
 @pytest.mark.parametrize("container", ["zarr", "hdf5"])

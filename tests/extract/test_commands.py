@@ -5,11 +5,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from extract.commands import bench_extract, experts, extract, plan
-from extract.options import size_text
-from store.config import to_plain
-from store.errors import ConfigError, StoreError
-from store.reader import Store
+from championship_sr.extract.commands import bench_extract, extract
+from championship_sr.extract.experts_commands import experts
+from championship_sr.extract.options import size_text
+from championship_sr.extract.plan_command import plan
+from championship_sr.store.config import to_plain
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.reader import Store
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from extract.config import (
+from championship_sr.extract.config import (
     FULL_SIZE,
     ExpertConfig,
     ExtractConfig,
@@ -9,8 +9,8 @@ from extract.config import (
     expert_configs,
     load_expert_config,
 )
-from store.config import build, to_plain
-from store.errors import ConfigError
+from championship_sr.store.config import build, to_plain
+from championship_sr.store.errors import ConfigError
 
 DATA = {"hr": ["photos"]}
 

@@ -6,9 +6,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from extract.config import load_expert_config
-from extract.experts import load_expert
-from store.errors import ConfigError, WeightsError
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.experts import load_expert
+from championship_sr.store.errors import ConfigError, WeightsError
 
 DOCUMENT = Path(__file__).parents[2] / "docs/experts.md"
 CPU = torch.device("cpu")

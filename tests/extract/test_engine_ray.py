@@ -11,22 +11,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from extract import engine_ray
-from extract.config import expert_configs
-from extract.engine_ray import RayOptions, Shares, Worker, actor_shares, connect
-from extract.run import extract
-from extract.shares import Rank
-from store.errors import ConfigError, StoreError
-from store.leases import Holder
-from store.transfer import pull
-from store.verify import verify
+from championship_sr.extract import engine_ray
+from championship_sr.extract.config import expert_configs
+from championship_sr.extract.engine_ray import RayOptions, Shares, Worker, actor_shares, connect
+from championship_sr.extract.run import extract
+from championship_sr.extract.shares import Rank
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.leases import Holder
+from championship_sr.store.transfer import pull
+from championship_sr.store.verify import verify
 from tests.s3_server import Fault
 
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for "this machine" and puts its outer address in its place
 OBJECT_STORE_BYTES = 80 << 20  # the least that Ray takes
 NETWORKS = """
 import os, time
-from extract.edsr import EDSR
+from championship_sr.extract.edsr import EDSR
 
 class Halting(EDSR):
     "On Ray, each actor makes two images and halts in the third, until one node is dead."

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from extract.config import load_expert_config
-from extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
-from extract.networks import Network, load_network
-from store.errors import ConfigError, WeightsError
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.experts import LoadedExpert, NonFiniteError, load_expert, resolve_device
+from championship_sr.extract.networks import Network, load_network
+from championship_sr.store.errors import ConfigError, WeightsError
 
 CPU = torch.device("cpu")
 

@@ -5,19 +5,20 @@ import pytest
 import torch
 from torch import nn
 
-from extract.config import load_expert_config
-from extract.entry import fit_tiling
-from extract.experts import LoadedExpert
-from extract.networks import Network
-from extract.run import Job, extract, run_expert
-from extract.shares import Rank
-from extract.tiling import Tiling
-from store import files
-from store.errors import StoreError
-from store.layout import PAIRS
-from store.manifest import ArraySpec, Expert, Image, Manifest
-from store.verify import verify
-from store.writer import ShardWriter, write_shard
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.entry import fit_tiling
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.networks import Network
+from championship_sr.extract.run import Job, extract, run_expert
+from championship_sr.extract.shares import Rank
+from championship_sr.extract.tiling import Tiling
+from championship_sr.store import files
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.verify import verify
+from championship_sr.store.writer import ShardWriter, write_shard
 
 CPU = torch.device("cpu")
 
@@ -97,7 +98,7 @@ def test_a_device_with_little_memory_gets_smaller_tiles_and_batches_and_the_run_
 ):
     small_store.remove_expert("fragile")
     expert = fragile(limit_px=10**9)
-    monkeypatch.setattr("extract.tiling.SMALLEST_TILE_PX", 8)
+    monkeypatch.setattr("championship_sr.extract.tiling.SMALLEST_TILE_PX", 8)
     monkeypatch.setattr(Job, "load", lambda self, entry: expert)
     config = make_config(tile_px=16, halo_px=2, batch_size=4)
     job = Job(config, small_store, {}, [0], Rank(), torch.device("cuda"), False)
@@ -118,7 +119,7 @@ def test_a_shard_that_another_process_has_is_left_to_it_and_then_taken(small_sto
             if not held.__exit__(RuntimeError, error, None):
                 raise error
 
-    monkeypatch.setattr("extract.shares.time.sleep", let_go)
+    monkeypatch.setattr("championship_sr.extract.shares.time.sleep", let_go)
     assert run_expert(small_store, fragile(), [0], Tiling(64, 8)).shards_written == 1
     assert small_store.missing_shards("fragile") == [1]
 
@@ -149,7 +150,7 @@ def test_a_full_disk_leaves_nothing_half_written(make_config, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("store.writer.ShardWriter.add", full)
+        patch.setattr("championship_sr.store.writer.ShardWriter.add", full)
         extract(config)
     left = {path.name for path in Path(config.store).rglob("*") if path.is_file()}
     assert left == {"store.yaml", "images.jsonl", "sources.json", "expert.yaml"}

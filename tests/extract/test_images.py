@@ -7,10 +7,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from extract.bicubic import downscale
-from extract.config import DataConfig
-from extract.images import UnreadableImage, decode, find_pairs
-from store.errors import StoreError
+from championship_sr.extract.bicubic import downscale
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images import UnreadableImage, decode, find_pairs
+from championship_sr.store.errors import StoreError
 
 
 def save(path: Path, height=8, width=12, seed=0) -> np.ndarray:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from extract.run import extract
-from store.verify import verify
+from championship_sr.extract.run import extract
+from championship_sr.store.verify import verify
 from tests.extract.stores import checksums
 
 KILLS = 20

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from extract.config import load_expert_config
-from extract.live import check_live, live_expert
-from extract.run import extract
-from store.errors import StoreError, WeightsError
-from store.manifest import Expert, Manifest
-from store.reader import Store
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.live import check_live, live_expert
+from championship_sr.extract.run import extract
+from championship_sr.store.entries import Expert
+from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
 
 
 @pytest.mark.parametrize("codecs", [{}, {"features": "pca4-int8", "sr": "uint8"}, {"features": "int8", "sr": "uint16"}])

@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.GRL import GRL
 
-from extract.config import load_expert_config
-from extract.edsr import DIV2K_RGB_MEAN, EDSR
-from extract.networks import load_network
-from extract.pretrain import export
-from extract.statedict import read_state, sha256_of
-from store.errors import ConfigError, WeightsError
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.edsr import DIV2K_RGB_MEAN, EDSR
+from championship_sr.extract.networks import load_network
+from championship_sr.extract.pretrain import export
+from championship_sr.extract.statedict import read_state, sha256_of
+from championship_sr.store.errors import ConfigError, WeightsError
 
 DECLARED = {"architecture": "extract.edsr:EDSR", "hyperparameters": {"num_feat": 8, "num_block": 3, "res_scale": 1.0}}
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from extract.edsr import EDSR
-from extract.images import Pair
-from extract.prepare import PairsWriter
-from extract.run import Job, extract
-from store.errors import StoreError
-from store.manifest import Manifest
+from championship_sr.extract.edsr import EDSR
+from championship_sr.extract.images import Pair
+from championship_sr.extract.prepare import PairsWriter
+from championship_sr.extract.run import Job, extract
+from championship_sr.store.errors import StoreError
+from championship_sr.store.manifest import Manifest
 from tests.extract.stores import checksums
 
 PATIENCE_SECONDS = 20

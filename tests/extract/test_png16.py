@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, integers
 
-from extract.images import UnreadableImage, decode
-from extract.png16 import SIGNATURE, Png16, is_png16, read_png16, write_png16
+from championship_sr.extract.images import UnreadableImage, decode
+from championship_sr.extract.png16 import SIGNATURE, Png16, is_png16, read_png16, write_png16
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # the specification's table 11.1
 

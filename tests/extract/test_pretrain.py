@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract.config import load_expert_config
-from extract.experts import load_expert
-from extract.pretrain import (
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.experts import load_expert
+from championship_sr.extract.pretrain import (
     PretrainConfig,
     build_network,
     export,
@@ -16,8 +16,8 @@ from extract.pretrain import (
     sample_batch,
     train_step,
 )
-from store.config import build
-from store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.config import build
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(make_config, tmp_pa
             raise KeyboardInterrupt
         return train_step(*args)
 
-    monkeypatch.setattr("extract.pretrain.train_step", step)
+    monkeypatch.setattr("championship_sr.extract.pretrain.train_step", step)
     with pytest.raises(KeyboardInterrupt):
         pretrain("e", config, tmp_path / "cut", CPU)
     assert pretrain("e", config, tmp_path / "cut", CPU).read_bytes() == whole.read_bytes()

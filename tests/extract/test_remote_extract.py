@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from extract import run
-from extract.run import extract
-from extract.shares import Part
-from store import remote, remote_staging
-from store.errors import StoreError
-from store.manifest import Manifest
-from store.remote_store import RemoteStore
-from store.transfer import pull
-from store.verify import verify
+from championship_sr.extract import run
+from championship_sr.extract.run import extract
+from championship_sr.extract.shares import Part
+from championship_sr.store import remote, remote_staging
+from championship_sr.store.errors import StoreError
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.remote_store import RemoteStore
+from championship_sr.store.transfer import pull
+from championship_sr.store.verify import verify
 from tests.s3_server import Fault
 
 

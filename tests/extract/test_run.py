@@ -7,17 +7,17 @@ import torch
 import yaml
 from PIL import Image as Picture
 
-from extract.config import load_expert_config
-from extract.edsr import EDSR
-from extract.experts import load_expert
-from extract.run import extract
-from extract.shares import Part
-from extract.tiling import Tiling, as_input, run_tiled
-from store.errors import ConfigError, StoreError
-from store.layout import PAIRS, transform
-from store.manifest import Manifest
-from store.merge import merge
-from store.reader import Store
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.edsr import EDSR
+from championship_sr.extract.experts import load_expert
+from championship_sr.extract.run import extract
+from championship_sr.extract.shares import Part
+from championship_sr.extract.tiling import Tiling, as_input, run_tiled
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import PAIRS, transform
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.merge import merge
+from championship_sr.store.reader import Store
 from tests.extract.stores import checksums
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_parts_order_and_restarts_give_the_same_bytes(make_config, tmp_path, mon
     extract(parts, part=Part(1, 2))
     stopped = make_config(store=str(tmp_path / "stopped"), tile_px=12, halo_px=2, batch_size=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("extract.run.run_tiled", interrupt_at(2))
+        patch.setattr("championship_sr.extract.run.run_tiled", interrupt_at(2))
         extract(stopped)
     assert 0 < extract(stopped).experts["tiny"].shards_written < 3
     assert checksums(parts.store) == checksums(whole.store) == checksums(stopped.store)
@@ -104,8 +104,8 @@ def test_a_part_reads_only_its_own_images(make_config):
 def test_what_is_done_is_not_done_again(make_config, monkeypatch):
     config = make_config()
     extract(config)
-    monkeypatch.setattr("extract.run.run_tiled", interrupt_at(1))
-    monkeypatch.setattr("extract.images.decode", interrupt_at(1))
+    monkeypatch.setattr("championship_sr.extract.run.run_tiled", interrupt_at(1))
+    monkeypatch.setattr("championship_sr.extract.images.decode", interrupt_at(1))
     assert extract(config).experts["tiny"].shards_written == 0
 
 
@@ -170,7 +170,7 @@ def test_an_interrupted_rebuild_leaves_the_old_expert_and_goes_on(make_config, s
     before = checksums(Path(config.store, "experts/tiny"))
     save_edsr(seed=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("extract.run.run_tiled", interrupt_at(3))
+        patch.setattr("championship_sr.extract.run.run_tiled", interrupt_at(3))
         extract(config, rebuild=["tiny"])
     assert checksums(Path(config.store, "experts/tiny")) == before
     Store(config.store, ["tiny"])
@@ -196,7 +196,7 @@ def test_a_touched_source_image_is_still_the_same(make_config, tmp_path):
 
 def test_every_damaged_image_is_named_before_any_expert_runs(make_config, tmp_path, monkeypatch):
     config = make_config()
-    monkeypatch.setattr("extract.run.load_expert", interrupt_at(1))
+    monkeypatch.setattr("championship_sr.extract.run.load_expert", interrupt_at(1))
     for name in ("photo0", "photo2"):
         path = tmp_path / f"HR/{name}.png"
         path.write_bytes(path.read_bytes()[:-100])
@@ -264,7 +264,7 @@ def test_a_codec_with_principal_components_has_the_same_basis_for_every_part(mak
 def test_a_smaller_tile_that_was_settled_on_is_kept_by_the_next_run(make_config, monkeypatch):
     config = make_config(tile_px=256)
     with monkeypatch.context() as patch:
-        patch.setattr("extract.run.Tiling", lambda tile, halo, batch: Tiling(128, halo, batch))
+        patch.setattr("championship_sr.extract.run.Tiling", lambda tile, halo, batch: Tiling(128, halo, batch))
         extract(config, part=Part(1, 2))
     assert extract(config).experts["tiny"].shards_written > 0
     assert Manifest.load(Path(config.store)).experts["tiny"].identity["tiling"]["tile_px"] == 128

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from extract.shares import Part, Rank, unless_busy, until_done
-from store.errors import ConfigError, StoreError
-from store.files import ShardBusy
-from store.manifest import Image, Manifest
+from championship_sr.extract.shares import Part, Rank, unless_busy, until_done
+from championship_sr.store.entries import Image
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.files import ShardBusy
+from championship_sr.store.manifest import Manifest
 
 
 def manifest(pixels: list[int]) -> Manifest:
@@ -59,7 +60,7 @@ def test_a_rank_whose_fellow_has_died_says_so(monkeypatch):
 
 
 def test_what_another_process_holds_is_tried_again_until_it_is_done(monkeypatch):
-    monkeypatch.setattr("extract.shares.POLL_SECONDS", 0)
+    monkeypatch.setattr("championship_sr.extract.shares.POLL_SECONDS", 0)
     missing, tried = {0, 1, 2}, []
     for shard in until_done(lambda: sorted(missing), [2, 0, 1]):
         tried.append(shard)

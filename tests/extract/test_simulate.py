@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import floats, integers
 
-from extract.simulate import Cluster, simulate
+from championship_sr.extract.simulate import Cluster, simulate
 
 
 @settings(max_examples=50, deadline=None)

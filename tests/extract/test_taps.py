@@ -6,14 +6,14 @@ import torch
 import yaml
 from torch import nn
 
-from extract.config import TapConfig, load_expert_config
-from extract.networks import load_network
-from extract.run import extract
-from extract.taps import captured, possible_shapes, to_lr_grid
-from extract.tiling import as_input
-from store.errors import ConfigError
-from store.layout import PAIRS
-from store.reader import Store
+from championship_sr.extract.config import TapConfig, load_expert_config
+from championship_sr.extract.networks import load_network
+from championship_sr.extract.run import extract
+from championship_sr.extract.taps import captured, possible_shapes, to_lr_grid
+from championship_sr.extract.tiling import as_input
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.reader import Store
 
 
 class Network(nn.Module):

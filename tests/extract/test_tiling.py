@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis.strategies import integers
 from torch import nn
 
-from extract.config import load_expert_config
-from extract.experts import LoadedExpert
-from extract.networks import Network
-from extract.tiling import Tiling, run_tiled, spans
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.networks import Network
+from championship_sr.extract.tiling import Tiling, run_tiled, spans
 
 
 def expert(model: nn.Module, multiple_px: int = 1) -> LoadedExpert:

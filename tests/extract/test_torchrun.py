@@ -15,14 +15,14 @@ from pathlib import Path
 
 import yaml
 
-from extract.run import extract
-from store.config import to_plain
-from store.leases import Holder
-from store.verify import verify
+from championship_sr.extract.run import extract
+from championship_sr.store.config import to_plain
+from championship_sr.store.leases import Holder
+from championship_sr.store.verify import verify
 
 NETWORK = """
 import os, time
-from extract.edsr import EDSR
+from championship_sr.extract.edsr import EDSR
 
 class Halting(EDSR):
     "Under torchrun, each rank makes two images and halts in the third."

@@ -18,8 +18,8 @@ from pathlib import Path
 READ_BYTES = 256 << 10
 CLIENT = """
 import json, pathlib, resource, sys, time
-from store import remote
-from store.remote import Bucket
+from championship_sr.store import remote
+from championship_sr.store.remote import Bucket
 path, chosen = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 if chosen:
     remote.parts_of_upload = lambda n_bytes: tuple(chosen)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from store.codecs import fit_pca, get_codec
-from store.errors import ConfigError, StoreError
+from championship_sr.store.codecs import fit_pca, get_codec
+from championship_sr.store.errors import ConfigError, StoreError
 
 RNG = np.random.default_rng(0)
 FEATURES = (RNG.standard_normal((9, 11, 12)) * RNG.uniform(0.1, 40, 12)).astype(np.float32)
@@ -137,7 +137,7 @@ def test_a_missing_compression_library_is_named(monkeypatch):
     import numcodecs
 
     get_codec.cache_clear()
-    from store.compression import get_compression
+    from championship_sr.store.compression import get_compression
 
     get_compression.cache_clear()
     monkeypatch.delattr(numcodecs, "Blosc")

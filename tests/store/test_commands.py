@@ -4,9 +4,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from store.commands import store as store_group
-from store.errors import ConfigError, StoreError
-from store.reader import Store
+from championship_sr.store.commands import store as store_group
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.reader import Store
 
 
 def run(*arguments):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from store.config import build, config_dataclass, dump_yaml, load_section, override, to_plain
-from store.errors import ConfigError
+from championship_sr.store.config import build, config_dataclass, dump_yaml, load_section, override, to_plain
+from championship_sr.store.errors import ConfigError
 
 
 @config_dataclass

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from store.convert import convert
-from store.errors import ConfigError, StoreError
-from store.info import info
-from store.layout import PAIRS
-from store.manifest import Manifest
-from store.merge import merge
-from store.reader import Store
-from store.verify import verify
+from championship_sr.store.convert import convert
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.info import info
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.merge import merge
+from championship_sr.store.reader import Store
+from championship_sr.store.verify import verify
 
 VARIANTS = ("identity", "rot90")
 

@@ -16,9 +16,9 @@ import yaml
 from numcodecs import Blosc, Zstd
 from safetensors.numpy import load_file
 
-from store.reader import Store
-from store.transfer import push
-from store.verify import verify
+from championship_sr.store.reader import Store
+from championship_sr.store.transfer import push
+from championship_sr.store.verify import verify
 from tests.s3_server import client
 
 CODECS = (

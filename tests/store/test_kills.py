@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from store.convert import convert
-from store.manifest import Manifest
-from store.merge import merge
-from store.reader import Store
-from store.verify import verify
+from championship_sr.store.convert import convert
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.merge import merge
+from championship_sr.store.reader import Store
+from championship_sr.store.verify import verify
 
 KILLS = 4
 
@@ -101,7 +101,9 @@ def test_a_killed_job_goes_on_to_the_same_store(tmp_path, samples, job, containe
 
 def test_moving_a_store_loses_no_shard_when_killed_between_copy_and_removal(tmp_path, make_store, monkeypatch):
     one, other = make_store(tmp_path / "one", {"a": 5}), make_store(tmp_path / "other", {"x": 1, "b": 5})
-    monkeypatch.setattr("store.merge._remove_taken", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "championship_sr.store.merge._remove_taken", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         merge([one, other], tmp_path / "out", move=True)
     assert all(not Manifest.load(root).missing_shards("pairs") for root in (one, tmp_path / "out"))

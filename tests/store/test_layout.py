@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis.strategies import data, integers, sampled_from, tuples
 
-from store.layout import (
+from championship_sr.store.layout import (
     VARIANTS,
     array_key,
     checked_name,

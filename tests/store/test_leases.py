@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import leases
-from store.files import ShardBusy
-from store.layout import PAIRS
-from store.leases import Holder, held, is_held, revoke
-from store.manifest import Manifest
-from store.reader import Store
-from store.verify import verify
-from store.writer import write_shard
+from championship_sr.store import leases
+from championship_sr.store.files import ShardBusy
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.leases import Holder, held, is_held, revoke
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
+from championship_sr.store.verify import verify
+from championship_sr.store.writer import write_shard
 
 ELSEWHERE = Holder("feed", 4711, 99, "another-machine", "node7.cluster")
 
@@ -36,7 +36,7 @@ def no_flock(monkeypatch):
 def clock(monkeypatch):
     """This process's own clock, set by hand."""
     now = [1000.0]
-    monkeypatch.setattr("store.leases.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("championship_sr.store.leases.time.monotonic", lambda: now[0])
     return now
 
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from store import files
-from store.codecs import fit_pca
-from store.errors import StoreError
-from store.layout import PAIRS
-from store.manifest import ArraySpec, Expert, Image, Manifest, assign_shards
-from store.reader import Store
+from championship_sr.store import files
+from championship_sr.store.codecs import fit_pca
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest, assign_shards
+from championship_sr.store.reader import Store
 
 IMAGES = assign_shards([Image(f"i{i}", f"n{i}", (4, 5 + i), f"l{i}", f"h{i}", 0, "file") for i in range(5)], 2)
 HAT = Expert("hat", (ArraySpec("sr", 3, 4, "float16"),), {"weights_sha256": "1", "taps": {"features": "conv"}})

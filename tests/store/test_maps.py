@@ -6,8 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from store import maps
-from store.maps import PAGE, FileMap
+from championship_sr.store import maps
+from championship_sr.store.maps import PAGE, FileMap
 
 PAGES, PITCH = 200, 10 * PAGE
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from store.errors import StoreError
-from store.measure import measure_codecs
+from championship_sr.store.errors import StoreError
+from championship_sr.store.measure import measure_codecs
 
 
 def test_figures_of_codecs_are_those_of_their_arithmetic(tmp_path, make_store):

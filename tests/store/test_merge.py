@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from store.errors import StoreError
-from store.layout import PAIRS
-from store.manifest import Manifest
-from store.merge import merge
-from store.verify import verify
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.merge import merge
+from championship_sr.store.verify import verify
 
 
 def records(root):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers
 
-from store import remote, remote_service
-from store.errors import ConfigError, StoreError
-from store.remote import PART_BYTES, Bucket, parts_of_upload
+from championship_sr.store import remote, remote_service
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.remote import PART_BYTES, Bucket, parts_of_upload
 from tests.s3_server import CREDENTIALS, ENDPOINT, Fault
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

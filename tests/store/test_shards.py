@@ -11,10 +11,10 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import data, integers, sampled_from
 
-from store import maps
-from store.errors import StoreError
-from store.layout import PAIRS, VARIANTS, variant_size
-from store.reader import Store, StoredArray
+from championship_sr.store import maps
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS, VARIANTS, variant_size
+from championship_sr.store.reader import Store, StoredArray
 
 CONTAINERS = ("zarr", "hdf5")
 CHUNKS = ("default", "rows", "tiles:8x16")
@@ -123,7 +123,7 @@ def test_plain_h5py_reads_compressed_chunks_with_the_usual_plugins(tmp_path, mak
 
 
 def test_zarr_files_of_other_programs_agree_with_ours_on_the_index(tmp_path):
-    from store import zarr_shard
+    from championship_sr.store import zarr_shard
 
     values = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
     options = {"chunks": (8, 16, 3), "shards": (24, 32, 3), "compressors": None}
@@ -207,7 +207,7 @@ def _maps_and_files() -> tuple[int, int]:
 
 
 def test_maps_and_open_files_are_bounded(tmp_path, make_store, monkeypatch):
-    monkeypatch.setattr("store.reader.MAX_VIEWS", 4)
+    monkeypatch.setattr("championship_sr.store.reader.MAX_VIEWS", 4)
     store = Store(make_store(tmp_path / "s", n_images=20, sizes=[(8, 8)]))
     before = _maps_and_files()
     for _ in range(3):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from store import remote, remote_store
-from store.commands import store as store_command
-from store.errors import StoreError
-from store.manifest import Manifest
-from store.reader import Store
-from store.transfer import pull, push
-from store.verify import verify
+from championship_sr.store import remote, remote_store
+from championship_sr.store.commands import store as store_command
+from championship_sr.store.errors import StoreError
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
+from championship_sr.store.transfer import pull, push
+from championship_sr.store.verify import verify
 from tests.s3_server import ENDPOINT, Fault
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
-from store import reader
-from store.errors import StoreError
-from store.layout import PAIRS
-from store.live import compare_live
-from store.manifest import Manifest
-from store.reader import Store
-from store.verify import _is_finite, recorded_bytes, verify
-from store.writer import write_shard
+from championship_sr.store import reader
+from championship_sr.store.errors import StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.live import compare_live
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store
+from championship_sr.store.verify import _is_finite, recorded_bytes, verify
+from championship_sr.store.writer import write_shard
 
 SHARDS = {"zarr": "shard-00001.zarr", "hdf5": "shard-00001.h5"}
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import files
-from store.errors import ConfigError, StoreError
-from store.layout import PAIRS
-from store.manifest import ArraySpec, Expert, Image, Manifest, assign_shards
-from store.reader import Store
-from store.verify import verify
-from store.writer import write_shard
+from championship_sr.store import files
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest, assign_shards
+from championship_sr.store.reader import Store
+from championship_sr.store.verify import verify
+from championship_sr.store.writer import write_shard
 
 SIZE = (6, 5)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store.config import build
-from store.layout import PAIRS
-from store.manifest import ArraySpec, Expert, Image, Manifest
-from store.writer import write_shard
-from train.config import TrainConfig
+from championship_sr.store.config import build
+from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.layout import PAIRS
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.writer import write_shard
+from championship_sr.train.config import TrainConfig
 
 SCALE = 4
 POISON = 3e38  # finite, as a store demands; its square is not

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from store.errors import ConfigError
-from train.bench_step import bench_step, table
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.bench_step import bench_step, table
 
 CHANNELS = {"a": 4, "b": 6}
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from store import remote
-from store.errors import StoreError
-from store.reader import Store
-from store.remote_store import RemoteStore
-from store.transfer import push, tree_bytes
+from championship_sr.store import remote
+from championship_sr.store.errors import StoreError
+from championship_sr.store.reader import Store
+from championship_sr.store.remote_store import RemoteStore
+from championship_sr.store.transfer import push, tree_bytes
+from championship_sr.train.cache import GB, RemoteStoreReader, ShardCache
+from championship_sr.train.checkpoint import checkpoints
+from championship_sr.train.loader import Loader
+from championship_sr.train.loop import Run, train
 from tests.s3_server import Fault
-from train.cache import GB, RemoteStoreReader, ShardCache
-from train.checkpoint import checkpoints
-from train.loader import Loader
-from train.loop import Run, train
 
 STEPS = 24
 OPTIONS = {

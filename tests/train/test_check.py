@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from store.errors import StoreError
-from train.distributed import World
-from train.setup import make_loader, open_source
+from championship_sr.store.errors import StoreError
+from championship_sr.train.distributed import World
+from championship_sr.train.setup import make_loader, open_source
 
 
 def flip_a_bit(root) -> str:

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from store.errors import ConfigError, StoreError
-from train.checkpoint import checkpoints
-from train.commands import bench, read_settings, train
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.train.checkpoint import checkpoints
+from championship_sr.train.commands import bench, read_settings, train
 
 
 def run(*arguments, fails: type[Exception] | None = None):
@@ -22,7 +22,7 @@ def run(*arguments, fails: type[Exception] | None = None):
 
 @pytest.fixture(scope="module")
 def config_file(make_config, tmp_path_factory):
-    from store.config import dump_yaml, to_plain
+    from championship_sr.store.config import dump_yaml, to_plain
 
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(dump_yaml({"train": to_plain(make_config(steps=4))}))
@@ -71,7 +71,7 @@ def test_the_default_is_the_swift_profile_of_the_package():
 
 
 def test_describe_counts_the_parameters_of_the_stores_experts(shared_store, config_file):
-    from train.fusion import build_fusion
+    from championship_sr.train.fusion import build_fusion
 
     described = run("--store", shared_store, "--config", config_file, "--describe", "--json")
     result = json.loads(described.stdout.splitlines()[-1])
@@ -93,10 +93,10 @@ def test_bench_step_has_the_figures_of_each_profile_and_batch():
 def test_the_profiles_fit_the_documents_data_set(profile):
     from importlib import resources
 
-    from store.config import build
-    from train.config import TrainConfig, learning_rate, loss_stages, span
+    from championship_sr.store.config import build
+    from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
 
-    content = yaml.safe_load(resources.files("configs").joinpath(profile).read_text())["train"]
+    content = yaml.safe_load(resources.files("championship_sr.configs").joinpath(profile).read_text())["train"]
     config = build(TrainConfig, content, profile)
     length = span(config, 3450 * config.data.repeat_factor)
     rate, stages = learning_rate(config, length), loss_stages(config, length)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from store.errors import ConfigError
-from train.distributed import World, pick_device
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.distributed import World, pick_device
 
 
 def test_one_process_changes_nothing():

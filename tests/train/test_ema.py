@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from train.ema import Ema, decay_at
+from championship_sr.train.ema import Ema, decay_at
 
 
 class Counting(nn.Module):

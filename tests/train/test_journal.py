@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.journal import METRICS_FILE, Journal, read_metrics
+from championship_sr.train.journal import METRICS_FILE, Journal, read_metrics
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path):

@@ -8,12 +8,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
-from store.config import build
-from store.errors import ConfigError, WeightsError
-from train.config import LiveConfig
-from train.journal import read_metrics
-from train.live import coloured, gaussian_blur, rescaled, window_px
-from train.loop import train
+from championship_sr.store.config import build
+from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.config import LiveConfig
+from championship_sr.train.journal import read_metrics
+from championship_sr.train.live import coloured, gaussian_blur, rescaled, window_px
+from championship_sr.train.loop import train
 
 SIDE = 16
 
@@ -21,7 +21,7 @@ SIDE = 16
 @pytest.fixture(scope="module")
 def edsr_files(tmp_path_factory):
     """Two small experts' weights."""
-    from extract.edsr import EDSR
+    from championship_sr.extract.edsr import EDSR
 
     folder = tmp_path_factory.mktemp("weights")
     for seed, name in enumerate(("a", "b")):
@@ -33,8 +33,8 @@ def edsr_files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def edsr_store(edsr_files, tmp_path_factory):
     """A store of three images of 16 x 16 LR pixels, kept in full precision."""
-    from extract.config import ExtractConfig
-    from extract.run import extract
+    from championship_sr.extract.config import ExtractConfig
+    from championship_sr.extract.run import extract
 
     root = tmp_path_factory.mktemp("live")
     rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_what_needs_the_experts_again_is_refused_on_a_store(edsr_store, make_con
 def test_an_expert_whose_weights_have_changed_is_told(edsr_store, edsr_files, make_config, tmp_path):
     other = {"name": "a", "weights": str(edsr_files / "b.safetensors"), "tap": "conv_after_body"}
     path = tmp_path / "a.yaml"
-    from store.config import dump_yaml
+    from championship_sr.store.config import dump_yaml
 
     path.write_text(dump_yaml(other))
     with pytest.raises(WeightsError, match="a: was made with other weights"):

@@ -15,19 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from store import files
-from store.errors import ConfigError, StoreError, WeightsError
-from train.checkpoint import checkpoints, load_fusion
-from train.journal import read_metrics
-from train.loop import train
-from train.watch import Diverged
+from championship_sr.store import files
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.train.checkpoint import checkpoints, load_fusion
+from championship_sr.train.journal import read_metrics
+from championship_sr.train.loop import train
+from championship_sr.train.watch import Diverged
 
 RUNNER = """
 import sys, torch, yaml
 from pathlib import Path
-from store.config import build
-from train.config import TrainConfig
-from train.loop import train
+from championship_sr.store.config import build
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.loop import train
 torch.set_num_threads(1)
 store, out, config = map(Path, sys.argv[1:4])
 train(build(TrainConfig, yaml.safe_load(config.read_text()), "config"), store, out, resume=True)
@@ -54,7 +54,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def runner(config, tmp_path: Path, *arguments: str | Path) -> list[str]:
     """The command of a run in a process of its own."""
-    from store.config import dump_yaml, to_plain
+    from championship_sr.store.config import dump_yaml, to_plain
 
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(to_plain(config)))
@@ -89,9 +89,9 @@ def test_the_log_names_every_step_validation_and_the_end(finished):
 
 
 def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
-    from store.reader import Store
-    from train.metrics import psnr, rgb_to_y, round_to_8bit
-    from train.validate import read_stored
+    from championship_sr.store.reader import Store
+    from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
+    from championship_sr.train.validate import read_stored
 
     loaded = load_fusion(finished)
     assert not loaded.network.training and loaded.experts == ("one", "two") and loaded.channels == {"one": 5, "two": 7}
@@ -108,9 +108,9 @@ def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
 
 
 def test_validation_images_are_not_trained_on(finished, shared_store, make_config, tmp_path):
-    from store.reader import Store
-    from train.distributed import World
-    from train.setup import make_loader, make_validation, open_source
+    from championship_sr.store.reader import Store
+    from championship_sr.train.distributed import World
+    from championship_sr.train.setup import make_loader, make_validation, open_source
 
     config, cpu = make_config(validation={"images": ["photo00"]}), torch.device("cpu")
     source = open_source(shared_store, config, cpu)

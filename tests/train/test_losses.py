@@ -8,11 +8,11 @@ from skimage.filters import sobel
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from store.errors import ConfigError, WeightsError
-from train.losses import LOSSES, Criterion
-from train.losses.clip import CLIPSemantic
-from train.losses.vgg import VGGPerceptual, load_features
-from train.losses.wavelet import StationaryWavelet
+from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.losses import LOSSES, Criterion
+from championship_sr.train.losses.clip import CLIPSemantic
+from championship_sr.train.losses.vgg import VGGPerceptual, load_features
+from championship_sr.train.losses.wavelet import StationaryWavelet
 
 PLAIN = [name for name in LOSSES if name not in ("vgg", "clip")]
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.errors import ConfigError
-from train.schedule import Span, constant, cosine, parse_length, restarts, stages
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.schedule import Span, constant, cosine, parse_length, restarts, stages
 
 RATES = {"peak": 1e-3, "lowest": 1e-6, "warmup_from": 1e-5}
 

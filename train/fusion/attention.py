@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.blocks import linear
+from championship_sr.train.fusion.blocks import linear
 
 GROUPED_TOKENS = 16  # tokens a call: pixels are attended in groups, which costs a third less than one by one
 

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.attention import PixelAttention
-from train.fusion.blocks import first, last, linear, shuffle, unshuffle
-from train.fusion.frequency import N_BANDS
-from train.fusion.lka import LKABlock
-from train.fusion.pieces import in_pieces
+from championship_sr.train.fusion.attention import PixelAttention
+from championship_sr.train.fusion.blocks import first, last, linear, shuffle, unshuffle
+from championship_sr.train.fusion.frequency import N_BANDS
+from championship_sr.train.fusion.lka import LKABlock
+from championship_sr.train.fusion.pieces import in_pieces
 
 
 class CrossBand(nn.Module):

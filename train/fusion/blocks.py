@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion import winograd
+from championship_sr.train.fusion import winograd
 
 CONVOLVED_IMAGES = 16  # from so many images on, torch convolves by oneDNN whatever the kernel
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from train.fusion.attention import PixelAttention
-from train.fusion.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
-from train.fusion.lka import LKABlock
-from train.fusion.pieces import in_pieces
-from train.fusion.views import Views
+from championship_sr.train.fusion.attention import PixelAttention
+from championship_sr.train.fusion.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
+from championship_sr.train.fusion.lka import LKABlock
+from championship_sr.train.fusion.pieces import in_pieces
+from championship_sr.train.fusion.views import Views
 
 STRENGTH = 0.2  # the document: an image is scaled by 1 + 0.2 m, 0 < m < 1
 REST = 0.5  # with `start: mean`, the modulation that changes nothing

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from store.config import config_dataclass
-from store.errors import ConfigError
+from championship_sr.store.config import config_dataclass
+from championship_sr.store.errors import ConfigError
 
 PHASES = ("frequency", "bands", "collaboration", "hierarchy", "selection", "refinement", "edges")
 """The phases that can be switched off, in the order of the diagram: 2, 3, 4, 5, 6, 7a, 7b."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.fusion.config import PHASES
-from train.fusion.network import FusionNetwork
+from championship_sr.train.fusion.config import PHASES
+from championship_sr.train.fusion.network import FusionNetwork
 
 Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
 

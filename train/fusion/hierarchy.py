@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import (
+from championship_sr.train.fusion.blocks import (
     Join,
     Pointwise,
     ResidualBlock,
@@ -16,8 +16,8 @@ from train.fusion.blocks import (
     unshuffle,
     zero,
 )
-from train.fusion.frequency import N_BANDS, TIERS
-from train.fusion.views import Views
+from championship_sr.train.fusion.frequency import N_BANDS, TIERS
+from championship_sr.train.fusion.views import Views
 
 SHARE = 0.7  # the document: 70 % hierarchical, 30 % frequency-guided
 ROUTING = 3 * (N_BANDS + len(TIERS))

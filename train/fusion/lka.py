@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.blocks import first, last, linear
+from championship_sr.train.fusion.blocks import first, last, linear
 
 KERNEL = 21
 DILATION = 3

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from store.errors import ConfigError
-from train.fusion.bands import CrossBand
-from train.fusion.blocks import resize
-from train.fusion.collaboration import REST, Collaboration, modulated
-from train.fusion.config import PHASES, FusionConfig, Widths, check_phases
-from train.fusion.frequency import N_BANDS, TIERS, FrequencySplit
-from train.fusion.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
-from train.fusion.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
-from train.fusion.rival import PlainCNN
-from train.fusion.selection import Selection
-from train.fusion.views import Views
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.fusion.bands import CrossBand
+from championship_sr.train.fusion.blocks import resize
+from championship_sr.train.fusion.collaboration import REST, Collaboration, modulated
+from championship_sr.train.fusion.config import PHASES, FusionConfig, Widths, check_phases
+from championship_sr.train.fusion.frequency import N_BANDS, TIERS, FrequencySplit
+from championship_sr.train.fusion.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
+from championship_sr.train.fusion.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
+from championship_sr.train.fusion.rival import PlainCNN
+from championship_sr.train.fusion.selection import Selection
+from championship_sr.train.fusion.views import Views
 
 SWIFT_BAND_FACTOR = 2  # the bands are attended at half of the LR resolution
 

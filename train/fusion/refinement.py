@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.fusion.blocks import Join, ResidualBlock, conv3, gelu_conv, shuffle, unshuffle, zero
-from train.fusion.views import Views
+from championship_sr.train.fusion.blocks import Join, ResidualBlock, conv3, gelu_conv, shuffle, unshuffle, zero
+from championship_sr.train.fusion.views import Views
 
 RESIDUAL_SCALE = 0.1  # the document's, for both profiles
 EDGE_STRENGTH = 0.15

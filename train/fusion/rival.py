@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
-from train.fusion.collaboration import scaled
-from train.fusion.config import FusionConfig
-from train.fusion.refinement import RESIDUAL_SCALE
-from train.fusion.views import Views
+from championship_sr.train.fusion.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
+from championship_sr.train.fusion.collaboration import scaled
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.refinement import RESIDUAL_SCALE
+from championship_sr.train.fusion.views import Views
 
 BLOCKS = 6
 WIDTH = 96

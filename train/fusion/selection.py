@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.fusion.blocks import Pointwise, blend, conv3, resize, shuffle, zero
+from championship_sr.train.fusion.blocks import Pointwise, blend, conv3, resize, shuffle, zero
 
 THRESHOLD = 0.7, -0.5  # the document: threshold = 0.7 - 0.5 difficulty
 BLEND = 0.3, 0.4  # the document: the gates count for 0.3 + 0.4 difficulty

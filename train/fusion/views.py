@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.fusion.blocks import shuffle, unshuffle
+from championship_sr.train.fusion.blocks import shuffle, unshuffle
 
 
 class Views:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from store.errors import ConfigError, WeightsError
+from championship_sr.store.errors import ConfigError, WeightsError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, the published preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

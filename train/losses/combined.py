@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from store.errors import ConfigError
-from train.losses.clip import CLIPSemantic
-from train.losses.edge import SobelEdge
-from train.losses.pixel import L1, Charbonnier
-from train.losses.spectrum import LogSpectrum
-from train.losses.ssim import SSIM
-from train.losses.vgg import VGGPerceptual
-from train.losses.wavelet import StationaryWavelet
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.losses.clip import CLIPSemantic
+from championship_sr.train.losses.edge import SobelEdge
+from championship_sr.train.losses.pixel import L1, Charbonnier
+from championship_sr.train.losses.spectrum import LogSpectrum
+from championship_sr.train.losses.ssim import SSIM
+from championship_sr.train.losses.vgg import VGGPerceptual
+from championship_sr.train.losses.wavelet import StationaryWavelet
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "l1": L1,

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from train.metrics import structural_similarity
+from championship_sr.train.metrics import structural_similarity
 
 
 class SSIM(nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from store.errors import WeightsError
+from championship_sr.store.errors import WeightsError
 
 LAYERS = {"relu2_2": 8, "relu3_4": 17, "relu4_4": 26}  # places in torchvision's vgg19().features
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's normalisation for its ImageNet weights

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from store.errors import ConfigError
-from store.layout import VARIANTS
-from train.augment import cutblur, mixup, transformed, variants_for
-from train.batch import Batch
-from train.sampler import step_rng
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.layout import VARIANTS
+from championship_sr.train.augment import cutblur, mixup, transformed, variants_for
+from championship_sr.train.batch import Batch
+from championship_sr.train.sampler import step_rng
 
 
 @pytest.fixture

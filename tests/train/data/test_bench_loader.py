@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from store.reader import Store
-from train import bench_loader, bench_peers
-from train.bench_loader import Runner, useful_bytes, warm_figures
-from train.bench_peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
-from train.loader import Loader
-from train.sampler import Place
+from championship_sr.store.reader import Store
+from championship_sr.train import bench_loader, bench_peers
+from championship_sr.train.bench_loader import Runner, useful_bytes, warm_figures
+from championship_sr.train.bench_peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
+from championship_sr.train.loader import Loader
+from championship_sr.train.sampler import Place
 
 
 @pytest.fixture

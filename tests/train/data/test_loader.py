@@ -11,13 +11,14 @@ import pytest
 import torch
 import zarr
 
-from store.errors import ConfigError, StoreError
-from store.layout import transform
-from store.manifest import Image, Manifest
-from store.reader import Store, StoredArray
-from store.writer import write_shard
-from train.loader import Loader, joined
-from train.sampler import Place
+from championship_sr.store.entries import Image
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.layout import transform
+from championship_sr.store.manifest import Manifest
+from championship_sr.store.reader import Store, StoredArray
+from championship_sr.store.writer import write_shard
+from championship_sr.train.loader import Loader, joined
+from championship_sr.train.sampler import Place
 
 CROP, SCALE = 12, 2
 OPTIONS = {"batch_size": 4, "crop_px": CROP, "seed": 9, "repeat_factor": 5}
@@ -157,7 +158,9 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
     loader = Loader(Store(written()), **OPTIONS)
     loader.on_gpu = on_gpu
     monkeypatch.setattr(torch, "empty", recorded)
-    monkeypatch.setattr("train.slots.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes))
+    monkeypatch.setattr(
+        "championship_sr.train.slots.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes)
+    )
     slot = loader.slot()
     assert made == [on_gpu]
     assert len(asked) == (not on_gpu) and all(n_bytes >= loader.batch_bytes for n_bytes in asked)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.fusion import PHASES
-from train.fusion.describe import describe, measure, plain, saved_mib, table
+from championship_sr.train.fusion import PHASES
+from championship_sr.train.fusion.describe import describe, measure, plain, saved_mib, table
 
 
 @pytest.mark.parametrize("profile", ["swift", "paper", "direct"])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from store.config import build
-from store.errors import ConfigError
-from train.fusion import PHASES, FusionConfig, build_fusion
-from train.fusion.frequency import N_BANDS
+from championship_sr.store.config import build
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.fusion import PHASES, FusionConfig, build_fusion
+from championship_sr.train.fusion.frequency import N_BANDS
 
 PROFILES = ["swift", "paper", "direct", "cnn"]
 PHASED = ["swift", "paper", "direct"]

@@ -1,0 +1,117 @@
+"""The command line: `python pipeline.py COMMAND`, installed as `championship-sr`."""
+
+import importlib
+import logging
+import sys
+import warnings
+
+import click
+
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+
+# where each command lives: a module is imported when its command is used, so that --help needs no torch
+COMMANDS = {
+    "demo": (
+        "championship_sr.evaluate.demo:demo",
+        "The main job, from nothing to a report, in minutes on two CPU cores.",
+    ),
+    "plan": ("championship_sr.extract.commands:plan", "What an extraction will cost; writes nothing."),
+    "extract": ("championship_sr.extract.commands:extract", "Run the frozen experts once and fill the feature store."),
+    "store": (
+        "championship_sr.extract.store_commands:store",
+        "Look at, check, merge, convert and thin out feature stores.",
+    ),
+    "train": ("championship_sr.train.commands:train", "Train the fusion from a feature store."),
+    "evaluate": (
+        "championship_sr.evaluate.commands:evaluate",
+        "Score a run against every expert, their mean and the oracles.",
+    ),
+    "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve one image or a folder."),
+    "experts": ("championship_sr.extract.commands:experts", "List, check and pretrain experts."),
+    "bench": ("championship_sr.pipeline:bench", "Make the figures of the README again."),
+}
+BENCHMARKS = {
+    "loader": (
+        "championship_sr.train.commands:bench_loader",
+        "How fast a store is read, beside memcpy and other ways to read.",
+    ),
+    "step": ("championship_sr.train.commands:bench_step", "What a training step costs in each profile."),
+    "extract": (
+        "championship_sr.extract.commands:bench_extract",
+        "What extraction costs beside the experts' bare forward passes.",
+    ),
+}
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used: name -> (module:command, what it does)."""
+
+    def __init__(self, *args, table: dict[str, tuple[str, str]], **options) -> None:
+        super().__init__(*args, **options)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, _, attribute = self.table[name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more of what is done.")
+@click.version_option(package_name="championship-sr")
+def cli(debug: bool, verbose: bool) -> None:
+    """Train a fusion of frozen super-resolution experts from a feature store.
+
+    extract runs the experts once, train maps what they said, evaluate shows what the fusion adds.
+    """
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@click.group(cls=LazyGroup, table=BENCHMARKS)
+def bench() -> None:
+    """Make the figures of the README again."""
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main() -> None:
+    """Runs the command line; bad input ends in one line on stderr and exit status 1 or 2."""
+    debug = "--debug" in sys.argv
+    try:
+        status = cli.main(prog_name="championship-sr", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        status = fail("interrupted; the same command goes on from what is done", EXIT_INTERRUPTED)
+    except click.UsageError as error:
+        error.show()
+        status = EXIT_USAGE
+    except (ConfigError, click.ClickException) as error:
+        if debug:
+            raise
+        status = fail(one_line(error), EXIT_USAGE)
+    except (StoreError, WeightsError, OSError) as error:
+        if debug:
+            raise
+        status = fail(one_line(error), EXIT_FAILED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, status: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

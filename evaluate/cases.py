@@ -11,8 +11,9 @@ from championship_sr.evaluate.infer import Device, Inputs, LiveInputs, StoredInp
 from championship_sr.extract.experts import LoadedExpert
 from championship_sr.extract.images import Pair
 from championship_sr.store.errors import StoreError
-from championship_sr.store.layout import PAIRS, VARIANTS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.shards.reader import Store
 
 MAX_FIT_IMAGES = 32  # the convex weights have one degree of freedom an expert
 

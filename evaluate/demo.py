@@ -19,7 +19,7 @@ from championship_sr.evaluate.scores import Scores
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run import extract
 from championship_sr.store.config import load_section
-from championship_sr.store.layout import CONTAINERS
+from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.loop import train
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from championship_sr.evaluate.model import WEIGHTS, Model
 from championship_sr.extract.config import BUNDLED
 from championship_sr.store.config import dump_yaml
-from championship_sr.store.entries import Expert
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.entries import Expert
 from championship_sr.train.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
 from championship_sr.train.run import CONFIG_FILE, EXPERTS_FILE
 

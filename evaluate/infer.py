@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from championship_sr.extract.experts import LoadedExpert
-from championship_sr.store.layout import PAIRS, VARIANTS, inverse, transform
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import VARIANTS, inverse, transform
+from championship_sr.store.shards.reader import Store
 
 SPATIAL = (-2, -1)
 ROWS_AT_ONCE = 256

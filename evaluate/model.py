@@ -18,7 +18,7 @@ from championship_sr.evaluate.infer import LiveInputs, Progress, Result, chw, hw
 from championship_sr.extract.bicubic import upscale
 from championship_sr.extract.experts import LoadedExpert, resolve_device
 from championship_sr.extract.live import live_expert, recorded_config
-from championship_sr.store.entries import Expert
+from championship_sr.store.format.entries import Expert
 from championship_sr.train.checkpoint import LoadedFusion, Which, load_fusion
 
 log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from championship_sr.extract.images import Pair, UnreadableImage
 from championship_sr.extract.live import live_expert
 from championship_sr.extract.prepare import sha256_of
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.store.layout import VARIANTS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.fusion import PHASES
 from championship_sr.train.run import RUN_FILE, read_store
 

@@ -14,8 +14,8 @@ from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_st
 from championship_sr.extract.config import DataConfig, load_expert_config
 from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
 from championship_sr.extract.images import Pair, find_pairs, joined
+from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.files import write_atomic
 
 SCALE = 4  # of files that are scored without a run
 

@@ -23,8 +23,8 @@ from championship_sr.extract.run import run_expert
 from championship_sr.extract.shares import Rank
 from championship_sr.extract.statedict import weights_path
 from championship_sr.extract.tiling import Tiling, as_input
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.shards.reader import Store
 
 SILENT = Rank(rank=1)  # whose progress is not shown
 

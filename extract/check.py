@@ -16,7 +16,7 @@ from championship_sr.extract.networks import Network, load_network
 from championship_sr.extract.statedict import weights_path
 from championship_sr.extract.taps import captured, possible_shapes
 from championship_sr.store.errors import ConfigError, WeightsError
-from championship_sr.store.layout import VARIANTS, inverse, transform
+from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
 CHECKED_PX = 32  # side of the image that `experts check` runs
 ON_GRID_SIZES = ((64, 128), (128, 192))  # multiples of every published window; two, to tell layouts apart

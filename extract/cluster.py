@@ -11,8 +11,8 @@ from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.plan import ExpertPlan, Plan, worked_px
 from championship_sr.extract.simulate import Cluster, simulate
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import CONTAINERS
-from championship_sr.store.remote import parts_of_upload
+from championship_sr.store.format.layout import CONTAINERS
+from championship_sr.store.remote.bucket import parts_of_upload
 
 SHARD_SIZES = tuple(4**n for n in range(7))
 MOST_SHARDS = 400_000  # of all experts; beyond it a simulation takes minutes, and files are what breaks

@@ -13,7 +13,8 @@ import yaml
 from championship_sr.extract.pretrain import PretrainConfig
 from championship_sr.store.config import build, config_dataclass, read_yaml
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import VARIANTS, checked_name
+from championship_sr.store.format.layout import checked_name
+from championship_sr.store.format.variants import VARIANTS
 
 BUNDLED = "bundled:"  # weights that are package data, in extract/weights
 FEATURES = "features"  # the tap that training reads

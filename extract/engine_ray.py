@@ -26,10 +26,10 @@ from championship_sr.extract.images import find_pairs
 from championship_sr.extract.run import ExpertSummary, Job, opened, run_expert
 from championship_sr.extract.shares import Rank, pixels
 from championship_sr.extract.tiling import Tiling
-from championship_sr.store import leases
 from championship_sr.store.codecs import get_codec
+from championship_sr.store.disk import leases
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.store.layout import shard_stem
+from championship_sr.store.format.layout import shard_stem
 
 log = logging.getLogger(__name__)
 

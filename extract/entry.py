@@ -15,9 +15,9 @@ from championship_sr.extract.images import Pair
 from championship_sr.extract.tiling import Tiling, as_input
 from championship_sr.store.codecs import Params, fit_pca, get_codec
 from championship_sr.store.config import to_plain
-from championship_sr.store.entries import ArraySpec, Expert, Image
 from championship_sr.store.errors import StoreError
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.entries import ArraySpec, Expert, Image
+from championship_sr.store.format.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,12 @@ import torch
 from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
 from championship_sr.extract.tiling import as_input, run_tiled
-from championship_sr.store.entries import Expert
 from championship_sr.store.errors import StoreError, WeightsError
-from championship_sr.store.layout import PAIRS, transform
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import transform
 from championship_sr.store.live import LiveDifference, compare_live
-from championship_sr.store.reader import Store
+from championship_sr.store.shards.reader import Store
 
 
 @dataclass(frozen=True)

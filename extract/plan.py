@@ -18,7 +18,7 @@ from championship_sr.extract.statedict import weights_path
 from championship_sr.extract.tiling import spans
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.remote import is_remote
+from championship_sr.store.remote.bucket import is_remote
 
 # features and SR images, as one would choose them together
 CODECS = (

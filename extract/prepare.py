@@ -19,13 +19,14 @@ from tqdm import tqdm
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.images import Pair, UnreadableImage, find_pairs, joined
 from championship_sr.extract.shares import until_done
-from championship_sr.store import leases
-from championship_sr.store.entries import Image
+from championship_sr.store.disk import leases
+from championship_sr.store.disk.files import write_atomic
+from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
-from championship_sr.store.files import ShardBusy, write_atomic
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.manifest import LOCK_FILE, Manifest, assign_shards
-from championship_sr.store.writer import write_shard
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import LOCK_FILE, Manifest, assign_shards
+from championship_sr.store.shards.writer import write_shard
 
 log = logging.getLogger(__name__)
 

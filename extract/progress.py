@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from championship_sr.extract.shares import Rank, pixels
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.manifest import Manifest
 
 
 class Progress:

@@ -22,13 +22,14 @@ from championship_sr.extract.shares import Part, Rank, pixels, unless_busy, unti
 from championship_sr.extract.sink import Sink
 from championship_sr.extract.tiling import Tiling, as_input, run_tiled
 from championship_sr.store.codecs import get_codec
-from championship_sr.store.entries import Image
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.layout import PAIRS, transform
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.reader import Store
-from championship_sr.store.remote import is_remote
-from championship_sr.store.remote_staging import Staging
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.variants import transform
+from championship_sr.store.remote.bucket import is_remote
+from championship_sr.store.remote.staging import Staging
+from championship_sr.store.shards.reader import Store
 
 if TYPE_CHECKING:
     from championship_sr.extract.engine_ray import RayOptions

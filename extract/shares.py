@@ -12,9 +12,9 @@ from math import prod
 
 import torch.distributed as dist
 
+from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.files import ShardBusy
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

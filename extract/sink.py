@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 from torch import Tensor
 
-from championship_sr.store.files import ShardBusy
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.writer import write_shard
+from championship_sr.store.disk.locks import ShardBusy
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.writer import write_shard
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from championship_sr.extract.images import find_pairs
 from championship_sr.extract.prepare import sha256_of
 from championship_sr.store.commands import FOLDER, JSON, store
 from championship_sr.store.commands import verify as verify_bytes
-from championship_sr.store.entries import Image
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.verify import Hashes
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.verify import Hashes
 
 __all__ = ["store"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.store.compression import Compression, get_compression
+from championship_sr.store.containers.compression import Compression, get_compression
 from championship_sr.store.errors import ConfigError, StoreError
 
 Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw numbers

@@ -11,22 +11,22 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from championship_sr.store.convert import convert as convert_store
-from championship_sr.store.entries import counted
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.info import SourceInfo, StoreInfo
-from championship_sr.store.info import info as store_info
-from championship_sr.store.layout import CONTAINERS
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.measure import CodecFigures, measure_codecs
-from championship_sr.store.merge import merge as merge_stores
-from championship_sr.store.reader import Store
-from championship_sr.store.transfer import JOBS, Moved
-from championship_sr.store.transfer import pull as pull_store
-from championship_sr.store.transfer import push as push_store
-from championship_sr.store.verify import Hashes, Report, recorded_bytes
-from championship_sr.store.verify import verify as verify_store
-from championship_sr.store.view import write_sheet
+from championship_sr.store.format.entries import counted
+from championship_sr.store.format.layout import CONTAINERS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.codec_figures import CodecFigures, measure_codecs
+from championship_sr.store.operations.convert import convert as convert_store
+from championship_sr.store.operations.info import SourceInfo, StoreInfo
+from championship_sr.store.operations.info import info as store_info
+from championship_sr.store.operations.merge import merge as merge_stores
+from championship_sr.store.operations.sheet import write_sheet
+from championship_sr.store.operations.verify import Hashes, Report, recorded_bytes
+from championship_sr.store.operations.verify import verify as verify_store
+from championship_sr.store.remote.transfer import JOBS, Moved
+from championship_sr.store.remote.transfer import pull as pull_store
+from championship_sr.store.remote.transfer import push as push_store
+from championship_sr.store.shards.reader import Store
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from championship_sr.store.entries import Image
 from championship_sr.store.errors import StoreError
-from championship_sr.store.reader import Store, StoredArray
+from championship_sr.store.format.entries import Image
+from championship_sr.store.shards.reader import Store, StoredArray
 
 Recompute = Callable[[str, Image, str], dict[str, np.ndarray]]  # expert, image, variant -> float32 arrays
 

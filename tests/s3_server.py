@@ -19,7 +19,8 @@ from urllib.parse import quote, unquote, urlsplit
 import boto3
 import pytest
 
-from championship_sr.store import remote, remote_service
+from championship_sr.store.remote import bucket as remote
+from championship_sr.store.remote import service as remote_service
 
 ENDPOINT = os.environ.get("CHAMPIONSHIP_S3_ENDPOINT", "")  # with its keys in AWS_ACCESS_KEY_ID and so on
 CREDENTIALS = {

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import VARIANTS, transform
-from championship_sr.store.reader import Store
+from championship_sr.store.format.variants import VARIANTS, transform
+from championship_sr.store.shards.reader import Store
 
 if TYPE_CHECKING:
     from championship_sr.train.batch import Batch

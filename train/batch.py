@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from championship_sr.store.codecs import get_codec
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.reader import Store, StoredArray
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.augment import transformed
 from championship_sr.train.slots import Field, Slot
 

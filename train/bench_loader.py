@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from championship_sr.store.entries import ArraySpec, Expert, Image
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.reader import Store
-from championship_sr.store.writer import write_shard
+from championship_sr.store.format.entries import ArraySpec, Expert, Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.reader import Store
+from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.bench_peers import PEERS, contenders
 from championship_sr.train.loader import MIB, MOST_SLOTS, Loader
 from championship_sr.train.slots import room

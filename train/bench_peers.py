@@ -16,8 +16,8 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, Dataset
 
-from championship_sr.store.layout import PAIRS, array_key
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS, array_key
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.batch import fields_of
 from championship_sr.train.sampler import Place
 from championship_sr.train.slots import Field

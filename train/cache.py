@@ -17,14 +17,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from championship_sr.store import files, leases
+from championship_sr.store.disk import files, leases
+from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
-from championship_sr.store.files import ShardBusy
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.reader import Store
-from championship_sr.store.remote_staging import lock_path
-from championship_sr.store.remote_store import UNFINISHED, RemoteStore
-from championship_sr.store.transfer import tree_bytes
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
+from championship_sr.store.remote.staging import lock_path
+from championship_sr.store.remote.transfer import tree_bytes
+from championship_sr.store.shards.reader import Store
 
 log = logging.getLogger(__name__)
 

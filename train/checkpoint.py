@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from championship_sr.store import files
-from championship_sr.store.entries import Expert
+from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.format.entries import Expert
 from championship_sr.train.config import CheckpointConfig, TrainConfig
 from championship_sr.train.fusion import build_fusion
 from championship_sr.train.run import feature_channels, read_config, read_experts, scale_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from championship_sr.store import files
+from championship_sr.store.disk import files
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from championship_sr.store.config import to_plain
-from championship_sr.store.entries import ArraySpec, Expert
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.entries import ArraySpec, Expert
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.train.batch import Batch
 from championship_sr.train.config import LiveConfig, TrainConfig
 from championship_sr.train.loader import Loader

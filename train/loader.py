@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import PAIRS, inverse, variant_size, window_before
-from championship_sr.store.reader import Store, StoredArray
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import inverse, variant_size, window_before
+from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.augment import Augment, variants_for
 from championship_sr.train.batch import Batch, decoded, fields_of
 from championship_sr.train.cache import ShardCache

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from championship_sr.store import leases
-from championship_sr.store.remote import store_place
+from championship_sr.store.disk import leases
+from championship_sr.store.remote.bucket import store_place
 from championship_sr.train import checkpoint
 from championship_sr.train.augment import cutblur, mixup
 from championship_sr.train.batch import Batch

@@ -15,11 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from championship_sr.store import files
 from championship_sr.store.config import build, dump_yaml, read_yaml, to_plain
-from championship_sr.store.entries import ArraySpec, Expert
+from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.remote import store_place
+from championship_sr.store.format.entries import ArraySpec, Expert
+from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig
 
 log = logging.getLogger(__name__)

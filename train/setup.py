@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from championship_sr.store.config import to_plain
-from championship_sr.store.entries import Expert
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.reader import Store
-from championship_sr.store.remote import cache_folder, is_remote
-from championship_sr.store.remote_store import RemoteStore
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.remote.bucket import cache_folder, is_remote
+from championship_sr.store.remote.objects import RemoteStore
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.cache import RemoteStoreReader, ShardCache
 from championship_sr.train.config import DataConfig, TrainConfig
 from championship_sr.train.distributed import World

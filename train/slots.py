@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from championship_sr.store.maps import prefer_large_pages
-from championship_sr.store.reader import StoredArray
+from championship_sr.store.disk.maps import prefer_large_pages
+from championship_sr.store.shards.reader import StoredArray
 from championship_sr.train.sampler import Place
 
 LINE = 64  # bytes that the processor's caches hold together

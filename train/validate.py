@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.store.entries import Expert
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import ValidationConfig
 from championship_sr.train.distributed import World
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim

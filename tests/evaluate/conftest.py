@@ -13,7 +13,7 @@ from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.edsr import EDSR
 from championship_sr.extract.run import extract
 from championship_sr.store.config import build
-from championship_sr.store.reader import Store
+from championship_sr.store.shards.reader import Store
 from championship_sr.train import checkpoint
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.fusion import build_fusion

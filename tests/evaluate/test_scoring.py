@@ -28,8 +28,8 @@ from championship_sr.extract.bicubic import upscale
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.images import find_pairs
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.store.layout import VARIANTS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.fusion import PHASES
 from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
 

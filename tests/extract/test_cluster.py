@@ -16,7 +16,7 @@ from championship_sr.extract.plan_command import given_speeds
 from championship_sr.extract.run import extract
 from championship_sr.extract.simulate import Cluster
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.remote import PART_BYTES, PARTS
+from championship_sr.store.remote.bucket import PART_BYTES, PARTS
 
 
 @pytest.mark.parametrize("container", ["zarr", "hdf5"])

@@ -11,7 +11,7 @@ from championship_sr.extract.options import size_text
 from championship_sr.extract.plan_command import plan
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.reader import Store
+from championship_sr.store.shards.reader import Store
 
 
 @pytest.fixture

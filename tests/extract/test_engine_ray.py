@@ -16,10 +16,10 @@ from championship_sr.extract.config import expert_configs
 from championship_sr.extract.engine_ray import RayOptions, Shares, Worker, actor_shares, connect
 from championship_sr.extract.run import extract
 from championship_sr.extract.shares import Rank
+from championship_sr.store.disk.leases import Holder
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.leases import Holder
-from championship_sr.store.transfer import pull
-from championship_sr.store.verify import verify
+from championship_sr.store.operations.verify import verify
+from championship_sr.store.remote.transfer import pull
 from tests.s3_server import Fault
 
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for "this machine" and puts its outer address in its place

@@ -12,13 +12,13 @@ from championship_sr.extract.networks import Network
 from championship_sr.extract.run import Job, extract, run_expert
 from championship_sr.extract.shares import Rank
 from championship_sr.extract.tiling import Tiling
-from championship_sr.store import files
-from championship_sr.store.entries import ArraySpec, Expert, Image
+from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.verify import verify
-from championship_sr.store.writer import ShardWriter, write_shard
+from championship_sr.store.format.entries import ArraySpec, Expert, Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.verify import verify
+from championship_sr.store.shards.writer import ShardWriter, write_shard
 
 CPU = torch.device("cpu")
 
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_nothing_half_written(make_config, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("championship_sr.store.writer.ShardWriter.add", full)
+        patch.setattr("championship_sr.store.shards.writer.ShardWriter.add", full)
         extract(config)
     left = {path.name for path in Path(config.store).rglob("*") if path.is_file()}
     assert left == {"store.yaml", "images.jsonl", "sources.json", "expert.yaml"}

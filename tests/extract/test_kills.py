@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from championship_sr.extract.run import extract
-from championship_sr.store.verify import verify
+from championship_sr.store.operations.verify import verify
 from tests.extract.stores import checksums
 
 KILLS = 20

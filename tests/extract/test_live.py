@@ -8,10 +8,10 @@ import torch
 from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.live import check_live, live_expert
 from championship_sr.extract.run import extract
-from championship_sr.store.entries import Expert
 from championship_sr.store.errors import StoreError, WeightsError
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.reader import Store
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.reader import Store
 
 
 @pytest.mark.parametrize("codecs", [{}, {"features": "pca4-int8", "sr": "uint8"}, {"features": "int8", "sr": "uint16"}])

@@ -10,7 +10,7 @@ from championship_sr.extract.images import Pair
 from championship_sr.extract.prepare import PairsWriter
 from championship_sr.extract.run import Job, extract
 from championship_sr.store.errors import StoreError
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.manifest import Manifest
 from tests.extract.stores import checksums
 
 PATIENCE_SECONDS = 20

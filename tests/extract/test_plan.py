@@ -19,8 +19,8 @@ def test_bytes_are_those_of_the_arrays(make_config, save_edsr):
 
 def test_a_planned_store_has_the_bytes_of_a_real_one(make_config):
     from championship_sr.extract.run import extract
-    from championship_sr.store.manifest import Manifest
-    from championship_sr.store.reader import Store
+    from championship_sr.store.format.manifest import Manifest
+    from championship_sr.store.shards.reader import Store
 
     config = make_config()
     made = plan(config)

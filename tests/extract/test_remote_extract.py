@@ -9,12 +9,13 @@ import pytest
 from championship_sr.extract import run
 from championship_sr.extract.run import extract
 from championship_sr.extract.shares import Part
-from championship_sr.store import remote, remote_staging
 from championship_sr.store.errors import StoreError
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.remote_store import RemoteStore
-from championship_sr.store.transfer import pull
-from championship_sr.store.verify import verify
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.verify import verify
+from championship_sr.store.remote import bucket as remote
+from championship_sr.store.remote import staging as remote_staging
+from championship_sr.store.remote.objects import RemoteStore
+from championship_sr.store.remote.transfer import pull
 from tests.s3_server import Fault
 
 

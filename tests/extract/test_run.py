@@ -14,10 +14,11 @@ from championship_sr.extract.run import extract
 from championship_sr.extract.shares import Part
 from championship_sr.extract.tiling import Tiling, as_input, run_tiled
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.layout import PAIRS, transform
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.merge import merge
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.variants import transform
+from championship_sr.store.operations.merge import merge
+from championship_sr.store.shards.reader import Store
 from tests.extract.stores import checksums
 
 CPU = torch.device("cpu")

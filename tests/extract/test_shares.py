@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis.strategies import integers, lists
 
 from championship_sr.extract.shares import Part, Rank, unless_busy, until_done
-from championship_sr.store.entries import Image
+from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.files import ShardBusy
-from championship_sr.store.manifest import Manifest
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.manifest import Manifest
 
 
 def manifest(pixels: list[int]) -> Manifest:

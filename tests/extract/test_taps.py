@@ -12,8 +12,8 @@ from championship_sr.extract.run import extract
 from championship_sr.extract.taps import captured, possible_shapes, to_lr_grid
 from championship_sr.extract.tiling import as_input
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.reader import Store
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.shards.reader import Store
 
 
 class Network(nn.Module):

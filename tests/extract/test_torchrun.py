@@ -17,8 +17,8 @@ import yaml
 
 from championship_sr.extract.run import extract
 from championship_sr.store.config import to_plain
-from championship_sr.store.leases import Holder
-from championship_sr.store.verify import verify
+from championship_sr.store.disk.leases import Holder
+from championship_sr.store.operations.verify import verify
 
 NETWORK = """
 import os, time

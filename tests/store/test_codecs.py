@@ -137,7 +137,7 @@ def test_a_missing_compression_library_is_named(monkeypatch):
     import numcodecs
 
     get_codec.cache_clear()
-    from championship_sr.store.compression import get_compression
+    from championship_sr.store.containers.compression import get_compression
 
     get_compression.cache_clear()
     monkeypatch.delattr(numcodecs, "Blosc")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from championship_sr.store.commands import store as store_group
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.reader import Store
+from championship_sr.store.shards.reader import Store
 
 
 def run(*arguments):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from championship_sr.store.config import build
-from championship_sr.store.entries import ArraySpec, Expert, Image
-from championship_sr.store.layout import PAIRS
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.writer import write_shard
+from championship_sr.store.format.entries import ArraySpec, Expert, Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.config import TrainConfig
 
 SCALE = 4

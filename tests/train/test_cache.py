@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from championship_sr.store import remote
 from championship_sr.store.errors import StoreError
-from championship_sr.store.reader import Store
-from championship_sr.store.remote_store import RemoteStore
-from championship_sr.store.transfer import push, tree_bytes
+from championship_sr.store.remote import bucket as remote
+from championship_sr.store.remote.objects import RemoteStore
+from championship_sr.store.remote.transfer import push, tree_bytes
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.cache import GB, RemoteStoreReader, ShardCache
 from championship_sr.train.checkpoint import checkpoints
 from championship_sr.train.loader import Loader

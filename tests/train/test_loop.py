@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from championship_sr.store import files
+from championship_sr.store.disk import locks
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.train.checkpoint import checkpoints, load_fusion
 from championship_sr.train.journal import read_metrics
@@ -89,7 +89,7 @@ def test_the_log_names_every_step_validation_and_the_end(finished):
 
 
 def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
-    from championship_sr.store.reader import Store
+    from championship_sr.store.shards.reader import Store
     from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
     from championship_sr.train.validate import read_stored
 
@@ -108,7 +108,7 @@ def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
 
 
 def test_validation_images_are_not_trained_on(finished, shared_store, make_config, tmp_path):
-    from championship_sr.store.reader import Store
+    from championship_sr.store.shards.reader import Store
     from championship_sr.train.distributed import World
     from championship_sr.train.setup import make_loader, make_validation, open_source
 
@@ -277,7 +277,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_begin_anew(shared_sto
 def test_two_processes_cannot_train_one_run(shared_store, make_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
-    with files.locked(tmp_path / "run" / "run.lock"), pytest.raises(StoreError, match="another process"):
+    with locks.locked(tmp_path / "run" / "run.lock"), pytest.raises(StoreError, match="another process"):
         train(make_config(), shared_store, tmp_path / "run")
 
 

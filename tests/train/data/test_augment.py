@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.layout import VARIANTS
+from championship_sr.store.format.variants import VARIANTS
 from championship_sr.train.augment import cutblur, mixup, transformed, variants_for
 from championship_sr.train.batch import Batch
 from championship_sr.train.sampler import step_rng

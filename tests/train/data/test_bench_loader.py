@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from championship_sr.store.reader import Store
+from championship_sr.store.shards.reader import Store
 from championship_sr.train import bench_loader, bench_peers
 from championship_sr.train.bench_loader import Runner, useful_bytes, warm_figures
 from championship_sr.train.bench_peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample

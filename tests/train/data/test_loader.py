@@ -11,12 +11,12 @@ import pytest
 import torch
 import zarr
 
-from championship_sr.store.entries import Image
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.layout import transform
-from championship_sr.store.manifest import Manifest
-from championship_sr.store.reader import Store, StoredArray
-from championship_sr.store.writer import write_shard
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.variants import transform
+from championship_sr.store.shards.reader import Store, StoredArray
+from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.loader import Loader, joined
 from championship_sr.train.sampler import Place
 

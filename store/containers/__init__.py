@@ -1,0 +1,1 @@
+"""Zarr and HDF5: how one shard lies in a file."""

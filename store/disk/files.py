@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all, and locks that die with their process."""
+
+import ctypes
+import errno
+import os
+import shutil
+from pathlib import Path
+
+TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100
+
+
+def sync(path: Path) -> None:
+    """Put a file's or a folder's own entries on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Put a file, or a folder with everything in it, on the disk; contents before the names that lead to them."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path, topdown=False):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+    else:
+        sync(path)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; call it with the lock that guards the file."""
+    unfinished = path.with_name(path.name + TMP)
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync(path.parent)
+
+
+def publish(unfinished: Path, final: Path) -> None:
+    """Sync a finished file or folder and give it its name; what had the name without being recorded goes."""
+    sync_tree(unfinished)
+    remove(final)
+    unfinished.rename(final)
+    sync(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, if it is there; another process may be at it, too."""
+
+    def gone_is_well(_function: object, _path: str, error: tuple) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=gone_is_well)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system has no such step."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            return False
+        raise OSError(number, os.strerror(number), str(one))
+    sync(one.parent)
+    return True

@@ -1,0 +1,270 @@
+"""Who writes what: the kernel's lock where there is one, and a lease that also holds between machines.
+
+The lease beside NAME.lock is a folder NAME.lease with one empty file, COUNT.TOKEN.PID.START.MACHINE.HOST: who holds it,
+and a count that his heartbeat raises. Every step is one rename, which a file system does for one of several at a time:
+to take it, of a folder made elsewhere, which fails while a file is in the one that is there; to beat, of COUNT to
+COUNT + 1; to take it over, of exactly the name that has stood too long, which fails if the holder has beaten since. How
+long it has stood, whoever watches tells by its own clock: no two machines' clocks are compared. docs/format.md is
+normative.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from championship_sr.store.disk import files, locks
+from championship_sr.store.disk.locks import ShardBusy
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 15.0
+STANDING_SECONDS = 180.0  # twice the 90 s in which an NFSv4 server that was restarted lets nobody write
+WAIT_SECONDS = 0.2
+SUFFIX = ".lease"
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS without a lock daemon, Lustre without -o flock
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # ENOENT: whoever was faster has cleared our folder away
+_seen: dict[Path, tuple[str, float]] = {}  # lease -> its file's name, and since when this process has seen it stand
+
+
+class Holder(NamedTuple):
+    """What a lease's file is called for, but for the count."""
+
+    token: str
+    pid: int
+    started: int  # in the machine's ticks since it was started: a process number is given out again
+    machine: str
+    host: str
+
+    @classmethod
+    def of(cls, name: str) -> "Holder | None":
+        """Whoever the file's name tells of; None for a name that another program made."""
+        parts = name.split(".", 5)
+        if len(parts) < 6 or not (parts[2].isdigit() and parts[3].isdigit()):
+            return None
+        return cls(parts[1], int(parts[2]), int(parts[3]), *parts[4:])
+
+    def name(self, count: int) -> str:
+        return ".".join(map(str, (count, *self)))
+
+    def is_dead(self) -> bool:
+        """True if it was a process of this machine and is none any more."""
+        return self.machine == _MACHINE and self.started > 0 and _started(self.pid) != self.started
+
+
+def _machine() -> str:
+    """One name for this start of this machine and this view of its processes; containers have views of their own."""
+    try:
+        boot, view = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot, view = secrets.token_hex(), ""  # nobody is known to be dead then, and leases are watched
+    return hashlib.sha256(f"{platform.node()} {boot} {view}".encode()).hexdigest()[:16]
+
+
+def _started(pid: int) -> int:
+    """When the process was started, in ticks since the machine was; 0 if there is none, or the system doesn't say."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if state in "ZX" else int(fields[18])  # a zombie has let everything go
+
+
+_MACHINE = _machine()
+
+
+class Lease:
+    """A lease that is held; a thread beats while it is."""
+
+    def __init__(self, lock: Path) -> None:
+        """Takes it.
+
+        raises  ShardBusy if somebody else has it
+        """
+        self._folder = lock.with_suffix(SUFFIX)
+        self.token = secrets.token_hex(8)
+        self._holder = Holder(self.token, os.getpid(), _started(os.getpid()), _MACHINE, platform.node())
+        self._count, self._step, self._over = 0, threading.Lock(), threading.Event()
+        there = _file_in(self._folder)
+        if there is None:
+            self._take()
+        else:
+            self._take_over(there)
+        _seen.pop(self._folder, None)
+        threading.Thread(target=self._keep_beating, daemon=True, name=f"lease {self._folder.name}").start()
+
+    def beat(self) -> None:
+        """Raises the count: whoever watches begins anew.
+
+        raises  ShardBusy if another process has taken the lease over
+        """
+        with self._step:
+            here, there = (self._folder / self._holder.name(self._count + i) for i in range(2))
+            try:
+                os.rename(here, there)
+            except FileNotFoundError:
+                if not there.exists():  # else NFS has asked twice, and only the first answer was lost
+                    raise ShardBusy(
+                        f"{self._folder.with_suffix('')}: taken over by {_told(_file_in(self._folder))} "
+                        "while this process stood still; what it made of it is dropped"
+                    ) from None
+            self._count += 1
+
+    def let_go(self) -> None:
+        self._over.set()
+        with self._step, suppress(OSError):
+            (self._folder / self._holder.name(self._count)).unlink(missing_ok=True)
+            self._folder.rmdir()  # fails if another process has taken it meanwhile
+
+    def _take(self) -> None:
+        fresh = self._folder.with_suffix(f".{self.token}{SUFFIX}")
+        fresh.mkdir()
+        try:
+            (fresh / self._holder.name(0)).touch()
+            with suppress(OSError):
+                self._folder.rmdir()  # left empty by a process that was killed while it let go
+            os.rename(fresh, self._folder)
+        except OSError as error:
+            files.remove(fresh)
+            if error.errno not in _TAKEN:
+                raise
+            raise _busy(self._folder) from None
+
+    def _take_over(self, there: str) -> None:
+        holder = Holder.of(there)
+        if not (holder and holder.is_dead()) and not _has_stood(self._folder, there):
+            raise _busy(self._folder)
+        try:
+            os.rename(self._folder / there, self._folder / self._holder.name(0))
+        except FileNotFoundError:
+            raise _busy(self._folder) from None
+
+    def _keep_beating(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                self.beat()
+            except ShardBusy:
+                return
+            except OSError:
+                continue  # the file server does not answer; the next beat may come through
+
+
+@contextmanager
+def held(lock: Path, wait: bool = False, watch: bool = False) -> Iterator[Lease]:
+    """Hold the lock alone, on this machine and all others, while the block runs.
+
+    What earlier holders left unfinished beside it is removed, so that one who only stood still can't publish it.
+
+    watch   for callers that try once: look for a sign of life first, and take over from whoever gives none
+    raises  ShardBusy if another process holds it and `wait` is false, or if this one has lost it
+    """
+    with _flocked(lock, wait):
+        lease = _taken(lock, wait, watch)
+        try:
+            _clear(lock)
+            yield lease
+        except OSError:
+            lease.beat()  # its files are gone because another process has cleared them away: say so
+            raise
+        finally:
+            lease.let_go()
+
+
+def is_held(lock: Path) -> bool:
+    """True while somebody holds the lock."""
+    if not lock.exists() and _file_in(lock.with_suffix(SUFFIX)) is None:
+        return False
+    try:
+        with _flocked(lock, wait=False):
+            Lease(lock).let_go()
+    except ShardBusy:
+        return True
+    return False
+
+
+def revoke(lock: Path, host: str, pid: int) -> None:
+    """Free the lease of a process that is known to have died elsewhere, with its node for instance, at once."""
+    lease = lock.with_suffix(SUFFIX)
+    holder = Holder.of(there) if (there := _file_in(lease)) else None
+    if holder and (holder.host, holder.pid) == (host, pid):
+        (lease / there).unlink(missing_ok=True)
+
+
+@contextmanager
+def _flocked(lock: Path, wait: bool) -> Iterator[None]:
+    """The kernel's lock where the file system has it: at once free when its process ends, however it ends."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.locked(lock, wait))
+        except ShardBusy:
+            raise _busy(lock.with_suffix(SUFFIX)) from None  # the lease tells who it is
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            lock.unlink(missing_ok=True)
+        yield
+
+
+def _taken(lock: Path, wait: bool, watch: bool) -> Lease:
+    seen = None
+    while True:
+        try:
+            return Lease(lock)
+        except ShardBusy as busy:
+            there = _file_in(lock.with_suffix(SUFFIX)) or ""
+            if not wait and not (watch and seen in (None, there) and _may_be_dead(there)):
+                raise
+            if watch and seen is None:
+                log.warning("%s; waiting for a sign of life, at most %.0f s", busy, STANDING_SECONDS)
+            seen = there
+        time.sleep(WAIT_SECONDS)
+
+
+def _may_be_dead(there: str) -> bool:
+    """False for a process of this machine: it lives, or the lease would have been taken over."""
+    holder = Holder.of(there)
+    return not (holder and holder.machine == _MACHINE and holder.started)
+
+
+def _clear(lock: Path) -> None:
+    """Records first: without his record, whoever has just renamed his shard has made nothing that counts."""
+    names = sorted(name for name in os.listdir(lock.parent) if name.startswith(f"{lock.stem}."))
+    unfinished = [name for name in names if name.endswith(files.TMP)]
+    for name in sorted(unfinished, key=lambda name: not name.endswith(".json" + files.TMP)):
+        files.remove(lock.parent / name)
+    for name in names:
+        if name.endswith(SUFFIX) and name != lock.stem + SUFFIX:
+            with suppress(OSError):  # another process is just filling it, finds the lease taken and removes it
+                files.remove(lock.parent / name)
+
+
+def _file_in(lease: Path) -> str | None:
+    try:
+        return min(os.listdir(lease), default=None)
+    except FileNotFoundError:
+        return None
+
+
+def _has_stood(lease: Path, there: str) -> bool:
+    now = time.monotonic()
+    name, since = _seen.get(lease, ("", now))
+    since = since if name == there else now
+    _seen[lease] = there, since
+    return now - since > STANDING_SECONDS
+
+
+def _told(there: str | None) -> str:
+    holder = Holder.of(there) if there else None
+    return f"process {holder.pid} on {holder.host}" if holder else "another process"
+
+
+def _busy(lease: Path) -> ShardBusy:
+    return ShardBusy(f"{lease.with_suffix('')}: being written by {_told(_file_in(lease))}")

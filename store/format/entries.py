@@ -1,0 +1,269 @@
+"""The entries of a store's description, each as it lies in its file: images, experts, bases; and how two differ."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from championship_sr.store.codecs import Params, get_codec
+from championship_sr.store.config import dump_yaml
+from championship_sr.store.disk import files
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.layout import CONTAINERS, UNFINISHED, checked_name, shard_number, source_dir
+from championship_sr.store.format.variants import VARIANTS
+
+STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
+SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One photograph; the LR image that the experts saw has `lr_size` rows and columns."""
+
+    id: str
+    name: str
+    lr_size: tuple[int, int]
+    lr_sha256: str
+    hr_sha256: str
+    shard: int
+    lr_source: str  # "file", or "bicubic": made from the HR image
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of every image; `channels` as decoded, `resolution` 1 for the LR grid, the scale for the HR grid."""
+
+    name: str
+    channels: int
+    resolution: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert's folder.
+
+    identity      everything that decides the bytes; `identity["variants"]` lists the variants, if there are several
+    notes         what is worth knowing and decides nothing
+    basis_sha256  of basis.safetensors, where a codec has one
+    """
+
+    name: str
+    arrays: tuple[ArraySpec, ...]
+    identity: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    basis_sha256: str | None = None
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(self.identity.get("variants") or ("identity",))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides the bytes; every record of the expert's shards repeats it."""
+        decides = {
+            "arrays": [asdict(spec) for spec in self.arrays],
+            "identity": self.identity,
+            "basis": self.basis_sha256,
+        }
+        return hashlib.sha256(_canonical(decides)).hexdigest()
+
+
+def check_expert(expert: Expert) -> None:
+    """Refuse what cannot be stored.
+
+    raises  ConfigError for a name that is no name, an unknown variant or an unknown codec
+    """
+    checked_name(expert.name, "expert")
+    for spec in expert.arrays:
+        checked_name(spec.name, f"expert {expert.name}, array")
+        get_codec(spec.codec)
+    unknown = set(expert.variants) - set(VARIANTS)
+    if unknown:
+        raise ConfigError(f"expert {expert.name}: no such variant: {', '.join(sorted(unknown))}")
+
+
+def check_images(images: tuple[Image, ...], container: str) -> None:
+    """Refuse what no store can hold.
+
+    raises  StoreError for an unknown container, no images or two of one id; ConfigError for an id that is none
+    """
+    if container not in CONTAINERS:
+        raise StoreError(f"container {container!r}: expected one of {', '.join(CONTAINERS)}")
+    if not images:
+        raise StoreError("a store needs at least one image")
+    seen: set[str] = set()
+    for image in images:
+        checked_name(image.id, "image id")
+        if image.id in seen:
+            raise StoreError(f"two images have the id {image.id}")
+        seen.add(image.id)
+
+
+def read_images(path: Path, sha256: str | None) -> tuple[Image, ...]:
+    """The images of images.jsonl.
+
+    raises  StoreError if the file is not the one of this sha256
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise StoreError(f"{path}: missing, damaged or of another store ({STORE_FILE} names another sha256)")
+    entries = (json.loads(line) for line in content.splitlines())
+    return tuple(Image(**{**entry, "lr_size": tuple(entry["lr_size"])}) for entry in entries)
+
+
+def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> Expert:
+    """Begin an expert's folder; the expert as its file, written last of all, now has it.
+
+    raises  StoreError if the folder holds shards: their entry is lost, and they are not to be lost with it
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = sorted(name for name in os.listdir(folder) if shard_number(name) is not None)
+    if shards:
+        raise StoreError(f"{folder}: holds {shards[0]} but no {EXPERT_FILE}; put that back, or remove the folder")
+    unfitted = [spec.name for spec in expert.arrays if get_codec(spec.codec).components and spec.name not in basis]
+    if unfitted:
+        raise StoreError(f"expert {expert.name}: the codec of {', '.join(unfitted)} needs a basis (fit_pca)")
+    if basis:
+        from safetensors.numpy import save
+
+        # contiguous: safetensors writes a transposed array's memory as if it were not
+        content = save(
+            {f"{name}.{key}": np.ascontiguousarray(basis[name][key]) for name in basis for key in basis[name]}
+        )
+        files.write_atomic(folder / BASIS_FILE, content)
+        expert = replace(expert, basis_sha256=hashlib.sha256(content).hexdigest())
+    files.write_atomic(folder / EXPERT_FILE, dump_yaml(asdict(expert)).encode())
+    files.sync(folder.parent)
+    return expert
+
+
+def read_expert(root: Path, name: str, rebuild: bool = False) -> Expert:
+    """The expert of this folder.
+
+    raises  StoreError if its file is missing, damaged or of another expert
+    """
+    path = source_dir(root, name, rebuild) / EXPERT_FILE
+    content = read_yaml(path, f"{path}: missing")
+    try:
+        arrays = tuple(ArraySpec(**spec) for spec in content.pop("arrays"))
+        expert = Expert(arrays=arrays, **content)
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    if expert.name != name:
+        raise StoreError(f"{path}: the folder of {name} holds the expert {expert.name}")
+    return expert
+
+
+def expert_names(root: Path) -> list[str]:
+    """The experts whose folders have an entry."""
+    folder = root / "experts"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if not name.endswith(UNFINISHED) and (folder / name / EXPERT_FILE).exists())
+
+
+def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
+    """Array name -> basis.
+
+    raises  StoreError if the file is not the one of this sha256
+    """
+    from safetensors.numpy import load
+
+    path = folder / BASIS_FILE
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise StoreError(f"{path}: missing or damaged, and nothing coded with it can be read; rebuild the expert")
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in load(content).items():
+        name, _, part = key.rpartition(".")
+        result.setdefault(name, {})[part] = value
+    return result
+
+
+def read_yaml(path: Path, absent: str) -> dict[str, Any]:
+    """The mapping in a file; `absent` is the message where there is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(absent) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise StoreError(f"{path}: damaged: expected a mapping of keys")
+    return content
+
+
+def plain_expert(expert: Expert) -> Expert:
+    """The expert as it is after being written and read: no tuples, no numpy scalars."""
+    identity, notes = (json.loads(_canonical(part)) for part in (expert.identity, expert.notes))
+    return replace(expert, identity=identity, notes=notes)
+
+
+def different_experts(there: Expert, wanted: Expert) -> list[str]:
+    """Each key that decides the bytes and differs."""
+    return differences(_comparable(there), _comparable(plain_expert(wanted)))
+
+
+def _comparable(expert: Expert) -> dict[str, Any]:
+    arrays = {spec.name: asdict(spec) for spec in expert.arrays}
+    return {**expert.identity, "arrays": arrays}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One phrase for each key whose values differ."""
+    result = []
+    for key in sorted({*old, *new}, key=str):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            result += differences(one, other, f"{prefix}{key}.")
+        elif one != other and _canonical(one) != _canonical(other):
+            result.append(f"{prefix}{key} is {_short(one)} there, {_short(other)} now")
+    return result
+
+
+def different_stores(found: Any, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
+    """One phrase for each thing in which the store `found` (a Manifest) is not one of these images."""
+    different = differences(
+        {"scale": found.scale, "container": found.container}, {"scale": scale, "container": container}
+    )
+    if found.images == images:
+        return different
+    old, new = ({image.id: asdict(image) for image in each} for each in (found.images, images))
+    for what, ids in (("without", new.keys() - old.keys()), ("with the extra", old.keys() - new.keys())):
+        if ids:
+            different.append(f"{what} {listed(sorted(ids), 3)}")
+    for name in old.keys() & new.keys():
+        different += [f"image {name}: {each}" for each in differences(old[name], new[name])]
+    if not different and [*old] != [*new]:
+        different.append("the images are in another order")
+    return different
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:20] + "..."
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: `1 shard`, `2 shards`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def listed(items: Sequence[str], shown: int = SHOWN_DIFFERENCES) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=_scalar).encode()
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)

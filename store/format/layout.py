@@ -1,0 +1,53 @@
+"""Where everything lies in a store and how a window is found in it: names, chunk shapes, the eight variants.
+
+docs/format.md states the same in prose and is normative.
+"""
+
+import re
+from pathlib import Path
+
+from championship_sr.store.errors import ConfigError
+
+FORMAT_VERSION = 1
+PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
+CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
+
+
+UNFINISHED = (".tmp", ".rebuild")  # ends of names that are nobody's: files.TMP, and an expert made anew
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name, if it can be a folder and a part of an array's name on any system.
+
+    raises  ConfigError otherwise
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{what} {name!r}: only letters, digits and ._+- are allowed, the first a letter or digit")
+    if name.endswith(UNFINISHED):
+        raise ConfigError(f"{what} {name!r}: must not end in {' or '.join(UNFINISHED)}")
+    return name
+
+
+def source_dir(root: Path, source: str, rebuild: bool = False) -> Path:
+    """The folder of a source's shards; with `rebuild` the one beside it, where an expert is made anew."""
+    if source == PAIRS:
+        return root / PAIRS
+    return root / "experts" / (f"{source}.rebuild" if rebuild else source)
+
+
+def shard_stem(shard: int) -> str:
+    """The name of a shard without its ending."""
+    return f"shard-{shard:05d}"
+
+
+def shard_number(name: str) -> int | None:
+    """The number in a shard's name, None for a name of something else."""
+    found = re.match(r"shard-(\d{5,})\.", name)
+    return int(found.group(1)) if found else None
+
+
+def array_key(image_id: str, name: str, variant: str = "identity") -> str:
+    """The array's name inside its shard."""
+    return f"{image_id}/{name}" if variant == "identity" else f"{image_id}/{name}@{variant}"

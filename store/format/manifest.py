@@ -1,0 +1,300 @@
+"""What a store holds and how it came about: store.yaml, images.jsonl, expert.yaml and the shards' records."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from championship_sr.store.codecs import Params, get_codec
+from championship_sr.store.config import dump_yaml
+from championship_sr.store.disk import files, leases
+from championship_sr.store.errors import StoreError
+from championship_sr.store.format.entries import (
+    EXPERT_FILE,
+    IMAGES_FILE,
+    STORE_FILE,
+    ArraySpec,
+    Expert,
+    Image,
+    check_expert,
+    check_images,
+    different_experts,
+    different_stores,
+    expert_names,
+    listed,
+    plain_expert,
+    read_basis,
+    read_expert,
+    read_images,
+    read_yaml,
+    write_expert,
+)
+from championship_sr.store.format.layout import (
+    CONTAINERS,
+    FORMAT_VERSION,
+    PAIRS,
+    checked_name,
+    shard_number,
+    shard_stem,
+    source_dir,
+)
+
+LOCK_FILE = "store.lock"
+
+
+class Manifest:
+    """A store's description, as it was when it was read; writers change the files and this object together."""
+
+    def __init__(self, root: Path, scale: int, container: str, images: tuple[Image, ...], experts: dict[str, Expert]):
+        self.root, self.scale, self.container, self.images, self.experts = root, scale, container, images, experts
+        self._by_shard: dict[int, list[Image]] = {}
+        for image in images:
+            self._by_shard.setdefault(image.shard, []).append(image)
+
+    @classmethod
+    def create(cls, root: Path, *, scale: int, container: str, images: Sequence[Image]) -> "Manifest":
+        """A new store, or the one that is there if it is of the same images.
+
+        raises  StoreError naming what differs, or if the folder is something else
+        """
+        root, images = Path(root), tuple(images)
+        check_images(images, container)
+        if not (root / STORE_FILE).exists():
+            _begin(root, scale, container, images)
+        found = cls.load(root)
+        different = different_stores(found, scale, container, images)
+        if different:
+            raise StoreError(
+                f"{root}: a store of something else: {listed(different)}. Choose another folder for this one"
+            )
+        return found
+
+    @classmethod
+    def load(cls, root: Path, damaged: list[str] | None = None) -> "Manifest":
+        """The store in this folder.
+
+        damaged  takes the faults of experts whose entries cannot be read, instead of the first being raised
+        raises   StoreError if there is none, it is damaged, or its format is unknown
+        """
+        root = Path(root)
+        content = read_yaml(root / STORE_FILE, f"{root}: not a feature store (it has no {STORE_FILE})")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{root}: format version {version!r}; this program knows {FORMAT_VERSION}: update it")
+        if content.get("container") not in CONTAINERS or not isinstance(content.get("scale"), int):
+            raise StoreError(f"{root / STORE_FILE}: damaged: container or scale is missing or impossible")
+        images = read_images(root / IMAGES_FILE, content.get("images_sha256"))
+        experts = _read_experts(root, damaged)
+        return cls(root, content["scale"], content["container"], images, experts)
+
+    @property
+    def n_shards(self) -> int:
+        return len(self._by_shard)
+
+    @property
+    def sources(self) -> list[str]:
+        """The pairs and every expert."""
+        return [PAIRS, *self.experts]
+
+    def images_of(self, shard: int) -> list[Image]:
+        """The shard's images, in their order."""
+        return self._by_shard[shard]
+
+    def specs(self, source: str, rebuild: bool = False) -> tuple[ArraySpec, ...]:
+        """The arrays that each image has in this source; hr may also be uint16."""
+        if source == PAIRS:
+            return ArraySpec("lr", 3, 1, "uint8"), ArraySpec("hr", 3, self.scale, "uint8")
+        return self.expert(source, rebuild).arrays
+
+    def variants(self, source: str, rebuild: bool = False) -> tuple[str, ...]:
+        """The variants of each image in this source."""
+        return ("identity",) if source == PAIRS else self.expert(source, rebuild).variants
+
+    def fingerprint(self, source: str, rebuild: bool = False) -> str:
+        """What a record of the source's shards must repeat."""
+        return PAIRS if source == PAIRS else self.expert(source, rebuild).fingerprint
+
+    def expert(self, name: str, rebuild: bool = False) -> Expert:
+        """The expert of this name.
+
+        raises  StoreError naming those that there are
+        """
+        if rebuild:
+            return read_expert(self.root, name, rebuild=True)
+        if name not in self.experts:
+            raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
+        return self.experts[name]
+
+    def basis(self, name: str, rebuild: bool = False) -> dict[str, Params]:
+        """Array name -> basis, for the arrays whose codec has one.
+
+        raises  StoreError if the file is not the one that expert.yaml names
+        """
+        expert = self.expert(name, rebuild)
+        if expert.basis_sha256 is None:
+            return {}
+        return read_basis(source_dir(self.root, name, rebuild), expert.basis_sha256)
+
+    def needs_basis(self, expert: Expert, rebuild: bool = False) -> tuple[ArraySpec, ...]:
+        """The arrays for which `add_expert` must be given a basis: their codec has one and the store hasn't it yet."""
+        fitted = tuple(spec for spec in expert.arrays if get_codec(spec.codec).components)
+        if fitted and (source_dir(self.root, expert.name, rebuild) / EXPERT_FILE).exists():
+            there = read_expert(self.root, expert.name, rebuild)
+            return () if not different_experts(there, expert) else fitted
+        return fitted
+
+    def add_expert(self, expert: Expert, rebuild: bool = False, basis: Mapping[str, Params] | None = None) -> Expert:
+        """Make room for an expert, or go on with it if it is there with the same identity and arrays.
+
+        rebuild  make room beside the shards that there are, for `swap_rebuilt`
+        basis    array name -> `fit_pca`'s result, for each of `needs_basis`
+        raises   StoreError naming the keys that differ
+        """
+        check_expert(expert)
+        expert = plain_expert(expert)
+        folder = source_dir(self.root, expert.name, rebuild)
+        with leases.held(self.root / LOCK_FILE, wait=True):
+            for leftover in (self.root / "experts").glob("*" + files.TMP):
+                files.remove(leftover)
+            there = read_expert(self.root, expert.name, rebuild) if (folder / EXPERT_FILE).exists() else None
+            different = different_experts(there, expert) if there else []
+            if different and rebuild:
+                files.remove(folder)
+            if different and not rebuild:
+                raise StoreError(
+                    f"{self.root}: expert {expert.name} was made differently: {listed(different)}. "
+                    f"To make it anew: pipeline.py extract --rebuild {expert.name}"
+                )
+            if there is None or different:
+                there = write_expert(folder, expert, basis or {})
+        if not rebuild:
+            self.experts[expert.name] = there
+        return there
+
+    def swap_rebuilt(self, name: str) -> None:
+        """Put the rebuilt expert in the old one's place, in one step where the file system has one.
+
+        raises  StoreError while shards are missing
+        """
+        missing = self.missing_shards(name, rebuild=True)
+        if missing:
+            raise StoreError(f"{self.root}: the rebuilt {name} still lacks {len(missing)} of {self.n_shards} shards")
+        old, new = source_dir(self.root, name), source_dir(self.root, name, rebuild=True)
+        doomed = old.with_name(name + files.TMP)
+        with leases.held(self.root / LOCK_FILE, wait=True):
+            files.remove(doomed)
+            if new.exists():  # else another process that rebuilt the last shard has been faster
+                _swap(old, new, doomed)
+            files.remove(doomed)
+        self.experts[name] = read_expert(self.root, name)
+
+    def remove_expert(self, name: str) -> None:
+        """Remove an expert's shards and its entry, whatever state they are in.
+
+        raises  StoreError if there is no such expert
+        """
+        folder = source_dir(self.root, checked_name(name, "expert"))
+        if not folder.is_dir():
+            raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
+        doomed = folder.with_name(name + files.TMP)
+        with leases.held(self.root / LOCK_FILE, wait=True):
+            files.remove(doomed)
+            folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
+            files.sync(folder.parent)
+            files.remove(doomed)
+        self.experts.pop(name, None)
+
+    def missing_shards(self, source: str, rebuild: bool = False) -> list[int]:
+        """The shards that no record says are done."""
+        folder = source_dir(self.root, source, rebuild)
+        names = os.listdir(folder) if folder.is_dir() else []
+        done = {shard_number(name) for name in names if name.endswith(".json")}
+        return [shard for shard in sorted(self._by_shard) if shard not in done]
+
+    def recorded_shards(self, source: str, rebuild: bool = False) -> list[int]:
+        """The shards that a record says are done."""
+        return sorted(self._by_shard.keys() - set(self.missing_shards(source, rebuild)))
+
+    def is_recorded(self, source: str, shard: int, rebuild: bool = False) -> bool:
+        """True if a record says that the shard is done."""
+        return self.record_path(source, shard, rebuild).exists()
+
+    # what a store that only passes through a folder does more: store/remote_staging.py
+
+    def published(self, source: str, shard: int, rebuild: bool = False) -> None:
+        """Called when a shard and its record have been written into the folder."""
+
+    def flush(self) -> None:
+        """Returns when every shard that was written is where it belongs."""
+
+    @contextmanager
+    def needed(self, source: str, shard: int) -> Iterator[None]:
+        """A recorded shard lies in the folder while the block runs."""
+        yield
+
+    def shard_path(self, source: str, shard: int, rebuild: bool = False) -> Path:
+        """The shard's file or folder."""
+        return source_dir(self.root, source, rebuild) / (shard_stem(shard) + CONTAINERS[self.container])
+
+    def record_path(self, source: str, shard: int, rebuild: bool = False) -> Path:
+        """The shard's record, which is written last."""
+        return source_dir(self.root, source, rebuild) / f"{shard_stem(shard)}.json"
+
+    def lr_identity(self, shard: int) -> dict[str, str]:
+        """Image id -> sha256 of LR: what a record says about the images that it was made from."""
+        return {image.id: image.lr_sha256 for image in self.images_of(shard)}
+
+
+def assign_shards(images: Iterable[Image], images_per_shard: int) -> tuple[Image, ...]:
+    """The images with shard numbers in their order."""
+    return tuple(replace(image, shard=i // images_per_shard) for i, image in enumerate(images))
+
+
+def _swap(old: Path, new: Path, doomed: Path) -> None:
+    if old.exists() and files.exchange(new, old):
+        new.rename(doomed)
+    else:
+        if old.exists():
+            old.rename(doomed)
+        new.rename(old)  # if this is never reached, the rebuilt expert is whole and the next swap comes here
+    files.sync(old.parent)
+
+
+def _read_experts(root: Path, damaged: list[str] | None) -> dict[str, Expert]:
+    experts = {}
+    for name in expert_names(root):
+        try:
+            experts[name] = read_expert(root, name)
+        except StoreError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+    return experts
+
+
+def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    with leases.held(root / LOCK_FILE, wait=True):
+        if (root / STORE_FILE).exists():
+            return
+        foreign = sorted(name for name in os.listdir(root) if not name.startswith(("store.", IMAGES_FILE)))
+        if foreign:
+            raise StoreError(
+                f"{root}: not a feature store and not empty (it holds {foreign[0]}): choose another folder"
+            )
+        # not asdict, which takes four times as long: a store may have a million images
+        entries = ({key: getattr(image, key) for key in Image.__slots__} for image in images)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+        files.write_atomic(root / IMAGES_FILE, lines)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "scale": scale,
+            "container": container,
+            "images": len(images),
+            "images_sha256": hashlib.sha256(lines).hexdigest(),
+        }
+        files.write_atomic(root / STORE_FILE, dump_yaml(content).encode())
+        files.sync(root.parent)

@@ -1,0 +1,141 @@
+"""A store in another form: container, codecs, chunks, images per shard."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from championship_sr.store.codecs import Params, fit_pca, get_codec
+from championship_sr.store.containers.chunks import parsed_chunk
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.entries import ArraySpec, Expert
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.shards.reader import Store, StoredArray
+from championship_sr.store.shards.record import read_record
+from championship_sr.store.shards.writer import ShardWriter, write_shard
+
+SAMPLE_IMAGES = 32  # that a basis is fitted to, spread over the store
+SAMPLE_PX = 64  # side of the tile taken from the middle of each
+
+
+def convert(
+    root: Path,
+    output: Path,
+    *,
+    container: str | None = None,
+    codecs: Mapping[str, str] | None = None,
+    chunks: str = "default",
+    images_per_shard: int | None = None,
+    progress: Callable[[int], Any] = lambda n_bytes: None,
+) -> Manifest:
+    """Write a whole store in another form beside the old one; what isn't named stays as it is.
+
+    Killed at any moment, the same call goes on. An array whose codec stays keeps its numbers to the bit; one whose
+    codec changes is decoded and coded again, which the expert's identity then says.
+
+    codecs    array name -> codec, such as {"features": "pca64-int8"}
+    chunks    `default`, `rows` or `tiles:ROWSxCOLUMNS`
+    progress  called with the number of raw bytes that were read since
+    raises    ConfigError for codecs that no array can have, and chunks that are none; StoreError if the store isn't
+              whole or is the output itself. Nothing is written then
+    """
+    store = Store(root)
+    codecs = dict(codecs or {})
+    if Path(output).resolve() == store.root.resolve():
+        raise StoreError(f"{output}: is the store itself; name another folder for the result")
+    _check_codecs(store, codecs)
+    parsed_chunk(chunks, (1, 1, 1), False, store.manifest.container)
+    images = store.images if images_per_shard is None else assign_shards(store.images, images_per_shard)
+    manifest = Manifest.create(
+        output, scale=store.scale, container=container or store.manifest.container, images=images
+    )
+    for source in (PAIRS, *store.experts):
+        changed = set() if source == PAIRS else _add_expert(manifest, store, source, codecs)
+        reader = _Reader(store, source)
+        for shard in manifest.missing_shards(source):
+            with write_shard(manifest, source, shard, chunks=chunks, watch=True) as out:
+                for n_bytes in _copy_shard(manifest, reader, changed, shard, out):
+                    progress(n_bytes)
+    return manifest
+
+
+def _check_codecs(store: Store, codecs: Mapping[str, str]) -> None:
+    specs = [(name, spec) for name, expert in store.experts.items() for spec in expert.arrays]
+    known = {spec.name for _, spec in specs}
+    unknown = sorted(codecs.keys() - known)
+    if unknown:
+        raise ConfigError(f"--codec {unknown[0]}: no expert has such an array (there are: {', '.join(sorted(known))})")
+    for name, spec in specs:
+        codec = get_codec(codecs.get(spec.name, spec.codec))
+        if (codec.components or 0) > spec.channels:
+            raise ConfigError(f"--codec {spec.name}={codec.name}: {name} has {spec.channels} channels there")
+
+
+def _add_expert(manifest: Manifest, store: Store, name: str, codecs: Mapping[str, str]) -> set[str]:
+    """Make room for the expert; the names of the arrays whose numbers change."""
+    old = store.experts[name]
+    arrays = tuple(replace(spec, codec=codecs.get(spec.name, spec.codec)) for spec in old.arrays)
+    recoded = {
+        spec.name: [*old.identity.get("recoded", {}).get(spec.name, [spec.codec]), new.codec]
+        for spec, new in zip(old.arrays, arrays, strict=True)
+        if not _same_numbers(spec, new)
+    }
+    identity = {**old.identity, **({"recoded": {**old.identity.get("recoded", {}), **recoded}} if recoded else {})}
+    expert = Expert(name, arrays, identity, old.notes)
+    kept = store.manifest.basis(name)
+    basis = {
+        spec.name: kept[spec.name] if spec.name in kept and spec.name not in recoded else _fit(store, name, spec)
+        for spec in manifest.needs_basis(expert)
+    }
+    manifest.add_expert(expert, basis=basis)
+    return set(recoded)
+
+
+def _same_numbers(old: ArraySpec, new: ArraySpec) -> bool:
+    return old.codec.partition("+")[0] == new.codec.partition("+")[0]
+
+
+def _fit(store: Store, name: str, spec: ArraySpec) -> Params:
+    chosen = np.unique(np.linspace(0, len(store.images) - 1, min(SAMPLE_IMAGES, len(store.images))).astype(int))
+    arrays = (store.array(int(i), name, spec.name) for i in chosen)
+    return fit_pca((_middle(array) for array in arrays), get_codec(spec.codec).components)
+
+
+def _middle(array: StoredArray) -> np.ndarray:
+    rows, cols = (min(side, SAMPLE_PX) for side in array.shape[:2])
+    return array.load((array.shape[0] - rows) // 2, (array.shape[1] - cols) // 2, rows, cols)
+
+
+class _Reader:
+    """The old store's arrays of one source, each checked against its record: damage must not get a new checksum."""
+
+    def __init__(self, store: Store, source: str):
+        self._store, self._source = store, source
+        self._index = {image.id: i for i, image in enumerate(store.images)}
+        self._records = lru_cache(maxsize=4)(lambda shard: read_record(store.manifest, source, shard)["arrays"])
+
+    def read(self, image_id: str, name: str, variant: str) -> tuple[StoredArray, np.ndarray, dict[str, Any]]:
+        """The array, its raw numbers and its entry in the record."""
+        array = self._store.array(self._index[image_id], self._source, name, variant)
+        array.prefetch(0, 0, *array.shape[:2])
+        raw, entry = array.read(), self._records(array.shard)[array.key]
+        if hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
+            raise StoreError(f"{self._store.root}: {self._source}: {array.key} is damaged; run store verify --repair")
+        return array, raw, entry
+
+
+def _copy_shard(manifest: Manifest, reader: _Reader, changed: set[str], shard: int, out: ShardWriter) -> Iterator[int]:
+    for image in manifest.images_of(shard):
+        for variant in out.variants:
+            for name in out.names:
+                array, raw, entry = reader.read(image.id, name, variant)
+                if name in changed:
+                    out.add_array(image.id, name, array.codec.decode(raw, array.params), variant)
+                else:
+                    out.add_raw(array.key, raw, entry)
+                yield raw.nbytes

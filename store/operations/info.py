@@ -1,0 +1,107 @@
+"""What a store holds, what it takes and what it lacks."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.format.entries import EXPERT_FILE, ArraySpec
+from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS, source_dir
+from championship_sr.store.format.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    name: str
+    channels: int
+    codec: str
+    bytes_per_lr_px: float  # before compression
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The pairs or an expert; `identity` and `notes` are the expert's provenance."""
+
+    name: str
+    arrays: tuple[ArrayInfo, ...]
+    variants: tuple[str, ...]
+    shards: int
+    missing_shards: tuple[int, ...]
+    n_bytes: int  # on disk, records and leftovers included
+    bytes_per_lr_px: float  # on disk, of the shards that are there
+    identity: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    rebuilt_shards: int | None  # of a rebuild that has not been swapped in; None: there is none
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    root: str
+    format_version: int
+    scale: int
+    container: str
+    images: int
+    lr_px: int
+    shards: int
+    n_bytes: int
+    sources: tuple[SourceInfo, ...]
+    damaged: tuple[str, ...]  # experts whose entries cannot be read
+
+
+def info(root: Path) -> StoreInfo:
+    """The store's description, from its files' sizes and its records' names; nothing in the shards is read."""
+    damaged: list[str] = []
+    manifest = Manifest.load(root, damaged)
+    sources = tuple(_source(manifest, name) for name in manifest.sources)
+    return StoreInfo(
+        root=str(root),
+        format_version=FORMAT_VERSION,
+        scale=manifest.scale,
+        container=manifest.container,
+        images=len(manifest.images),
+        lr_px=sum(image.lr_size[0] * image.lr_size[1] for image in manifest.images),
+        shards=manifest.n_shards,
+        n_bytes=sum(source.n_bytes for source in sources),
+        sources=sources,
+        damaged=tuple(damaged),
+    )
+
+
+def _source(manifest: Manifest, name: str) -> SourceInfo:
+    missing = manifest.missing_shards(name)
+    expert = None if name == PAIRS else manifest.experts[name]
+    n_bytes = sum(_sizes(source_dir(manifest.root, name)))
+    there = set(manifest.recorded_shards(name))
+    lr_px = sum(image.lr_size[0] * image.lr_size[1] for image in manifest.images if image.shard in there)
+    return SourceInfo(
+        name=name,
+        arrays=tuple(_array(spec) for spec in manifest.specs(name)),
+        variants=manifest.variants(name),
+        shards=len(there),
+        missing_shards=tuple(missing),
+        n_bytes=n_bytes,
+        bytes_per_lr_px=n_bytes / lr_px if lr_px else 0.0,
+        identity=expert.identity if expert else {},
+        notes=expert.notes if expert else {},
+        rebuilt_shards=_rebuilt(manifest, name) if expert else None,
+    )
+
+
+def _array(spec: ArraySpec) -> ArrayInfo:
+    codec = get_codec(spec.codec)
+    per_px = spec.resolution**2 * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
+    return ArrayInfo(spec.name, spec.channels, spec.codec, float(per_px))
+
+
+def _rebuilt(manifest: Manifest, name: str) -> int | None:
+    if not (source_dir(manifest.root, name, rebuild=True) / EXPERT_FILE).exists():
+        return None
+    return len(manifest.recorded_shards(name, rebuild=True))
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for where, _, names in os.walk(folder):
+        for name in names:
+            yield os.stat(os.path.join(where, name)).st_size

@@ -1,0 +1,1 @@
+"""Stores as objects in a bucket."""

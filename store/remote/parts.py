@@ -1,0 +1,53 @@
+"""The files of a shard as objects: their names hold the checksum of them all."""
+
+import hashlib
+import json
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+from championship_sr.store.disk import files
+from championship_sr.store.format.layout import shard_stem
+from championship_sr.store.remote.bucket import READ_BYTES
+
+DIGEST_DIGITS = 16
+
+
+class Part(NamedTuple):
+    """One file of a shard; `name` is relative to the record's folder, `below` to the shard."""
+
+    name: str
+    below: str
+    n_bytes: int
+    sha256: str
+
+
+def parts_of(path: Path, shard: int, suffix: str, pool: Executor) -> list[Part]:
+    """The shard's files with their checksums; their names hold the checksum of them all."""
+    paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    below = ["" if each == path else each.relative_to(path).as_posix() for each in paths]
+    sums = list(pool.map(_sha256, paths))
+    sizes = [each.stat().st_size for each in paths]
+    digest = hashlib.sha256(json.dumps([below, sums]).encode()).hexdigest()[:DIGEST_DIGITS]
+    name = f"{shard_stem(shard)}-{digest}{suffix}"
+    return [
+        Part(f"{name}/{rest}" if rest else name, rest, size, sha256)
+        for rest, size, sha256 in zip(below, sizes, sums, strict=True)
+    ]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def keep_only(unfinished: Path, wanted: set[str]) -> None:
+    """Remove what an earlier, other try left in a shard that is not finished."""
+    if unfinished.is_dir() == (wanted == {""}):
+        files.remove(unfinished)
+    for path in [each for each in unfinished.rglob("*") if each.is_file()]:
+        if path.relative_to(unfinished).as_posix() not in wanted:
+            path.unlink()

@@ -1,0 +1,149 @@
+"""`store push` and `store pull`: whole shards between a folder and object storage; each goes on where it stopped."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from championship_sr.store.disk import files
+from championship_sr.store.disk.locks import ShardBusy
+from championship_sr.store.errors import StoreError
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.remote.bucket import Progress, silent
+from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
+from championship_sr.store.shards.record import read_record
+
+JOBS = 8  # files at a time
+SHARDS = 3  # that are begun at a time, so that the files of one are waited for while those of the next move
+
+Total = Callable[[int], None]  # takes the bytes that will be moved, once they are known
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a push or pull did."""
+
+    shards: int  # moved by this call
+    missing: dict[str, int] = field(default_factory=dict)  # source -> shards that the origin doesn't have either
+
+
+def pull(
+    url: str,
+    root: Path,
+    experts: Sequence[str] = (),
+    *,
+    jobs: int = JOBS,
+    progress: Progress = silent,
+    total: Total = silent,
+) -> Moved:
+    """Bring a store, or the pairs and only these of its experts, into a folder.
+
+    raises  StoreError if there is no such store or expert, the folder is another store's, or bytes are damaged
+    """
+    remote = RemoteStore(url)
+    manifest = remote.describe(root, experts or None)
+    sources = [PAIRS, *(experts or manifest.experts)]
+    places, missing = [], {}
+    for source in sources:
+        there = remote.recorded(source)
+        wanted = [shard for shard in manifest.missing_shards(source) if shard in there]
+        places += [(source, shard) for shard in wanted]
+        missing[source] = manifest.n_shards - len(there)
+    total(sum(remote.n_bytes(source, [s for each, s in places if each == source]) for source in sources if places))
+
+    progress = _one_at_a_time(progress)
+
+    def move(place: tuple[str, int], pool: Executor) -> None:
+        with suppress(ShardBusy):  # another pull of this machine has it
+            remote.get_shard(manifest, *place, pool, progress)
+
+    _move(places, move, jobs)
+    files.remove(root / UNFINISHED)
+    return Moved(len(places), missing)
+
+
+def push(
+    root: Path,
+    url: str,
+    experts: Sequence[str] = (),
+    *,
+    jobs: int = JOBS,
+    progress: Progress = silent,
+    total: Total = silent,
+) -> Moved:
+    """Put a store, or the pairs and only these of its experts, into object storage.
+
+    raises  StoreError naming every shard that is there with other bytes, and what else differs, before a shard is put
+    """
+    manifest, remote = Manifest.load(root), RemoteStore(url)
+    sources = [PAIRS, *(experts or manifest.experts)]
+    for name in sources[1:]:
+        manifest.expert(name)
+    remote.begin(manifest)
+    for name in sources[1:]:
+        remote.add_expert(manifest, name)
+    places, both = [], []
+    for source in sources:
+        there = remote.recorded(source)
+        for shard in manifest.recorded_shards(source):
+            (both if shard in there else places).append((source, shard))
+    _check_same(manifest, remote, both, jobs)
+    total(sum(tree_bytes(manifest.shard_path(*place)) for place in places))
+
+    progress = _one_at_a_time(progress)
+
+    def move(place: tuple[str, int], pool: Executor) -> None:
+        read_record(manifest, *place)  # whole and of this store, else it would be handed on
+        remote.put_shard(manifest, *place, pool, progress=progress)
+
+    _move(places, move, jobs)
+    return Moved(len(places), {source: len(manifest.missing_shards(source)) for source in sources})
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    lock = threading.Lock()
+
+    def counted(n_bytes: int) -> None:
+        with lock:
+            progress(n_bytes)
+
+    return counted
+
+
+def _move(places: Sequence[tuple[str, int]], move: Callable, jobs: int) -> None:
+    with _stopping(SHARDS) as shards, _stopping(jobs) as pool:
+        for done in as_completed([shards.submit(move, place, pool) for place in places]):
+            done.result()
+
+
+@contextmanager
+def _stopping(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that begins nothing more once something has failed."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_same(manifest: Manifest, remote: RemoteStore, places: Sequence[tuple[str, int]], jobs: int) -> None:
+    def differs(place: tuple[str, int]) -> str | None:
+        there, _ = remote.record(manifest, *place)
+        here = read_record(manifest, *place)
+        sums = [{key: entry["sha256"] for key, entry in record["arrays"].items()} for record in (here, there)]
+        return None if sums[0] == sums[1] else f"shard {place[1]} of {place[0]}"
+
+    with ThreadPoolExecutor(jobs) as pool:
+        differing = [each for each in pool.map(differs, places) if each]
+    if differing:
+        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        raise StoreError(f"{remote.url}: has other bytes than {manifest.root} in {shown}; nothing was put")
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    below = path.rglob("*") if path.is_dir() else [path]
+    return sum(each.stat().st_size for each in below if each.is_file())

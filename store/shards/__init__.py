@@ -1,0 +1,1 @@
+"""Shards written, mapped and read."""

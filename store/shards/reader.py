@@ -1,0 +1,253 @@
+"""Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
+
+import hashlib
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.containers.chunks import grid
+from championship_sr.store.containers.registry import CONTAINER_MODULES
+from championship_sr.store.disk import maps
+from championship_sr.store.errors import StoreError
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.layout import PAIRS, array_key
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.record import _remedy, read_record
+from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
+
+MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
+MAX_RECORDS = 4096  # shards whose records are kept
+BAND_BYTES = 4 << 20  # read at a time where a whole array is gone through
+DECODED_MIB = 128  # of compressed chunks kept decoded
+
+
+class Store:
+    """A store that is whole for these experts; it can be pickled, forked and used from threads.
+
+    root     the store's folder
+    experts  their names, in the order in which `experts` then has them; None for all
+    whole    False: shards may be missing, which is only found when one of them is read
+    check    True: an array that is asked for the first time is read whole and compared with its checksum
+    raises   StoreError naming what is missing and the command that makes it
+    """
+
+    def __init__(self, root: Path, experts: Sequence[str] | None = None, whole: bool = True, check: bool = False):
+        self.manifest = Manifest.load(root)
+        self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
+        names = list(self.manifest.experts) if experts is None else list(experts)
+        self._whole, self._check = whole, check
+        self._checked: set[tuple[str, str]] = set()
+        self.experts = _known_experts(self.manifest, names)
+        if whole:
+            _check_whole(self.manifest, names)
+        self._bases = {name: self.manifest.basis(name) for name in names}
+        self._codecs = {
+            (name, spec.name): (get_codec(spec.codec), spec) for name in names for spec in self.experts[name].arrays
+        }
+        self._records = maps.Cache(MAX_RECORDS)
+        self._views = maps.Cache(MAX_VIEWS)
+        self._chunks = maps.Cache(DECODED_MIB << 20)
+        self._files: weakref.WeakValueDictionary[Path, maps.FileMap] = weakref.WeakValueDictionary()
+
+    def __reduce__(self) -> tuple:
+        return Store, (self.root, list(self.experts), self._whole, self._check)
+
+    def array(self, image: int, source: str, name: str, variant: str = "identity") -> "StoredArray":
+        """An array of the image with this index; nothing of it is read yet.
+
+        raises  StoreError if the store has no such array
+        """
+        where = self.images[image]
+        key = array_key(where.id, name, variant)
+        entries = self._records.get((source, where.shard), partial(self._read_record, source, where.shard))
+        entry = entries.get(key)
+        if entry is None:
+            raise StoreError(f"{self.root}: {source} has no {key} (has: {', '.join(_of_image(entries, where.id))})")
+        array = StoredArray(self, source, where.shard, key, entry)
+        if self._check and (source, key) not in self._checked:
+            array.check()
+            self._checked.add((source, key))
+        return array
+
+    def forget(self, source: str, shard: int) -> None:
+        """Close the maps of a shard whose files go, once nobody reads from them any more."""
+        ids = {image.id for image in self.manifest.images_of(shard)}
+        self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
+
+    def _read_record(self, source: str, shard: int) -> dict[str, "Entry"]:
+        arrays = self._record(source, shard)["arrays"]
+        return {key: self._entry(source, key, content) for key, content in arrays.items()}
+
+    def _record(self, source: str, shard: int) -> dict[str, Any]:
+        return read_record(self.manifest, source, shard)
+
+    def _entry(self, source: str, key: str, content: dict[str, Any]) -> "Entry":
+        raw_shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+        if source == PAIRS:
+            codec, channels, params = get_codec(content["dtype"]), raw_shape[2], {}
+        else:
+            name = key.partition("/")[2].partition("@")[0]
+            codec, spec = self._codecs[source, name]
+            own = {part: np.asarray(value, np.float32) for part, value in content["params"].items()}
+            channels, params = spec.channels, {**self._bases[source].get(name, {}), **own}
+        chunk = tuple(content["chunk"]) if content["chunk"] else None
+        shape = (*raw_shape[:2], channels)
+        place = content["offset"], content["file_bytes"], content["sha256"]
+        return Entry(shape, raw_shape, dtype, codec, params, chunk, *place)
+
+    def _view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
+        return self._views.get((array.source, array.key), partial(self._open, array))
+
+    def _open(self, array: "StoredArray") -> Rows | Tiles | Chunks:
+        entry = array.entry
+        shard = self.manifest.shard_path(array.source, array.shard)
+        container = CONTAINER_MODULES[self.manifest.container]
+        path = container.data_file(shard, array.key)
+        mapped = self._files.get(path)
+        if mapped is None:
+            mapped = self._files[path] = maps.FileMap(path, entry.file_bytes)
+        if entry.offset is None:
+            counts = grid(entry.raw_shape, entry.chunk)
+            table = container.chunk_table(shard, array.key, int(np.prod(counts)))
+            if table.sum(1).max() > entry.file_bytes:
+                raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
+            return Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
+        if entry.chunk is None or entry.chunk[1] == entry.raw_shape[1]:
+            return Rows(mapped, entry)
+        return Tiles(mapped, entry)
+
+
+class StoredArray:
+    """One array on disk: windows of it, raw or decoded."""
+
+    __slots__ = ("_store", "entry", "key", "shard", "source")
+
+    def __init__(self, store: Store, source: str, shard: int, key: str, entry: Entry):
+        self._store, self.source, self.shard, self.key, self.entry = store, source, shard, key, entry
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels as decoded."""
+        return self.entry.shape
+
+    @property
+    def raw_dtype(self) -> np.dtype:
+        return self.entry.dtype
+
+    @property
+    def raw_channels(self) -> int:
+        return self.entry.raw_shape[2]
+
+    @property
+    def codec(self) -> Codec:
+        return self.entry.codec
+
+    @property
+    def params(self) -> Params:
+        """What the codec's `decode` takes beside raw numbers."""
+        return self.entry.params
+
+    def read_into(self, out: np.ndarray, y: int, x: int) -> None:
+        """Copy the raw window at (y, x) of out's rows and columns into out (rows, cols, raw channels).
+
+        out  its rows may lie apart; the numbers of each lie side by side
+        """
+        self._inside(y, x, *out.shape[:2])
+        self._store._view(self).read_into(out, y, x)
+
+    @property
+    def strip_cols(self) -> int | None:
+        """The columns of a strip, where the array lies in strips that span its rows and can be mapped."""
+        entry = self.entry
+        in_strips = entry.offset is not None and entry.chunk and entry.chunk[0] == entry.raw_shape[0]
+        return entry.chunk[1] if in_strips and entry.chunk[1] < entry.raw_shape[1] else None
+
+    def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
+        """Copy the strips that the window's columns lie in, its rows of them alone, as they lie in the file.
+
+        out  (strips, rows, strip_cols * raw channels); what lies beyond the last strip is left as it is
+        """
+        self._inside(y, x, out.shape[1], cols)
+        self._store._view(self).read_strips(out, y, x, cols)
+
+    def read(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
+        """The raw window, to the array's end where rows or cols are not given."""
+        height, width, channels = self.entry.raw_shape
+        shape = (height - y if rows is None else rows, width - x if cols is None else cols, channels)
+        out = np.empty(shape, self.entry.dtype)
+        self.read_into(out, y, x)
+        return out
+
+    def load(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
+        """The decoded window, float32; lr and hr as the integers that they are."""
+        raw = self.read(y, x, rows, cols)
+        return raw if self.source == PAIRS else self.entry.codec.decode(raw, self.entry.params)
+
+    def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
+        """Start reading exactly the window's pages from the disk, for windows that are needed soon; False: no need."""
+        self._inside(y, x, rows, cols)
+        return self._store._view(self).prefetch(y, x, rows, cols)
+
+    def bands(self) -> Iterator[np.ndarray]:
+        """The whole raw array, a few MiB of rows at a time, the next ones always asked for already.
+
+        Rows that lie in the file as they are come without a copy, and cannot be written to.
+        """
+        rows, cols, channels = self.entry.raw_shape
+        step = max(1, BAND_BYTES // (cols * channels * self.entry.dtype.itemsize))
+        for y in range(0, rows, step):
+            for ahead in (y, y + step) if y == 0 else (y + step,):
+                if ahead < rows:
+                    self.prefetch(ahead, 0, min(step, rows - ahead), cols)
+            view, n_rows = self._store._view(self), min(step, rows - y)
+            yield view.band(y, n_rows) if isinstance(view, Rows) else self.read(y, 0, n_rows)
+
+    def check(self) -> None:
+        """Read everything and compare it with what was written.
+
+        raises  StoreError if it differs
+        """
+        digest = hashlib.sha256()
+        for band in self.bands():
+            digest.update(band.data)
+        if digest.hexdigest() != self.entry.sha256:
+            raise StoreError(
+                f"{self._store.root}: {self.source}: {self.key} is damaged: its bytes are not those that were written "
+                "(sha256). Run: pipeline.py store verify --repair"
+            )
+
+    def _inside(self, y: int, x: int, rows: int, cols: int) -> None:
+        height, width, _ = self.entry.raw_shape
+        if min(y, x) < 0 or min(rows, cols) < 1 or y + rows > height or x + cols > width:
+            raise ValueError(
+                f"{self.source}: {self.key}: window {rows}x{cols} at ({y}, {x}) is not inside {height}x{width}"
+            )
+
+
+def _known_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
+    unknown = [name for name in names if name not in manifest.experts]
+    if unknown:
+        raise StoreError(
+            f"{manifest.root}: no features for {', '.join(unknown)} (has: {', '.join(manifest.experts) or 'none'}). "
+            f"Run: {_remedy(unknown[0])}"
+        )
+    return {name: manifest.experts[name] for name in names}
+
+
+def _check_whole(manifest: Manifest, names: list[str]) -> None:
+    for source in (PAIRS, *names):
+        missing = manifest.missing_shards(source)
+        if missing:
+            raise StoreError(
+                f"{manifest.root}: {source} lacks {len(missing)} of {manifest.n_shards} shards, "
+                f"the first is {missing[0]}. Run: {_remedy(source)}"
+            )
+
+
+def _of_image(entries: dict[str, Entry], image_id: str) -> list[str]:
+    return [key.partition("/")[2] for key in entries if key.partition("/")[0] == image_id]

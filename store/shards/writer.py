@@ -1,0 +1,254 @@
+"""A shard appears whole or not at all: written beside its name, synced, renamed, and recorded last."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.containers import hdf5 as hdf5_shard
+from championship_sr.store.containers import zarr as zarr_shard
+from championship_sr.store.containers.chunks import parsed_chunk
+from championship_sr.store.disk import files, leases, locks
+from championship_sr.store.disk.leases import Lease
+from championship_sr.store.errors import StoreError
+from championship_sr.store.format.entries import ArraySpec, Image
+from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS, array_key, shard_stem
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.variants import variant_size
+
+SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
+_WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWriter}
+
+
+@contextmanager
+def write_shard(
+    manifest: Manifest, source: str, shard: int, *, rebuild: bool = False, chunks: str = "default", watch: bool = False
+) -> Iterator["ShardWriter"]:
+    """The shard's writer, alone with it until the block ends; an exception leaves no trace of it.
+
+    rebuild  beside the shards that there are, see `Manifest.swap_rebuilt`
+    chunks   `default`, `rows` or `tiles:ROWSxCOLUMNS`
+    watch    see `leases.held`
+    raises   ShardBusy if another process writes it or has just done so; StoreError if the disk is too full, if an
+             image is missing at the end, or for values that cannot be stored
+    """
+    with claimed(manifest, source, shard, rebuild, watch) as claim:
+        out = ShardWriter(manifest, source, shard, rebuild, chunks, claim)
+        try:
+            yield out
+            out.finish()
+        except BaseException:
+            out.close()
+            raise
+    manifest.published(source, shard, rebuild)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to publish one shard; everything before that has names of its own."""
+
+    final: Path
+    record: Path
+    lease: Lease
+
+    @property
+    def unfinished(self) -> Path:
+        """Where to write the shard."""
+        return self._beside(self.final)
+
+    def publish(self, record: bytes) -> None:
+        """Gives the shard its name, then the record.
+
+        raises  ShardBusy if another process has taken the shard over meanwhile
+        """
+        unrecorded = self._beside(self.record)
+        files.sync_tree(self.unfinished)
+        unrecorded.write_bytes(record)
+        files.sync(unrecorded)
+        self.lease.beat()  # from here on, a process that takes over finds and removes what is not yet renamed
+        for unfinished, final in ((self.unfinished, self.final), (unrecorded, self.record)):
+            unfinished.rename(final)
+            files.sync(final.parent)
+
+    def abandon(self) -> None:
+        """Removes what was not published."""
+        files.remove(self.unfinished)
+        files.remove(self._beside(self.record))
+
+    def _beside(self, path: Path) -> Path:
+        return path.with_name(f"{path.stem}.{self.lease.token}{path.suffix}{files.TMP}")
+
+
+@contextmanager
+def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, watch: bool = False) -> Iterator[Claim]:
+    """The claim to a shard that is not there yet, held by this process alone until the block ends.
+
+    watch   see `leases.held`
+    raises  ShardBusy if another process has it or has published the shard
+    """
+    final, record = manifest.shard_path(source, shard, rebuild), manifest.record_path(source, shard, rebuild)
+    if source == PAIRS:
+        final.parent.mkdir(exist_ok=True)
+    with leases.held(final.parent / f"{shard_stem(shard)}.lock", watch=watch) as lease:
+        if manifest.is_recorded(source, shard, rebuild):
+            raise locks.ShardBusy(f"{final}: written by another process meanwhile")
+        files.remove(final)  # without a record it is nobody's
+        claim = Claim(final, record, lease)
+        try:
+            yield claim
+        finally:
+            claim.abandon()
+
+
+class ShardWriter:
+    """Takes the arrays of one shard's images, in any order."""
+
+    def __init__(self, manifest: Manifest, source: str, shard: int, rebuild: bool, chunks: str, claim: Claim):
+        self._manifest, self._source, self._shard, self._chunks = manifest, source, shard, chunks
+        self._images = {image.id: image for image in manifest.images_of(shard)}
+        self._specs = {spec.name: spec for spec in manifest.specs(source, rebuild)}
+        self.variants = manifest.variants(source, rebuild)
+        self._fingerprint = manifest.fingerprint(source, rebuild)
+        self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
+        self._claim, self._final = claim, claim.final
+        self._arrays: dict[str, dict[str, Any]] = {}
+        _check_space(self._final.parent, self.expected_bytes(), self._final.name)
+        self._writer = _WRITERS[manifest.container](claim.unfinished)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays that each image must get, in each of `variants`."""
+        return tuple(self._specs)
+
+    def expected_bytes(self) -> int:
+        """Bytes of the shard's uncompressed arrays."""
+        return sum(
+            prod(self._shape(image, spec, variant)[:2]) * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
+            for image in self._images.values()
+            for spec in self._specs.values()
+            for variant in self.variants
+            for codec in [get_codec(spec.codec)]
+        )
+
+    def add(self, image_id: str, arrays: Mapping[str, np.ndarray], variant: str = "identity") -> None:
+        """Encode and write one image's arrays; float32, or integers for the pairs.
+
+        raises  StoreError for values that are not finite or beyond the codec's range, and for arrays that do not fit
+        """
+        image = self._images.get(image_id)
+        if image is None:
+            raise StoreError(f"{self._final}: image {image_id} belongs to another shard or store")
+        if variant not in self.variants or arrays.keys() != self._specs.keys():
+            raise StoreError(
+                f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; "
+                f"expected {', '.join(sorted(self._specs))} of {', '.join(self.variants)}"
+            )
+        for name in self._specs:
+            self.add_array(image_id, name, np.asarray(arrays[name]), variant)
+
+    def add_array(self, image_id: str, name: str, values: np.ndarray, variant: str = "identity") -> None:
+        """Encode and write one array."""
+        spec = self._specs[name]
+        key = array_key(image_id, name, variant)
+        what = f"{self._source}: image {image_id}, {key.partition('/')[2]}"
+        shape = self._shape(self._images[image_id], spec, variant)
+        if values.shape != shape:
+            raise StoreError(f"{what}: shape {values.shape}, expected {shape}")
+        raw, params = self._encoded(spec, values, what)
+        own = {part: value.tolist() for part, value in params.items() if part not in self._basis.get(name, {})}
+        self._write(key, raw, own, float(values.min()), float(values.max()))
+
+    def add_raw(self, key: str, raw: np.ndarray, entry: Mapping[str, Any]) -> None:
+        """Write an array that is encoded already; `entry` is its record in the store that it comes from."""
+        self._write(key, raw, entry["params"], entry["min"], entry["max"])
+
+    def finish(self) -> None:
+        """Publish the shard and record it.
+
+        raises  StoreError if arrays are missing
+        """
+        wanted = {array_key(i, name, v) for i in self._images for name in self._specs for v in self.variants}
+        missing = sorted(wanted - self._arrays.keys())
+        if missing:
+            raise StoreError(f"{self._final}: {len(missing)} arrays were never added, such as {missing[0]}")
+        self._writer.close()
+        if self._manifest.container == "hdf5":
+            size = self._claim.unfinished.stat().st_size
+            for entry in self._arrays.values():
+                entry["file_bytes"] = size
+        self._claim.publish(json.dumps(self._content(), indent=1).encode())
+
+    def close(self) -> None:
+        """Let go of the files; what was written is nothing yet."""
+        self._writer.close()
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": self._source,
+            "shard": self._shard,
+            "fingerprint": self._fingerprint,
+            "images": self._manifest.lr_identity(self._shard),
+            "arrays": dict(sorted(self._arrays.items())),
+        }
+
+    def _shape(self, image: Image, spec: ArraySpec, variant: str) -> tuple[int, int, int]:
+        rows, cols = variant_size(image.lr_size, variant)
+        return rows * spec.resolution, cols * spec.resolution, spec.channels
+
+    def _write(self, key: str, raw: np.ndarray, own: Mapping[str, Any], smallest: float, largest: float) -> None:
+        image_id, _, name = key.partition("/")
+        name, _, variant = name.partition("@")
+        codec = get_codec(raw.dtype.name if self._source == PAIRS else self._specs[name].codec)
+        chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
+        image_name = self._images[image_id].name
+        attributes = {"codec": codec.name, "image": image_name, "variant": variant or "identity", **own}
+        place = self._writer.put(key, raw, chunk, codec.compression, attributes)
+        self._arrays[key] = {
+            "shape": list(raw.shape),
+            "dtype": raw.dtype.name,
+            "sha256": hashlib.sha256(raw.data).hexdigest(),
+            "min": smallest,
+            "max": largest,
+            "finite": True,
+            "chunk": list(chunk) if chunk else None,
+            "params": own,
+            **place,
+        }
+
+    def _encoded(self, spec: ArraySpec, values: np.ndarray, what: str) -> tuple[np.ndarray, Params]:
+        if self._source == PAIRS:
+            if values.dtype not in (np.uint8, np.uint16):
+                raise StoreError(f"{what}: {values.dtype}, expected uint8 or uint16")
+            return np.ascontiguousarray(values), {}
+        codec = get_codec(spec.codec)
+        values = np.ascontiguousarray(values, np.float32)
+        _check_range(values, codec, what)
+        params = codec.params(values, self._basis.get(spec.name))
+        return np.ascontiguousarray(codec.encode(values, params)), params
+
+
+def _check_range(values: np.ndarray, codec: Codec, what: str) -> None:
+    largest = max(-float(values.min()), float(values.max()))  # not a number spreads through min and max
+    if not np.isfinite(largest):
+        count = int((~np.isfinite(values)).sum())
+        raise StoreError(f"{what}: {count} values are not finite; compute the expert in float32 or bfloat16")
+    if largest > codec.limit:
+        raise StoreError(
+            f"{what}: a value of {largest:g} is beyond {codec.name} ({codec.limit:g}); choose bfloat16 or int8"
+        )
+
+
+def _check_space(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        wanted, spare, there = (f"{n / 2**20:,.1f} MiB" for n in (needed, SPARE_BYTES, free))
+        raise StoreError(f"{folder / what}: needs {wanted} and {spare} to spare, and {there} are free")

@@ -15,10 +15,13 @@ COMMANDS = {
         "championship_sr.evaluate.demo:demo",
         "The main job, from nothing to a report, in minutes on two CPU cores.",
     ),
-    "plan": ("championship_sr.extract.commands:plan", "What an extraction will cost; writes nothing."),
-    "extract": ("championship_sr.extract.commands:extract", "Run the frozen experts once and fill the feature store."),
+    "plan": ("championship_sr.extract.commands.plan:plan", "What an extraction will cost; writes nothing."),
+    "extract": (
+        "championship_sr.extract.commands.extract:extract",
+        "Run the frozen experts once and fill the feature store.",
+    ),
     "store": (
-        "championship_sr.extract.store_commands:store",
+        "championship_sr.extract.commands.store:store",
         "Look at, check, merge, convert and thin out feature stores.",
     ),
     "train": ("championship_sr.train.commands:train", "Train the fusion from a feature store."),
@@ -27,7 +30,7 @@ COMMANDS = {
         "Score a run against every expert, their mean and the oracles.",
     ),
     "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve one image or a folder."),
-    "experts": ("championship_sr.extract.commands:experts", "List, check and pretrain experts."),
+    "experts": ("championship_sr.extract.commands.experts:experts", "List, check and pretrain experts."),
     "bench": ("championship_sr.pipeline:bench", "Make the figures of the README again."),
 }
 BENCHMARKS = {
@@ -37,7 +40,7 @@ BENCHMARKS = {
     ),
     "step": ("championship_sr.train.commands:bench_step", "What a training step costs in each profile."),
     "extract": (
-        "championship_sr.extract.commands:bench_extract",
+        "championship_sr.extract.commands.bench:bench_extract",
         "What extraction costs beside the experts' bare forward passes.",
     ),
 }

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from championship_sr.evaluate.infer import hwc
 from championship_sr.evaluate.metrics import to_tensor
-from championship_sr.extract.bicubic import upscale
-from championship_sr.extract.images import eight_bit
+from championship_sr.extract.images.bicubic import upscale
+from championship_sr.extract.images.decode import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
 BICUBIC, MEAN, CONVEX, FUSION = "bicubic", "mean", "convex", "fusion"

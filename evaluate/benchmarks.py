@@ -5,7 +5,7 @@ from pathlib import Path
 
 from championship_sr.evaluate.files import is_image
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.images import LAYOUTS, Pair, find_pairs
+from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs
 from championship_sr.store.errors import StoreError
 
 # HR folder, LR folder, under a benchmark's own folder, besides those that extraction knows

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from championship_sr.evaluate.infer import Device, Inputs, LiveInputs, StoredInputs, chw
-from championship_sr.extract.experts import LoadedExpert
-from championship_sr.extract.images import Pair
+from championship_sr.extract.experts.expert import LoadedExpert
+from championship_sr.extract.images.pairs import Pair
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import VARIANTS

@@ -14,8 +14,9 @@ from championship_sr.evaluate.infer import hwc, run, run_ensemble
 from championship_sr.evaluate.memory import peak_memory
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from championship_sr.evaluate.scores import Scores, best_per_image
-from championship_sr.extract.experts import resolve_device
-from championship_sr.extract.images import UnreadableImage, joined
+from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.images.decode import UnreadableImage
+from championship_sr.extract.images.pairs import joined
 from championship_sr.store.errors import StoreError
 
 

@@ -17,7 +17,7 @@ from championship_sr.evaluate.photographs import write_photographs
 from championship_sr.evaluate.report import evaluate_with_report
 from championship_sr.evaluate.scores import Scores
 from championship_sr.extract.config import ExtractConfig
-from championship_sr.extract.run import extract
+from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import load_section
 from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.train.config import TrainConfig

@@ -12,8 +12,8 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from championship_sr.extract.images import eight_bit
-from championship_sr.extract.png16 import Png16, is_png16, read_png16, write_png16
+from championship_sr.extract.images.decode import eight_bit
+from championship_sr.extract.images.png16 import Png16, is_png16, read_png16, write_png16
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from championship_sr.evaluate.baselines import EXPERT, FUSION, MEAN
 from championship_sr.evaluate.cases import Case
 from championship_sr.evaluate.compare import Pictures
 from championship_sr.evaluate.metrics import to_tensor
-from championship_sr.extract.images import eight_bit
+from championship_sr.extract.images.decode import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
 WINDOW_LR_PX = 40  # side of a window; in HR pixels `scale` times that

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from championship_sr.extract.experts import LoadedExpert
+from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 from championship_sr.store.shards.reader import Store

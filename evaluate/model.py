@@ -15,9 +15,9 @@ from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
 from championship_sr.evaluate.files import Picture, from_pil, read_picture, to_pil
 from championship_sr.evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
-from championship_sr.extract.bicubic import upscale
-from championship_sr.extract.experts import LoadedExpert, resolve_device
-from championship_sr.extract.live import live_expert, recorded_config
+from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
+from championship_sr.extract.experts.recorded import live_expert, recorded_config
+from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.checkpoint import LoadedFusion, Which, load_fusion
 

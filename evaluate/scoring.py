@@ -22,10 +22,11 @@ from championship_sr.evaluate.compare import Observer, Plan, score_cases
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.model import Model, load
 from championship_sr.evaluate.scores import Scores
-from championship_sr.extract.experts import LoadedExpert, resolve_device
-from championship_sr.extract.images import Pair, UnreadableImage
-from championship_sr.extract.live import live_expert
-from championship_sr.extract.prepare import sha256_of
+from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
+from championship_sr.extract.experts.recorded import live_expert
+from championship_sr.extract.images.decode import UnreadableImage
+from championship_sr.extract.images.identify import sha256_of
+from championship_sr.extract.images.pairs import Pair
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store

@@ -12,8 +12,8 @@ from championship_sr.evaluate.report import REPORT, write_report, write_scores
 from championship_sr.evaluate.scores import Scores, benchmarks_table
 from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
 from championship_sr.extract.config import DataConfig, load_expert_config
-from championship_sr.extract.experts import LoadedExpert, load_expert, resolve_device
-from championship_sr.extract.images import Pair, find_pairs, joined
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
 

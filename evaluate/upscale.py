@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from championship_sr.evaluate.files import Picture, check_writable, format_of, is_image, read_picture, write_picture
 from championship_sr.evaluate.model import Model
-from championship_sr.extract.images import joined
+from championship_sr.extract.images.pairs import joined
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,37 @@ from typing import Any, Literal
 
 import yaml
 
-from championship_sr.extract.pretrain import PretrainConfig
 from championship_sr.store.config import build, config_dataclass, read_yaml
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.layout import checked_name
 from championship_sr.store.format.variants import VARIANTS
+
+
+@config_dataclass
+class PretrainConfig:
+    """How an expert is trained; `network` is `package.module:Class`, `hyperparameters` its arguments."""
+
+    network: str
+    hyperparameters: dict[str, Any]
+    hr: tuple[str, ...]  # folders of HR images
+    scale: int = 4
+    steps: int = 6000
+    batch_size: int = 8
+    patch_px: int = 32  # side of a crop, LR pixels
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    autocast: bool = True  # bfloat16 in the forward pass; weights and gradients stay float32
+    checkpoint_steps: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "patch_px", "checkpoint_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, found {getattr(self, key)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), found {self.ema_decay}")
+
 
 BUNDLED = "bundled:"  # weights that are package data, in extract/weights
 FEATURES = "features"  # the tap that training reads

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from championship_sr.extract.shares import Part
+from championship_sr.extract.run.shares import Part
 from championship_sr.pipeline import cli
 
 FOLDER = Path(__file__).parents[1] / "docs/recipes"

@@ -121,7 +121,7 @@ def _seconds(experts: Callable[[Tensor], Any], lr: Tensor) -> float:
 def _full_size(names: Sequence[str], scale: int) -> Callable[[Tensor], Any]:
     # train does not import extract, except where the experts themselves are asked for
     from championship_sr.extract.config import load_expert_config
-    from championship_sr.extract.experts import load_expert
+    from championship_sr.extract.experts.expert import load_expert
 
     device = torch.device("cpu")
     loaded = [load_expert(load_expert_config(name), device, scale, random_weights=True) for name in names]

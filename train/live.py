@@ -21,7 +21,7 @@ from championship_sr.train.loader import Loader
 from championship_sr.train.sampler import step_rng
 
 if TYPE_CHECKING:
-    from championship_sr.extract.experts import LoadedExpert
+    from championship_sr.extract.experts.expert import LoadedExpert
 
 PURPOSE = 0x6C697665  # keeps these draws apart from those of Mixup and CutBlur
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, for saturation and contrast
@@ -57,8 +57,8 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveE
     """
     # the one place where training needs the experts themselves
     from championship_sr.extract.config import load_expert_config
-    from championship_sr.extract.experts import load_expert
-    from championship_sr.extract.live import live_expert, recorded_config
+    from championship_sr.extract.experts.expert import load_expert
+    from championship_sr.extract.experts.recorded import live_expert, recorded_config
 
     manifest = Manifest.load(root)
     names = config.experts or tuple(manifest.experts)

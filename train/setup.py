@@ -138,7 +138,7 @@ def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
     """A store of the validation folders' images in the run's folder, made by the experts as the source records them."""
     # only for validation on folders; every process takes part
     from championship_sr.extract.config import ExtractConfig
-    from championship_sr.extract.run import extract
+    from championship_sr.extract.run.extraction import extract
     from championship_sr.store.config import build
 
     settings = config.validation

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.diffusion.lora import merge_lora
 from championship_sr.evaluate.diffusion.refine import Prompt, Refiner
-from championship_sr.extract.experts import resolve_device
+from championship_sr.extract.experts.expert import resolve_device
 from championship_sr.store.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.edsr import EDSR
-from championship_sr.extract.run import extract
+from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import build
 from championship_sr.store.shards.reader import Store
 from championship_sr.train import checkpoint

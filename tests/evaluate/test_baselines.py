@@ -18,7 +18,7 @@ from championship_sr.evaluate.baselines import (
 )
 from championship_sr.evaluate.infer import hwc
 from championship_sr.evaluate.metrics import Scorer
-from championship_sr.extract.bicubic import downscale, upscale
+from championship_sr.extract.images.bicubic import downscale, upscale
 
 
 def photo(seed: int = 0, height: int = 32, width: int = 44) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from championship_sr.evaluate.photographs import HELD_OUT, TRAINING, VALIDATION, photograph, write_photographs
-from championship_sr.extract.bicubic import downscale
+from championship_sr.extract.images.bicubic import downscale
 
 
 def test_the_photographs_lr_is_the_one_that_every_figure_was_made_with():

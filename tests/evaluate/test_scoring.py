@@ -24,9 +24,9 @@ from championship_sr.evaluate.baselines import (  # fmt: skip
 )
 from championship_sr.evaluate.model import load
 from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
-from championship_sr.extract.bicubic import upscale
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.images import find_pairs
+from championship_sr.extract.images.bicubic import upscale
+from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store

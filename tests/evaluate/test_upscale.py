@@ -8,7 +8,7 @@ from PIL import Image
 from championship_sr.evaluate import load
 from championship_sr.evaluate.files import Picture, read_picture, write_picture
 from championship_sr.evaluate.upscale import UpscaleOptions, find_inputs, plan_outputs, upscale_files
-from championship_sr.extract.bicubic import upscale
+from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
 
 

@@ -34,7 +34,7 @@ def edsr_files(tmp_path_factory):
 def edsr_store(edsr_files, tmp_path_factory):
     """A store of three images of 16 x 16 LR pixels, kept in full precision."""
     from championship_sr.extract.config import ExtractConfig
-    from championship_sr.extract.run import extract
+    from championship_sr.extract.run.extraction import extract
 
     root = tmp_path_factory.mktemp("live")
     rng = np.random.default_rng(0)

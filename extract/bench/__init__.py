@@ -1,0 +1,1 @@
+"""What extraction costs beside its experts."""

@@ -1,0 +1,47 @@
+"""The command that measures extraction."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from championship_sr.extract.commands.options import (
+    device_option,
+    json_option,
+)
+from championship_sr.extract.config import FULL_SIZE, expert_configs
+
+
+@click.command("extract")
+@click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
+@click.option("--tile-px", default=64, show_default=True, help="Side of a tile, LR pixels.")
+@click.option("--tiles", type=click.IntRange(min=1), default=2, show_default=True, help="Tiles a shard.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Shards, each bare and whole.")
+@click.option("--scale", default=4)
+@click.option("--container", type=click.Choice(["zarr", "hdf5"]), default="zarr")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@device_option
+@json_option
+def bench_extract(entries, tile_px, tiles, rounds, scale, container, precision, device, as_json):
+    """The whole extraction over the bare forward passes of the same tiles; random weights where files are missing."""
+    from championship_sr.extract.bench.overhead import BenchConfig, opened
+    from championship_sr.extract.experts.expert import resolve_device
+
+    where, results = resolve_device(device or "auto"), []
+    with opened(BenchConfig(tile_px, tiles, rounds, scale, container, precision)) as bench:
+        for config in expert_configs(entries or FULL_SIZE):
+            last = bench.expert(config, where)
+            results.append(last)
+            click.echo(f"{last.name}: {bench_text(asdict(last))}", err=as_json)
+        figures = bench.totals(results)
+    if as_json:
+        click.echo(json.dumps({**figures, "experts": {r.name: asdict(r) for r in results}}))
+    else:
+        click.echo(f"all: {bench_text(figures)}, with {figures['pairs_seconds']:.2f} s to read and store the images")
+
+
+def bench_text(figures: dict[str, Any]) -> str:
+    """One line's figures of `bench extract`."""
+    ratios = f"overhead {figures['overhead']:.3f} (processor time {figures['cpu_overhead']:.3f})"
+    return f"{ratios}, {figures['px_per_second']:,.0f} px/s, {figures['peak_gib']:.2f} GiB"

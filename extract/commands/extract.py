@@ -1,0 +1,103 @@
+"""The commands of this stage: extract, plan, experts and bench extract."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from championship_sr.extract.commands.options import (
+    config_option,
+    data_options,
+    device_option,
+    expert_option,
+    extract_config,
+    json_option,
+    random_option,
+    set_option,
+)
+from championship_sr.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from championship_sr.extract.run.on_ray import RayOptions
+
+
+@click.command()
+@config_option
+@data_options
+@expert_option
+@click.option("--rebuild", multiple=True, metavar="NAME", help="Make this expert anew, then swap it in; repeatable.")
+@click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
+@click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
+@click.option("--staging", metavar="DIR", help="Through which the shards of a store at s3:// or gs:// pass.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Run here, or on a Ray cluster.")
+@click.option("--address", help="Of the Ray cluster; without it RAY_ADDRESS, else one on this machine.")
+@click.option("--actors", type=click.IntRange(min=1), help="Ray: how many hold an expert; as many as have room.")
+@click.option("--gpus-per-actor", type=click.FloatRange(min=0), help="Ray: 1 where there are GPUs, else 0.")
+@click.option("--cpus-per-actor", type=click.IntRange(min=1), help="Ray: a GPU's part of its node, or all of a node.")
+@click.option("--variants", help="Flips and rotations to store, such as identity,mirror.")
+@random_option
+@device_option
+@set_option
+@json_option
+def extract(
+    path,
+    store,
+    roots,
+    hr,
+    lr,
+    names,
+    rebuild,
+    part,
+    limit,
+    staging,
+    engine,
+    address,
+    actors,
+    gpus_per_actor,
+    cpus_per_actor,
+    variants,
+    random_weights,
+    device,
+    assignments,
+    as_json,
+):
+    """Run the frozen experts once over all images and fill the feature store.
+
+    Goes on where it stopped: what the store's records say is done stays.
+    """
+    from championship_sr.extract.run.extraction import extract as run
+    from championship_sr.extract.run.shares import Part, Rank
+
+    options = {
+        "store": store,
+        "data.roots": roots,
+        "data.hr": hr,
+        "data.lr": lr,
+        "variants": variants and variants.split(","),
+        "random_weights": random_weights,
+        "device": device,
+    }
+    config = extract_config(path, assignments, options)
+    cluster = _cluster(engine, address, actors, gpus_per_actor, cpus_per_actor)
+    summary = run(config, names, rebuild, part and Part.parse(part), limit, staging and Path(staging), cluster)
+    if not Rank.from_environment().first:
+        return
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+        return
+    for name, done in summary.experts.items():
+        speed = f", {done.lr_px / done.seconds:,.0f} px/s" if done.shards_written else ""
+        click.echo(f"{name}: {done.shards_written} shards written{speed}")
+    click.echo(f"{summary.store}: {summary.images} images, {summary.shards} shards")
+
+
+def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
+    if engine == "ray":
+        from championship_sr.extract.run.on_ray import RayOptions
+
+        return RayOptions(*of_ray)
+    if any(value is not None for value in of_ray):
+        raise ConfigError("--address, --actors, --gpus-per-actor and --cpus-per-actor belong to --engine ray")
+    return None

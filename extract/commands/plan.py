@@ -1,0 +1,240 @@
+"""The command `plan`."""
+
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from championship_sr.extract.commands.options import (
+    config_option,
+    data_options,
+    device_option,
+    expert_option,
+    extract_config,
+    json_option,
+    random_option,
+    set_option,
+    size_text,
+    table,
+)
+from championship_sr.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from championship_sr.extract.cost.cluster import ClusterPlan
+    from championship_sr.extract.cost.estimate import Plan
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+def cluster_options(command: Any) -> Any:
+    """The options that describe a cluster; all but --px-per-second need --nodes or --gpus-per-node."""
+    for option in (
+        click.option("--seed", default=0, help="Of the simulation."),
+        click.option("--price", type=click.FloatRange(min=0), help="Of a GPU for an hour."),
+        click.option("--shard-seconds", type=click.FloatRange(min=0), default=2, show_default=True,
+                     help="What a shard costs beside its forwards: opening, syncing, uploading."),
+        click.option("--restart-minutes", type=click.FloatRange(min=0), default=10, show_default=True,
+                     help="Until a failed node computes again and its shards are free."),
+        click.option("--mtbf-hours", type=POSITIVE, help="Mean time between a node's failures. Default: none fails."),
+        click.option("--speed-spread", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+                     help="Standard deviation of a node's speed, as a share of it."),
+        click.option("--px-per-second", "speeds", multiple=True, metavar="NAME=N|FILE",
+                     help="An expert's LR pixels a second there, or what `bench extract --json` printed there."),
+        click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option("--nodes", type=click.IntRange(min=1), help="Plan for a cluster of so many nodes."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@config_option
+@data_options
+@expert_option
+@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images instead of reading any.")
+@click.option("--lr-size", default="339x510", metavar="HxW", help="Their mean LR size (default: DF2K's, 339x510).")
+@cluster_options
+@random_option
+@device_option
+@set_option
+@json_option
+def plan(
+    path,
+    store,
+    roots,
+    hr,
+    lr,
+    names,
+    images,
+    lr_size,
+    nodes,
+    gpus_per_node,
+    speeds,
+    speed_spread,
+    mtbf_hours,
+    restart_minutes,
+    shard_seconds,
+    price,
+    seed,
+    random_weights,
+    device,
+    assignments,
+    as_json,
+):
+    """What an extraction will cost: bytes for each expert and codec, disk free, hours.
+
+    Writes nothing. The hours are from one measured forward of each expert on this machine, or from --px-per-second.
+    With --nodes a cluster is simulated, with slow and failing nodes, for each number of images in a shard.
+    """
+    from championship_sr.extract.cost.cluster import plan_cluster
+    from championship_sr.extract.cost.estimate import plan as make
+    from championship_sr.extract.cost.estimate import planned_sizes
+    from championship_sr.extract.cost.simulate import Cluster
+
+    options = {
+        "store": store,
+        "data.roots": roots,
+        "data.hr": hr,
+        "data.lr": lr,
+        "random_weights": random_weights,
+        "device": device,
+    }
+    if images:
+        options |= {"store": store or ".", "data.hr": hr or ["."]}
+    config = extract_config(path, assignments, options)
+    sizes = [_size(lr_size)] * images if images else planned_sizes(config)
+    made = make(config, sizes, names, given_speeds(speeds))
+    shared = None
+    if nodes or gpus_per_node > 1:
+        failures = mtbf_hours or math.inf
+        cluster = Cluster(nodes or 1, gpus_per_node, speed_spread, failures, restart_minutes * 60, shard_seconds)
+        shared = plan_cluster(made, config, sizes, cluster, price=price, seed=seed)
+    elif price is not None or mtbf_hours:
+        raise click.UsageError("--price and --mtbf-hours need --nodes or --gpus-per-node")
+    if as_json:
+        content = asdict(made) | {"hours": made.hours, "bytes": made.bytes}
+        click.echo(json.dumps(content | ({"cluster": _plain(shared)} if shared else {})))
+        return
+    click.echo(plan_text(made))
+    if shared:
+        click.echo("\n" + cluster_text(made, shared))
+
+
+def given_speeds(given: tuple[str, ...]) -> dict[str, float]:
+    """Expert -> LR pixels a second, from NAME=N and from files of `bench extract --json`; the last one counts.
+
+    raises  ConfigError for anything else
+    """
+    speeds = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        try:
+            speeds |= {name: float(number)} if equals else _measured(Path(text))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--px-per-second {text}: expected NAME=NUMBER or a file of `bench extract --json` ({error})"
+            ) from None
+    slow = [name for name, speed in speeds.items() if not 0 < speed < math.inf]
+    if slow:
+        raise ConfigError(f"--px-per-second {slow[0]}: must be more than 0, found {speeds[slow[0]]}")
+    return speeds
+
+
+def _measured(path: Path) -> dict[str, float]:
+    experts = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["experts"]
+    return {name: float(result["px_per_second"]) for name, result in experts.items()}
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or "0" in found.groups():
+        raise click.UsageError(f"--lr-size {text}: expected ROWSxCOLUMNS, such as 339x510")
+    return int(found[1]), int(found[2])
+
+
+def plan_text(made: "Plan") -> str:
+    """The plan for one device, to be read."""
+    measured = any(expert.measured for expert in made.experts)
+    rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec]]
+    for expert in made.experts:
+        notes = ["random weights"] * expert.random_weights + ["speed given"] * (measured and not expert.measured)
+        sizes = [size_text(n) for n in expert.bytes_by_codec.values()]
+        rows.append(
+            [
+                expert.name + (f" ({', '.join(notes)})" if notes else ""),
+                " ".join(map(str, expert.channels.values())),
+                f"{expert.px_per_second:,.0f}",
+                f"{expert.hours:,.1f}",
+                *sizes,
+            ]
+        )
+    totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
+    rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
+    free = "" if made.free_bytes is None else f"; free where it goes: {size_text(made.free_bytes)}"
+    short = made.free_bytes is not None and made.free_bytes < made.bytes
+    where = "one forward measured on this machine" if measured else "the given speeds"
+    return "\n".join(
+        [
+            f"{made.images:,} images, {made.lr_px / 1e6:,.0f} M LR pixels, {made.shards:,} shards",
+            f"hours from {where}; bytes by the codecs of features + SR:",
+            "",
+            table(rows),
+            "",
+            f"with this configuration's codecs the store takes {size_text(made.bytes)}{free}{' (too little)' * short}",
+        ]
+    )
+
+
+def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
+    """The plan for a cluster, to be read."""
+    cluster, chosen = shared.cluster, shared.chosen
+    fails = "no node fails"
+    if math.isfinite(cluster.mtbf_hours):
+        back = cluster.restart_seconds / 60
+        fails = f"each fails every {cluster.mtbf_hours:,.0f} h and is back after {back:g} min"
+    fewest, most = (pick(choice.trials for choice in shared.choices) for pick in (min, max))
+    trials = f"{most}" if fewest == most else f"{fewest} to {most}"
+    rows = [["images/shard", "shards", "one of them", "hours", "worst", "lost", "fixed",
+             "inodes zarr", "inodes hdf5", "PUTs zarr", "PUTs hdf5"]]  # fmt: skip
+    for choice in shared.choices:
+        counts = [f"{each[name]:,}" for each in (choice.inodes, choice.requests) for name in ("zarr", "hdf5")]
+        rows.append(
+            [
+                f"{choice.images_per_shard:,}" + " *" * (choice is chosen),
+                f"{choice.shards:,}",
+                size_text(choice.shard_bytes),
+                f"{choice.hours:,.2f}",
+                f"{choice.worst_hours:,.2f}",
+                f"{choice.lost:.2%}",
+                f"{choice.fixed:.2%}",
+                *counts,
+            ]
+        )
+    lines = [
+        f"{cluster.nodes} x {cluster.gpus_per_node} GPUs; nodes' speeds differ by {cluster.speed_spread:.0%}; {fails}; "
+        f"a shard costs {cluster.shard_seconds:g} s beside its forwards; simulated {trials} times:",
+        "",
+        table(rows),
+        "",
+        f"* extract.images_per_shard={shared.advised}: the smallest shards that cost no time. {chosen.hours:,.2f} h, "
+        f"{shared.ideal_hours:,.2f} h if nothing were lost and nobody waited",
+        f"{shared.gpu_hours:,.0f} GPU hours"
+        + ("" if shared.cost is None else f", {shared.cost:,.0f} at {shared.price:g} an hour"),
+        f"{size_text(shared.bytes)} to storage at {size_text(shared.bytes_per_second)}/s on average, "
+        f"{size_text(shared.fastest_bytes_per_second)}/s while the expert runs that writes fastest "
+        f"({size_text(shared.fastest_bytes_per_second / cluster.nodes)}/s a node)",
+        f"images.jsonl: {size_text(shared.manifest_bytes)}, read by every process",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(shared: "ClusterPlan") -> dict[str, Any]:
+    content = asdict(shared)
+    if not math.isfinite(shared.cluster.mtbf_hours):
+        content["cluster"]["mtbf_hours"] = None  # JSON has no infinity
+    more = ("gpu_hours", "cost", "bytes_per_second")
+    return content | {key: getattr(shared, key) for key in more}

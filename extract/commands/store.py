@@ -1,0 +1,61 @@
+"""`store verify` with the two checks that need this stage: the source images, and the experts run again."""
+
+import logging
+from pathlib import Path
+
+import click
+
+from championship_sr.extract.commands.experts import live as check_live
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images.identify import sha256_of
+from championship_sr.extract.images.pairs import find_pairs
+from championship_sr.store.commands import FOLDER, JSON, store
+from championship_sr.store.commands import verify as verify_bytes
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.verify import Hashes
+
+__all__ = ["store"]
+
+log = logging.getLogger(__name__)
+
+
+@store.command()
+@click.argument("root", metavar="STORE", type=FOLDER)
+@click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
+@click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
+@click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr.")
+@click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
+@JSON
+@click.pass_context
+def verify(
+    context: click.Context,
+    root: Path,
+    repair: bool,
+    hr: tuple[str, ...],
+    lr: tuple[str, ...],
+    live: int | None,
+    as_json: bool,
+) -> None:
+    """Read every byte and report every fault; exit status 1 if there is one."""
+    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr else None
+    context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
+    if live:
+        context.invoke(check_live, root=root, n_images=live, names=(), device=None, as_json=as_json)
+
+
+def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:
+    """What the files' images hash to now, for `store.verify.verify`; (None, None) for images that are not there."""
+    pairs = {pair.id: pair for pair in find_pairs(data, manifest.scale)}
+    absent = [image.id for image in manifest.images if image.id not in pairs]
+    if absent:
+        count, of = len(absent), len(manifest.images)
+        log.warning("%d of %d images are not in %s and not compared, such as %s", count, of, data.hr[0], absent[0])
+
+    def hashes(image: Image) -> tuple[str | None, str | None]:
+        if image.id not in pairs:
+            return None, None
+        lr, hr = pairs[image.id].read()
+        return sha256_of(lr), sha256_of(hr)
+
+    return hashes

@@ -1,0 +1,184 @@
+"""What an extraction will cost: bytes for each expert and codec, disk, hours; nothing is written."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from championship_sr.extract.config import ExtractConfig, expert_configs
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.experts.tiling import spans
+from championship_sr.extract.experts.weights_file import weights_path
+from championship_sr.extract.images.pairs import find_pairs
+from championship_sr.extract.run.register import DEFAULT_CODEC
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.remote.bucket import is_remote
+
+# features and SR images, as one would choose them together
+CODECS = (
+    ("float32", "float32"),
+    ("float16", "float16"),
+    ("float16", "uint8"),
+    ("int8", "uint8"),
+    ("pca64-int8", "uint8"),
+    ("pca150-int4", "uint8"),
+)
+MEASURED_PX = 64
+MEASURED_TIMES, MEASURED_SECONDS = 3, 1.0  # what only the first forward of a size costs is not counted
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """One expert's share of a plan."""
+
+    name: str
+    random_weights: bool
+    channels: dict[str, int]
+    px_per_second: float  # LR pixels through the network
+    measured: bool  # here, on windows of 64 x 64; False: given
+    multiple_px: int  # what sides are padded to
+    align_px: int  # what tiles begin at multiples of
+    hours: float
+    bytes_by_codec: dict[str, int]
+    bytes: int  # with the configuration's own codecs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an extraction will cost one device."""
+
+    images: int
+    shards: int
+    lr_px: int
+    pairs_bytes: int
+    experts: tuple[ExpertPlan, ...]
+    free_bytes: int | None  # None for object storage, which has no end
+
+    @property
+    def hours(self) -> float:
+        return sum(expert.hours for expert in self.experts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole store with the configuration's codecs."""
+        return self.pairs_bytes + sum(expert.bytes for expert in self.experts)
+
+    def total_bytes(self, codec: str) -> int:
+        """Bytes of the whole store."""
+        return self.pairs_bytes + sum(expert.bytes_by_codec[codec] for expert in self.experts)
+
+
+def plan(
+    config: ExtractConfig,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    names: tuple[str, ...] = (),
+    speeds: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan of an extraction of `config`'s images, or of images of these LR sizes.
+
+    speeds   expert -> LR pixels a second, for those that are not to be measured here
+    raises   ConfigError, StoreError, WeightsError as the extraction would
+
+    Experts whose weights are missing are loaded with random ones, where their entry allows.
+    """
+    sizes, speeds = planned_sizes(config) if sizes is None else sizes, dict(speeds or {})
+    device = resolve_device(config.device)
+    lr_px = sum(height * width for height, width in sizes)
+    entries = expert_configs(config.experts, names)
+    unknown = sorted(speeds.keys() - {entry.name for entry in entries})
+    if unknown:
+        raise ConfigError(f"--px-per-second {unknown[0]}: no such expert (has: {', '.join(e.name for e in entries)})")
+    experts = []
+    for entry in entries:
+        random = config.random_weights or not weights_path(entry).is_file()
+        with load_expert(
+            entry,
+            device,
+            config.scale,
+            random,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            compiled=config.compile,
+        ) as expert:
+            experts.append(_expert_plan(expert, config, sizes, random, speeds.get(entry.name)))
+    return Plan(
+        images=len(sizes),
+        shards=-(-len(sizes) // config.images_per_shard),
+        lr_px=lr_px,
+        pairs_bytes=lr_px * 3 * (1 + config.scale**2),
+        experts=tuple(experts),
+        free_bytes=None if is_remote(config.store) else free_bytes(Path(config.store)),
+    )
+
+
+def planned_sizes(config: ExtractConfig) -> list[tuple[int, int]]:
+    """The LR sizes of the configuration's images, by their headers."""
+    return [pair.lr_size for pair in find_pairs(config.data, config.scale)]
+
+
+def _expert_plan(
+    expert: LoadedExpert, config: ExtractConfig, sizes: Sequence[tuple[int, int]], random: bool, given: float | None
+) -> ExpertPlan:
+    speed = given or measured_speed(expert)
+    n_px = sum(height * width for height, width in sizes) * len(config.variants)
+    work = sum(
+        count * worked_px(size, config, expert.multiple_px, expert.align_px) for size, count in Counter(sizes).items()
+    )
+    own = {name: config.codecs.get(name, DEFAULT_CODEC) for name in ("sr", *expert.channels)}
+    return ExpertPlan(
+        name=expert.name,
+        random_weights=random,
+        channels=expert.channels,
+        px_per_second=speed,
+        measured=given is None,
+        multiple_px=expert.multiple_px,
+        align_px=expert.align_px,
+        hours=work * len(config.variants) / speed / 3600,
+        bytes_by_codec={
+            f"{features} + {sr}": n_px * _bytes_per_px(expert, {"sr": sr} | dict.fromkeys(expert.channels, features))
+            for features, sr in CODECS
+        },
+        bytes=n_px * _bytes_per_px(expert, own),
+    )
+
+
+def measured_speed(expert: LoadedExpert) -> float:
+    """LR pixels a second of one forward of 64 x 64: the fastest of three, or the first where that takes long."""
+    image, times = torch.rand(1, 3, MEASURED_PX, MEASURED_PX), []
+    with torch.inference_mode():
+        while not times or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
+            started = time.perf_counter()
+            sr, _ = expert(image)
+            sr.cpu()  # waits for the device
+            times.append(time.perf_counter() - started)
+    return MEASURED_PX**2 / min(times)
+
+
+def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int, align_px: int) -> int:
+    """LR pixels that the network sees of an image of this size: with window padding and overlaps."""
+    axes = [spans(length, config.tile_px, config.halo_px, align_px) for length in size]
+    return prod(sum(-(-span.size // multiple_px) * multiple_px for span in axis) for axis in axes)
+
+
+def free_bytes(store: Path) -> int:
+    """Bytes free where the store is or will be."""
+    place = store.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _bytes_per_px(expert: LoadedExpert, codecs: Mapping[str, str]) -> int:
+    """Bytes for one LR pixel: array -> codec, before compression."""
+    channels = {name: (n, 1) for name, n in expert.channels.items()} | {"sr": (3, expert.scale**2)}
+    return sum(
+        factor * codec.raw_channels(n) * codec.raw_dtype.itemsize
+        for name, (n, factor) in channels.items()
+        for codec in [get_codec(codecs[name])]
+    )

@@ -1,0 +1,1 @@
+"""Frozen experts: networks, weights, taps, tiles, checks."""

@@ -1,0 +1,235 @@
+"""One frozen expert, ready to run: padding, precision, taps and checks around its network."""
+
+import contextlib
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.experts.networks import Network, load_network
+from championship_sr.extract.experts.taps import TapShape, captured, possible_shapes, to_lr_grid
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+
+PROBE_SIZES = ((32, 48), (48, 80))  # not square; the second one only where the first leaves a tap's layout open
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteError(StoreError):
+    """An expert's output that holds NaN or Inf."""
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that a configuration's word means; `auto` takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name}: this machine has no CUDA device")
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+
+
+class LoadedExpert:
+    """A frozen expert: LR image in, SR image and tapped features out.
+
+    Always in evaluation mode and without gradients, whatever is called around it. Close it, or use it in a `with`
+    block, to take its hooks off the network.
+    """
+
+    def __init__(
+        self,
+        config: ExpertConfig,
+        network: Network,
+        device: torch.device,
+        scale: int,
+        *,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.name, self.config, self.device, self.scale = config.name, config, device, scale
+        self.n_parameters = sum(p.numel() for p in network.model.parameters())
+        self._network, self.precision = network, precision
+        self._channels_last, self._compiled = channels_last, compiled
+        if device.type == "cuda" and precision == "fp32":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        network.model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        self._hooks = ExitStack()
+        self.open()  # before the first forward: hooks that are set after a compiled one never fire
+        self._forward = torch.compile(network.call) if compiled else network.call
+        try:
+            self._shapes = self._probe()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Tap name -> channels of its tensor."""
+        return {name: shape.channels for name, shape in self._shapes.items()}
+
+    @property
+    def multiple_px(self) -> int:
+        """What the sides of the network's input are padded to a multiple of."""
+        return self._network.multiple_px
+
+    @property
+    def align_px(self) -> int:
+        """What tiles begin at multiples of."""
+        return self._network.align_px
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides this expert's answer to an image, as plain values."""
+        points = self.config.points
+        return {
+            "architecture": self._network.architecture,
+            "hyperparameters": self._network.hyperparameters,
+            "weights_sha256": self._network.weights_sha256,
+            "random_weights": self._network.weights_sha256 is None,
+            "taps": {
+                name: {"path": points[name].path, "side": points[name].side, "item": points[name].item} | shape.record()
+                for name, shape in self._shapes.items()
+            },
+            "window_px": self._network.multiple_px,
+            "align_px": self._network.align_px,
+            "precision": self.precision,
+            "channels_last": self._channels_last,
+            "compile": self._compiled,
+            "versions": {"torch": torch.__version__, "spandrel": version("spandrel")},
+        }
+
+    @torch.no_grad()
+    def __call__(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The SR image in 0..1 and the tapped features, float32.
+
+        lr       (B, 3, h, w), 0..1, of any size
+        returns  (B, 3, scale*h, scale*w), and for each tap (B, C, h, w)
+        raises   NonFiniteError
+        """
+        height, width = lr.shape[-2:]
+        padded = self.pad(lr.to(self.device))
+        sr = self._run(padded)[..., : self.scale * height, : self.scale * width].float()
+        size = tuple(padded.shape[-2:])
+        features = {
+            name: to_lr_grid(self._seen.pop(name).float(), shape, size, (height, width))
+            for name, shape in self._shapes.items()
+        }
+        self._check_finite({"sr": sr} | features)
+        return sr.clamp(0, 1), features
+
+    def bare(self, padded: Tensor) -> Tensor:
+        """The network's own answer to an image that needs no padding: what a forward costs by itself."""
+        return self._run(padded)
+
+    def open(self) -> None:
+        """Puts the hooks on the network."""
+        self._seen = self._hooks.enter_context(captured(self._network.model, self.config.points))
+
+    def close(self) -> None:
+        """Takes the hooks off the network."""
+        self._hooks.close()
+
+    def __enter__(self) -> "LoadedExpert":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _run(self, padded: Tensor) -> Tensor:
+        dtype = AUTOCAST.get(self.precision)
+        autocast = torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+        if self._channels_last:
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        with autocast:
+            return self._forward(padded)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """The image, reflected beyond its right and lower edge up to the network's window multiple."""
+        multiple = self._network.multiple_px
+        sizes = [max(n, self._network.minimum_px) for n in image.shape[-2:]]
+        down, right = (-(-n // multiple) * multiple - m for n, m in zip(sizes, image.shape[-2:], strict=True))
+        while down or right:  # one reflection reaches no further than the image's own size
+            step_down, step_right = min(down, image.shape[-2] - 1), min(right, image.shape[-1] - 1)
+            if not (step_down or step_right):
+                return functional.pad(image, (0, right, 0, down), mode="replicate")
+            image = functional.pad(image, (0, step_right, 0, step_down), mode="reflect")
+            down, right = down - step_down, right - step_right
+        return image
+
+    def _check_finite(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            # a finite sum has finite terms, and costs a twentieth of looking at each; a sum alone can overflow
+            if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"expert {self.name}: {name} has NaN or Inf at precision {self.precision}; {self._advice}"
+                )
+
+    @property
+    def _advice(self) -> str:
+        if self.precision == "fp32":
+            return "the weights may be damaged"
+        safer = "bf16 or fp32" if self.precision == "fp16" else "fp32"
+        return f"set extract.precision to {safer}"
+
+    @torch.no_grad()
+    def _probe(self) -> dict[str, TapShape]:
+        """The shapes of the taps, from a small image; checks scale, taps and finiteness before any real work."""
+        shapes: dict[str, set[TapShape]] = {}
+        for size in PROBE_SIZES:
+            found = self._probe_at(size)
+            shapes = {name: found[name] & shapes.get(name, found[name]) for name in found}
+            if all(len(left) == 1 for left in shapes.values()):
+                return {name: left.pop() for name, left in shapes.items()}
+        open_name = next(name for name, left in shapes.items() if len(left) != 1)
+        layouts = " or ".join(shape.layout for shape in shapes[open_name]) or "of another layout at each size"
+        raise ConfigError(f"expert {self.name}: tap {open_name} can be {layouts}; set its layout")
+
+    def _probe_at(self, size: tuple[int, int]) -> dict[str, set[TapShape]]:
+        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        padded = self.pad(image)
+        height, width = padded.shape[-2:]
+        try:
+            sr = self._run(padded)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            line = str(error).strip().partition("\n")[0]
+            raise WeightsError(f"expert {self.name}: fails on an image of {height} x {width}: {line}") from error
+        if tuple(sr.shape) != (1, 3, self.scale * height, self.scale * width):
+            raise WeightsError(
+                f"expert {self.name}: makes {tuple(sr.shape)} of (1, 3, {height}, {width}), expected x{self.scale} RGB"
+            )
+        points = self.config.points
+        silent = [points[name].path for name in points if name not in self._seen]
+        if silent:
+            raise ConfigError(f"expert {self.name}: tap {', '.join(silent)} is not used in the forward pass")
+        seen = {name: self._seen.pop(name) for name in points}
+        self._check_finite({"sr": sr} | seen)
+        return {name: possible_shapes(seen[name], points[name], (height, width)) for name in points}
+
+
+def load_expert(
+    config: ExpertConfig,
+    device: torch.device,
+    scale: int,
+    random_weights: bool = False,
+    *,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> LoadedExpert:
+    """The expert on its device, its weights loaded strictly and tried on a small image.
+
+    raises  WeightsError, ConfigError (a tap that does not exist), NonFiniteError
+    """
+    network = load_network(config, scale, random_weights)
+    return LoadedExpert(
+        config, network, device, scale, precision=precision, channels_last=channels_last, compiled=compiled
+    )

@@ -1,0 +1,199 @@
+"""An expert's network with its weights in it: recognised by spandrel or built by the entry, always loaded strictly."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
+from torch import Tensor, nn
+
+from championship_sr.extract import edsr
+from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.experts.weights_file import check_digest, found_weights, read_state
+from championship_sr.store.errors import ConfigError, WeightsError
+
+edsr.register()
+
+RANDOM_SEED = 0  # of --random-weights: the same network in every process
+# what an architecture raises when a state dict has the keys it is known by, but not all the others
+INCOMPLETE = (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation mode, frozen, and what is known of it before it has run."""
+
+    model: nn.Module
+    call: Callable[[Tensor], Tensor]
+    multiple_px: int  # sides must be multiples of it
+    align_px: int  # tiles begin at multiples of it, so that windows lie in them where they lie in the whole image
+    minimum_px: int
+    architecture: str
+    hyperparameters: dict[str, Any]
+    weights_sha256: str | None  # None for random weights
+
+
+def load_network(config: ExpertConfig, scale: int, random_weights: bool = False) -> Network:
+    """The expert's network, its weights loaded strictly, or random ones.
+
+    raises  WeightsError saying whether the file is of another network, of half of it, or of another scale
+    """
+    if random_weights:
+        return _described(config, _declared(config), None, None)
+    path, digest = found_weights(config)
+    state = read_state(path)
+    if config.architecture and not _spandrel_reads(config.architecture):
+        descriptor, model = None, _declared(config)
+        _load_strictly(model, state, path, config.name)
+    else:
+        descriptor = _recognised(config, state, path, scale)
+        model = descriptor.model
+    check_digest(config, path, digest)  # last: what a wrong file holds says more than its sha256
+    return _described(config, model, descriptor, digest)
+
+
+def _spandrel_reads(architecture: str) -> bool:
+    return architecture.startswith("spandrel.") or architecture == "extract.edsr:EDSR"
+
+
+def _declared(config: ExpertConfig) -> nn.Module:
+    """The network as the entry describes it, with random weights."""
+    recipe = (config.architecture, config.hyperparameters, "architecture")
+    if not config.architecture and config.pretrain:
+        recipe = (config.pretrain.network, config.pretrain.hyperparameters, "pretrain.network")
+    if not recipe[0]:
+        raise ConfigError(f"expert {config.name}: random weights need the entry's architecture and hyperparameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return build_network(*recipe)
+
+
+def _described(config: ExpertConfig, model: nn.Module, descriptor: Any, digest: str | None) -> Network:
+    own = getattr(model, "pad_size", None) or getattr(model, "window_size", 1)
+    multiple = own if isinstance(own, int) else 1
+    minimum = 1
+    if descriptor is not None:
+        multiple = math.lcm(multiple, descriptor.size_requirements.multiple_of)
+        minimum = descriptor.size_requirements.minimum
+    multiple = config.window_px or multiple
+    inner = (getattr(module, "window_size", None) for module in model.modules())
+    align = config.window_px or math.lcm(multiple, *(size for size in inner if isinstance(size, int)))
+    return Network(
+        model=model.eval().requires_grad_(False),
+        # the network's own call convention: some return a tuple, some another range
+        call=model if descriptor is None else lambda image: descriptor._call_fn(model, image),
+        multiple_px=multiple,
+        align_px=align,
+        minimum_px=minimum,
+        architecture=type(model).__name__,
+        hyperparameters=_plain(getattr(model, "hyperparameters", None) or config.hyperparameters),
+        weights_sha256=digest,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scale: int) -> ImageModelDescriptor:
+    """The network in the file, which is the one that the entry describes, for RGB and this scale."""
+    descriptor = _recognise(config, state, path)
+    if descriptor.scale != scale:
+        raise WeightsError(f"{path}: holds {descriptor.architecture.id} for x{descriptor.scale}, expected x{scale}")
+    if descriptor.input_channels != 3:
+        raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
+    if config.architecture:
+        _compare(config, descriptor.model, _declared(config), path)
+        if isinstance(descriptor.model, edsr.EDSR):
+            descriptor.model.adopt(**{key: config.hyperparameters.get(key) for key in ("res_scale", "img_range")})
+    return descriptor
+
+
+def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> ImageModelDescriptor:
+    expected = config.architecture and config.architecture.partition(":")[0].rpartition(".")[2]
+    known = next((a.architecture for a in MAIN_REGISTRY.architectures("detection") if a.detect(state)), None)
+    if known is None:
+        raise WeightsError(f"{path}: {_unrecognised(config, state)}")
+    if expected and known.id.lower() != expected.lower():  # extract.edsr holds EDSR
+        raise WeightsError(f"{path}: holds {known.id}, expected {expected.upper()}")
+    try:
+        descriptor = MAIN_REGISTRY.load(dict(state))
+    except UnsupportedModelError:
+        raise WeightsError(f"{path}: {known.id} of a kind that spandrel does not support") from None
+    except INCOMPLETE as error:
+        raise WeightsError(f"{path}: not a whole {known.id}: {_misfit(error)}") from None
+    if not isinstance(descriptor, ImageModelDescriptor):
+        raise WeightsError(f"{path}: {known.id}, which takes more than an image")
+    return descriptor
+
+
+def _unrecognised(config: ExpertConfig, state: dict[str, Tensor]) -> str:
+    names = ", ".join(list(state)[:3])
+    if not config.architecture:
+        return f"no network that spandrel knows (tensors: {names}, ...): a part of one, or set the entry's architecture"
+    wanted = dict(_declared(config).named_parameters())
+    there = [name for name in wanted if name in state]
+    if not there:
+        return f"another network than {config.name}: none of its tensors (has: {names}, ...)"
+    return f"not a whole {config.name}: {len(wanted) - len(there)} of its {len(wanted)} tensors are missing"
+
+
+def _compare(config: ExpertConfig, model: nn.Module, declared: nn.Module, path: Path) -> None:
+    """Raises if the file's network is another size of the architecture than the entry describes."""
+    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {name: tuple(p.shape) for name, p in declared.named_parameters()}
+    if found != wanted:
+        millions = [sum(math.prod(shape) for shape in shapes.values()) / 1e6 for shapes in (found, wanted)]
+        missing, others = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        detail = f"{len(missing)} tensors missing, {len(others)} others" if missing or others else "other shapes"
+        raise WeightsError(
+            f"{path}: holds {type(model).__name__} of {millions[0]:.2f} M parameters, "
+            f"{config.name} has {millions[1]:.2f} M ({detail}): another size of it, or a part"
+        )
+    for key in ("window_size", "stripe_size", "overlap_ratio"):
+        here, said = getattr(model, key, None), getattr(declared, key, None)
+        if here != said:
+            raise WeightsError(f"{path}: {key} is {here}, the entry of {config.name} says {said}")
+
+
+def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        own = model.state_dict().keys()
+        if not own & state.keys():
+            text = f"another network than {name}: none of its tensors (has: {', '.join(list(state)[:3])}, ...)"
+            raise WeightsError(f"{path}: {text}") from None
+        raise WeightsError(f"{path}: does not fit {name}: {_misfit(error)}") from None
+
+
+def _misfit(error: BaseException) -> str:
+    """What torch says over many lines, in one."""
+    text = str(error)
+    parts = []
+    for word, label in (("Missing", "missing"), ("Unexpected", "unexpected")):
+        keys = re.findall(r'"([^"]+)"', (re.search(rf"{word} key\(s\) in state_dict: (.*)", text) or [""])[0])
+        if keys:
+            parts.append(f"{len(keys)} tensors {label} (such as {keys[0]})")
+    shapes = re.findall(r"size mismatch for ([\w.]+)", text)
+    if shapes:
+        parts.append(f"{len(shapes)} of another shape (such as {shapes[0]})")
+    return ", ".join(parts) or f"{type(error).__name__} {text.partition(chr(10))[0]}"
+
+
+def build_network(path: str, hyperparameters: dict[str, Any], key: str = "pretrain.network") -> nn.Module:
+    """A new network from `package.module:Class` and its keyword arguments; `key` is named if there is none."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)(**hyperparameters)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}={path}: {error}") from error

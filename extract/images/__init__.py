@@ -1,0 +1,1 @@
+"""Photographs: found, decoded, reduced, identified."""

@@ -1,0 +1,105 @@
+"""The extraction: the pairs, then one expert after the other over the shards that no record says are done."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from championship_sr.extract.config import ExtractConfig, expert_configs
+from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.run.job import ExpertSummary, Job
+from championship_sr.extract.run.prepare import PairsWriter, prepare
+from championship_sr.extract.run.shares import Part, Rank
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.remote.bucket import is_remote
+from championship_sr.store.remote.staging import Staging
+
+if TYPE_CHECKING:
+    from championship_sr.extract.run.on_ray import RayOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an extraction did."""
+
+    store: str  # its folder or URL
+    images: int
+    shards: int  # of this part
+    experts: dict[str, ExpertSummary]
+
+
+def extract(
+    config: ExtractConfig,
+    experts: Sequence[str] = (),
+    rebuild: Sequence[str] = (),
+    part: Part | None = None,
+    limit: int | None = None,
+    staging: Path | None = None,
+    cluster: "RayOptions | None" = None,
+) -> Summary:
+    """Fills the store: whatever its records say is done stays, the rest is made.
+
+    experts  only these of the configuration
+    rebuild  those that are made anew beside their old shards, and swapped at the end
+    part     only this part's shards
+    limit    a store of only the first images
+    staging  the folder that the shards of a store in object storage pass through
+    cluster  run the experts there instead of here
+    raises   StoreError, WeightsError, ConfigError
+    """
+    rank = Rank.from_environment()
+    device = torch.device("cpu") if cluster else resolve_device(config.device, rank.local_rank)
+    if cluster:
+        from championship_sr.extract.run.on_ray import connect, run_on_ray  # it needs ray, an extra
+
+        connect(cluster, rank)
+    entries = expert_configs(config.experts, (*experts, *(name for name in rebuild if experts and name not in experts)))
+    unknown = sorted(set(rebuild) - {entry.name for entry in entries})
+    if unknown:
+        raise ConfigError(f"--rebuild {unknown[0]}: not in this configuration")
+    for codec in config.codecs.values():
+        get_codec(codec)
+    with ExitStack() as stack:
+        staged = stack.enter_context(Staging(config.store, staging)) if is_remote(config.store) else None
+        with rank.first_goes_first():
+            manifest, pairs = _prepared(config, limit, staged, rank)
+        shards = (part or Part()).shards(manifest)
+        order = rank.part.shards(manifest, shards)
+        order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
+        log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
+        written = stack.enter_context(PairsWriter(manifest, pairs, order, progress=rank.first))
+        if staged or cluster:
+            written.finish()  # uploads are one after the other, and other nodes see only what is there
+        done = {}
+        for entry in entries:
+            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait)
+            done[entry.name] = run_on_ray(job, entry, cluster, staging) if cluster else job.run(entry)
+        manifest.flush()
+    return Summary(config.store, len(pairs), len(shards), done)
+
+
+def _prepared(
+    config: ExtractConfig, limit: int | None, staged: Staging | None, rank: Rank
+) -> tuple[Manifest, dict[str, Pair]]:
+    """The store, begun or gone on with, and its pairs by image id."""
+    if staged:
+        staged.describe()
+    manifest, pairs = prepare(
+        staged.root if staged else Path(config.store),
+        config.data,
+        scale=config.scale,
+        container=config.container,
+        images_per_shard=config.images_per_shard,
+        limit=limit,
+        progress=rank.first,
+    )
+    return staged.adopt(manifest) if staged else manifest, pairs

@@ -1,0 +1,285 @@
+"""`--engine ray`: actors that hold an expert on a GPU or a share of CPU cores, a task a shard, on a cluster's nodes.
+
+The store, the images and the weights lie on a file system that all nodes share; a store in object storage needs no
+other. What is done is what the store's records say: a lost node's shards go to the other actors, and a run that was
+stopped goes on with the same command, on Ray or off it.
+"""
+
+import logging
+import os
+import platform
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from championship_sr.extract.config import ExpertConfig, ExtractConfig
+from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.experts.tiling import Tiling
+from championship_sr.extract.images.pairs import find_pairs
+from championship_sr.extract.run.job import ExpertSummary, Job, opened, run_expert
+from championship_sr.extract.run.shares import Rank, pixels
+from championship_sr.store.codecs import get_codec
+from championship_sr.store.disk import leases
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.layout import shard_stem
+
+log = logging.getLogger(__name__)
+
+TRIES = 3  # of a shard whose actor is lost each time: the third one is hardly the node's fault
+ANSWER_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0  # without a single actor, before the user is told
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where the cluster is and what an actor takes of it; None for what `actor_shares` finds in the cluster."""
+
+    address: str | None = None
+    actors: int | None = None
+    gpus_per_actor: float | None = None
+    cpus_per_actor: int | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many actors there are, and what each of them takes."""
+
+    actors: int
+    gpus: float
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs."""
+
+    node: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"node {self.node} (process {self.pid})"
+
+
+def actor_shares(options: RayOptions, nodes: list[dict[str, float]], device: str) -> Shares:
+    """What each actor gets: one GPU and its part of the node's cores; without GPUs the cores of the smallest node.
+
+    nodes   resources of each, as Ray counts them: "CPU", "GPU"
+    raises  ConfigError if no node has room for an actor
+    """
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    gpus = options.gpus_per_actor
+    if gpus is None:
+        gpus = 1 if with_gpu and device in ("auto", "cuda") else 0
+    useful = [node for node in (with_gpu if gpus else nodes) if node.get("CPU", 0) >= 1]
+    cpus = options.cpus_per_actor or min(
+        (max(1, int(node["CPU"] / (node["GPU"] / gpus if gpus else 1))) for node in useful), default=1
+    )
+    room = sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"])) for node in useful)
+    if not room:
+        there = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ConfigError(f"an actor needs {cpus} CPUs and {gpus:g} GPUs, which no node has (there are: {there})")
+    return Shares(options.actors or room, gpus, cpus)
+
+
+def connect(options: RayOptions, rank: Rank = Rank()) -> Any:  # noqa: B008 (frozen)
+    """The ray module, connected to the cluster; without an address that of RAY_ADDRESS, else one on this machine.
+
+    raises  ConfigError if ray is not installed or torchrun runs as well; StoreError if nothing answers at the address
+    """
+    if rank.world_size > 1:
+        raise ConfigError("--engine ray under torchrun: start it once, without torchrun; Ray starts the workers")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--engine ray needs Ray: pip install 'championship-sr[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        address = options.address or os.environ.get("RAY_ADDRESS")
+        try:
+            host, _, port = (address or "").rpartition(":")
+            if port.isdigit() and "/" not in host:
+                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()  # Ray itself tries for minutes
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(f"--address {address}: no Ray cluster answers there ({error})") from None
+    return ray
+
+
+class Worker:
+    """What an actor does: it holds one expert and makes shards with it."""
+
+    def __init__(self, folder: str, cpus: int, config: ExtractConfig, entry: ExpertConfig, rebuild: bool, staging):
+        torch.set_num_threads(cpus)
+        self._folder, self._config, self._entry, self._rebuild, self._staging = folder, config, entry, rebuild, staging
+        self._stack = ExitStack()
+
+    def place(self) -> Place:
+        return Place(platform.node(), os.getpid())
+
+    def begin(self, tiling: Tiling | None) -> Tiling:
+        """Loads the expert; without a tiling yet, settles on one and makes room for the expert in the store."""
+        config, pairs = self._config, {}
+        os.chdir(self._folder)  # paths in the configuration may be relative
+        manifest = self._stack.enter_context(opened(config, self._staging))
+        if tiling is None and any(get_codec(codec).components for codec in config.codecs.values()):
+            pairs = {pair.id: pair for pair in find_pairs(config.data, config.scale)}  # that a basis is fitted to
+        self._job = Job(config, manifest, pairs, [], Rank(), resolve_device(config.device), self._rebuild)
+        self._expert = self._stack.enter_context(self._job.load(self._entry))
+        return tiling or self._job.register(self._expert)
+
+    def make(self, shard: int, tiling: Tiling) -> None:
+        """Writes one shard."""
+        variants = self._config.variants
+        run_expert(self._job.manifest, self._expert, [shard], tiling, variants, rebuild=self._rebuild)
+
+
+def run_on_ray(job: Job, entry: ExpertConfig, options: RayOptions, staging: Path | None = None) -> ExpertSummary:
+    """The expert's missing shards, written by actors that live as long as this call.
+
+    raises  StoreError, WeightsError, ConfigError naming expert, shard and node
+    """
+    ray = connect(options)
+    job.manifest.flush()  # workers on other nodes read the pairs from the bucket, not from this machine's folder
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = actor_shares(options, nodes, job.config.device)
+    log.info("%s: %d actors of %d CPUs and %g GPUs", entry.name, shares.actors, shares.cpus, shares.gpus)
+    args = (os.getcwd(), shares.cpus, job.config, entry, job.rebuild, staging)
+    with _Crew(ray, job, entry.name, shares, args) as crew:
+        summary = crew.run()
+    job.settle(entry.name)
+    return summary
+
+
+@dataclass(eq=False)
+class _Member:
+    """One actor: where it is, once that is known, and the shard that it makes."""
+
+    actor: Any
+    where: Any  # a reference to its Place
+    place: Place | None = None
+    shard: int | None = None
+
+
+class _Crew:
+    """One expert's actors, and who of them makes what; a `with` block around them."""
+
+    def __init__(self, ray: Any, job: Job, name: str, shares: Shares, args: tuple) -> None:
+        self._ray, self._job, self._name, self._shares, self._args = ray, job, name, shares, args
+        path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+        self._worker = ray.remote(
+            num_cpus=shares.cpus, num_gpus=shares.gpus, runtime_env={"env_vars": {"PYTHONPATH": path}}
+        )(Worker)
+        self._waiting: dict[Any, _Member] = {}  # what is asked of an actor -> the actor
+        self._idle: list[_Member] = []
+        self._hired: list[_Member] = []  # whose processes start while the first one loads the expert
+        self._todo: deque[int] = deque()
+        self._lost: Counter[int | None] = Counter()
+        self._tiling: Tiling | None = None
+        self._made: list[int] = []
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for member in (*self._waiting.values(), *self._idle, *self._hired):
+            self._ray.kill(member.actor)  # its memory is for the next expert
+
+    def run(self) -> ExpertSummary:
+        """Makes every shard that is missing."""
+        started, told = time.monotonic(), False
+        self._hired = [self._hire() for _ in range(max(1, min(self._shares.actors, self._expected())))]
+        self._begin(self._hired.pop(0))  # the first one alone makes room in the store
+        with tqdm(desc=self._name, unit="px", unit_scale=True, smoothing=0.1, disable=None) as bar:
+            while self._tiling is None or self._todo or self._busy():
+                ready, _ = self._ray.wait(list(self._waiting), timeout=PATIENCE_SECONDS)
+                for reference in ready:
+                    self._take(reference, self._waiting.pop(reference), bar)
+                if not ready and not self._busy() and not told:
+                    told = True
+                    log.warning(
+                        "%s: waiting for a node with %d CPUs and %g GPUs to spare",
+                        self._name, self._shares.cpus, self._shares.gpus,
+                    )  # fmt: skip
+        return ExpertSummary(len(self._made), self._pixels(self._made), time.monotonic() - started)
+
+    def _pixels(self, shards: Iterable[int]) -> int:
+        return sum(pixels(self._job.manifest, shard) for shard in shards) * len(self._job.config.variants)
+
+    def _busy(self) -> list[_Member]:
+        return [member for member in self._waiting.values() if member.shard is not None]
+
+    def _expected(self) -> int:
+        """Shards to make, at most: a rebuild that was begun with other settings begins anew."""
+        job = self._job
+        return len(job.order if job.rebuild else set(job.order) & set(job.manifest.missing_shards(self._name)))
+
+    def _hire(self) -> _Member:
+        actor = self._worker.remote(*self._args)
+        return _Member(actor, actor.place.remote())
+
+    def _begin(self, member: _Member) -> None:
+        self._waiting[member.actor.begin.remote(self._tiling)] = member
+
+    def _take(self, reference: Any, member: _Member, bar: tqdm) -> None:
+        """What an actor has come to: it is ready, it has made its shard, or it is lost."""
+        what = f"shard {member.shard}" if member.shard is not None else "loading"
+        try:
+            result = self._ray.get(reference)
+            member.place = self._ray.get(member.where)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            kind = type(cause) if isinstance(cause, (ConfigError, WeightsError)) else StoreError
+            text = str(cause) if isinstance(cause, (kind, OSError)) else f"{type(cause).__name__}: {cause}"
+            raise kind(f"{self._name}: {what} on {self._ray.get(member.where)}: {text}") from None
+        except self._ray.exceptions.RayActorError as error:
+            return self._replace(member, what, error)
+        if member.shard is None:
+            self._prepare(result, bar)
+        else:
+            self._made.append(member.shard)
+            bar.update(self._pixels([member.shard]))
+        self._give(member)
+        bar.set_postfix_str(f"{len({each.place.node for each in self._busy()})} nodes", refresh=False)
+
+    def _prepare(self, tiling: Tiling, bar: tqdm) -> None:
+        if self._tiling is not None:
+            return
+        job, self._tiling = self._job, tiling
+        missing = set(job.manifest.missing_shards(self._name, job.rebuild))
+        self._todo += [shard for shard in job.order if shard in missing]
+        bar.total = self._pixels(self._todo)
+        while self._hired and len(self._waiting) + 1 < len(self._todo):
+            self._begin(self._hired.pop(0))
+
+    def _give(self, member: _Member) -> None:
+        member.shard = self._todo.popleft() if self._todo else None
+        if member.shard is None:
+            self._idle.append(member)
+        else:
+            self._waiting[member.actor.make.remote(member.shard, self._tiling)] = member
+
+    def _replace(self, member: _Member, what: str, error: Exception) -> None:
+        """Gives what a lost actor was making to another one."""
+        where = member.place or "a node of the cluster"
+        self._lost[member.shard] += 1
+        if self._lost[member.shard] == TRIES:
+            raise StoreError(f"{self._name}: {what} has lost its worker {TRIES} times, last on {where}: {error}")
+        log.warning("%s: %s is lost with %s; another worker makes it", self._name, what, where)
+        self._ray.kill(member.actor)
+        if member.shard is not None:
+            self._todo.append(member.shard)
+            if member.place:
+                folder = self._job.manifest.record_path(self._name, member.shard, self._job.rebuild).parent
+                leases.revoke(folder / f"{shard_stem(member.shard)}.lock", member.place.node, member.place.pid)
+        if self._idle:
+            self._give(self._idle.pop())
+        else:
+            self._begin(self._hire())

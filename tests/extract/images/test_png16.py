@@ -1,0 +1,116 @@
+"""16-bit PNG: every filter, interlacing, and damage."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import booleans, integers
+
+from championship_sr.extract.images.decode import UnreadableImage, decode
+from championship_sr.extract.images.png16 import SIGNATURE, Png16, is_png16, read_png16, write_png16
+
+COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # the specification's table 11.1
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(header: bytes, data: bytes, *more: bytes) -> bytes:
+    return SIGNATURE + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def header(height: int, width: int, channels: int, interlaced: bool = False) -> bytes:
+    return struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, interlaced)
+
+
+def filtered(values: np.ndarray, rng: np.random.Generator) -> bytes:
+    """The rows as an encoder writes them, each with a filter of its own; pixel by pixel, by the specification."""
+    height, width, _ = values.shape
+    rows, out = values.astype(">u2").view(np.uint8).reshape(height, width, -1).astype(int), b""
+    for y, kind in enumerate(rng.integers(5, size=height)):
+        out += bytes([kind])
+        for x in range(width):
+            for i in range(rows.shape[-1]):
+                a = rows[y, x - 1, i] if x else 0
+                b = rows[y - 1, x, i] if y else 0
+                c = rows[y - 1, x - 1, i] if x and y else 0
+                nearest = min((abs(a + b - c - p), k) for k, p in enumerate((a, b, c)))[1]
+                predicted = (0, a, b, (a + b) // 2, (a, b, c)[nearest])[kind]
+                out += bytes([(rows[y, x, i] - predicted) % 256])
+    return out
+
+
+def passes(values: np.ndarray) -> list[np.ndarray]:
+    """The seven reduced images, by the table of 8 x 8 pixels in the specification's section 8.2."""
+    table = np.array(
+        [[1, 6, 4, 6, 2, 6, 4, 6], [7] * 8, [5, 6] * 4, [7] * 8, [3, 6, 4, 6, 3, 6, 4, 6], [7] * 8, [5, 6] * 4, [7] * 8]
+    )
+    height, width, channels = values.shape
+    number = np.tile(table, (height // 8 + 1, width // 8 + 1))[:height, :width]
+    found = []
+    for n in range(1, 8):
+        inside = number == n
+        rows, cols = inside.any(axis=1).sum(), inside.any(axis=0).sum()
+        if rows and cols:
+            found.append(values[inside].reshape(rows, cols, channels))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=integers(0, 2**32 - 1),
+    height=integers(1, 20),
+    width=integers(1, 20),
+    channels=integers(1, 4),
+    interlaced=booleans(),
+)
+def test_every_filter_and_interlacing_is_undone(tmp_path_factory, seed, height, width, channels, interlaced):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(2**16, size=(height, width, channels), dtype=np.uint16)
+    values[:, ::3] = values[:1, :1]  # ties in the Paeth predictor
+    parts = passes(values) if interlaced else [values]
+    data = zlib.compress(b"".join(filtered(part, rng) for part in parts))
+    path = tmp_path_factory.getbasetemp() / "a.png"
+    path.write_bytes(png(header(height, width, channels, interlaced), data))
+    assert is_png16(path) and np.array_equal(read_png16(path).values, values)
+    rgb = values[..., :3] if channels > 2 else values[..., :1].repeat(3, axis=2)
+    assert np.array_equal(decode(path), rgb)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    values = np.random.default_rng(0).integers(2**16, size=(300, 5, 4), dtype=np.uint16)
+    file = io.BytesIO()
+    write_png16(file, Png16(values, b"exif", b"profile"))
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    found = read_png16(tmp_path / "a.png")
+    assert np.array_equal(found.values, values) and (found.exif, found.icc) == (b"exif", b"profile")
+
+
+ROWS = bytes(2 * (1 + 6 * 3))  # 2 rows of 3 RGB pixels, filter 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png(header(2, 3, 3), zlib.compress(ROWS[:-1])), "37 bytes of pixels, expected 38"),
+        (png(header(2, 3, 3), zlib.compress(ROWS * 1000)), "at least 39 bytes of pixels, expected 38"),
+        (png(header(2, 3, 3), b"no zlib"), "incorrect header check"),
+        (png(header(2, 3, 3), zlib.compress(b"\5" + ROWS[1:])), "filter 5 does not exist"),
+        (png(header(2, 3, 3)[:9], zlib.compress(ROWS)), "a header of 9 bytes"),
+        (png(header(2, 3, 3), zlib.compress(ROWS), chunk(b"iCCP", b"icc\0\0junk")), "colour profile"),
+        (png(header(2, 3, 3), zlib.compress(ROWS))[:-5], "cut off|too early"),
+        (png(header(2, 3, 3), zlib.compress(ROWS)).replace(b"\x10\x02", b"\x10\x06", 1), "checksum is wrong"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "file",
+)
+def test_damage_is_named(tmp_path, content, message):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_png16(path)
+    with pytest.raises(UnreadableImage, match=r"a\.png: "):
+        decode(path)

@@ -21,7 +21,7 @@ from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import load_section
 from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.train.config import TrainConfig
-from championship_sr.train.loop import train
+from championship_sr.train.run.loop import train
 
 PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
 

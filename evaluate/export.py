@@ -15,8 +15,8 @@ from championship_sr.extract.config import BUNDLED
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
-from championship_sr.train.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
-from championship_sr.train.run import CONFIG_FILE, EXPERTS_FILE
+from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
+from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
 
 CARD, PROGRAM, ONNX = "README.md", "fusion.pt2", "fusion.onnx"
 TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1

@@ -19,7 +19,7 @@ from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.format.entries import Expert
-from championship_sr.train.checkpoint import LoadedFusion, Which, load_fusion
+from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
 
 log = logging.getLogger(__name__)
 

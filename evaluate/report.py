@@ -24,7 +24,7 @@ from championship_sr.evaluate.scores import Scores, labelled
 from championship_sr.evaluate.scoring import Wanted, evaluate_store
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk.files import write_atomic
-from championship_sr.train.journal import read_metrics
+from championship_sr.train.run.journal import read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.fusion import PHASES
-from championship_sr.train.run import RUN_FILE, read_store
+from championship_sr.train.run.folder import RUN_FILE, read_store
 
 log = logging.getLogger(__name__)
 

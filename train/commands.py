@@ -61,7 +61,7 @@ def train(
         return
     if not store or not (out or resume):
         raise click.UsageError("give --store and --out, or --resume")
-    from championship_sr.train.loop import train as run_training
+    from championship_sr.train.run.loop import train as run_training
 
     run = run_training(settings, store, resume or out, resume=True, changes=bool(resume))
     if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
@@ -82,8 +82,8 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def bench_step(batches, crop, profiles, rounds, live, as_json) -> None:
     """What a training step costs in each profile, and what it would cost with the experts in it."""
-    from championship_sr.train.bench_step import bench_step as run
-    from championship_sr.train.bench_step import table
+    from championship_sr.train.bench.step import bench_step as run
+    from championship_sr.train.bench.step import table
 
     result = run(batches, crop, profiles=profiles, rounds=rounds, live=live)
     click.echo(json.dumps(result) if as_json else table(result))
@@ -98,7 +98,7 @@ def bench_step(batches, crop, profiles, rounds, live, as_json) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def bench_loader(folder, rounds, seconds, batch_size, threads, as_json) -> None:
     """How fast a store is read, beside a plain copy of the same bytes and what people use instead."""
-    from championship_sr.train.bench_loader import bench_loader as run
+    from championship_sr.train.bench.loader import bench_loader as run
 
     result = run(folder, rounds=rounds, seconds=seconds, batch_size=batch_size, threads=threads)
     click.echo(json.dumps(result) if as_json else dump_yaml(result).rstrip())
@@ -119,7 +119,7 @@ def _refuse(reason: str, **options: Any) -> None:
 
 
 def _of_run(run: Path, store: str | None, assignments: tuple[str, ...]) -> tuple[Path | str, TrainConfig]:
-    from championship_sr.train.run import CONFIG_FILE, read_store
+    from championship_sr.train.run.folder import CONFIG_FILE, read_store
 
     if not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: not a training run (it has no {CONFIG_FILE})")
@@ -127,13 +127,13 @@ def _of_run(run: Path, store: str | None, assignments: tuple[str, ...]) -> tuple
 
 
 def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:
+    from championship_sr.train.bench.phases import describe, plain, table
     from championship_sr.train.fusion import build_fusion
-    from championship_sr.train.fusion.describe import describe, plain, table
 
     channels, scale = FULL_SIZE, 4
     if store:
-        from championship_sr.train.run import feature_channels
-        from championship_sr.train.setup import open_store
+        from championship_sr.train.run.folder import feature_channels
+        from championship_sr.train.run.sources import open_store
 
         found = open_store(store, settings.experts or None, settings.data)
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
@@ -143,8 +143,8 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
 
 
 def _report(run: Path, as_json: bool) -> None:
-    from championship_sr.train.checkpoint import choose
-    from championship_sr.train.journal import read_metrics
+    from championship_sr.train.run.checkpoint import choose
+    from championship_sr.train.run.journal import read_metrics
 
     best = choose(run, "best")
     lines = next((event["psnr"] for event in read_metrics(run) if event["event"] == "reference"), {})

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from championship_sr.store.config import config_dataclass
-from championship_sr.train.augment import Augment
+from championship_sr.train.data.sampler import Weighting
+from championship_sr.train.data.variants import Augment
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.losses.combined import LOSSES
-from championship_sr.train.sampler import Weighting
 from championship_sr.train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
 
 

@@ -17,7 +17,7 @@ from championship_sr.evaluate.compare import Pictures
 from championship_sr.evaluate.gallery import WINDOW_LR_PX, Gallery, nearest_expert
 from championship_sr.evaluate.paint import INFERNO, categories, coloured, data_uri
 from championship_sr.evaluate.report import evaluate_with_report
-from championship_sr.train.journal import METRICS_FILE
+from championship_sr.train.run.journal import METRICS_FILE
 
 LOG = """{"event": "reference", "step": 0, "time": 1.0, "psnr": {"one": 20.0, "mean": 20.5}, "ssim": {"one": 0.5}}
 {"event": "train", "step": 10, "time": 2.0, "loss": 0.05, "learning_rate": 0.001}

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.fusion.bands import CrossBand
-from championship_sr.train.fusion.blocks import resize
-from championship_sr.train.fusion.collaboration import REST, Collaboration, modulated
 from championship_sr.train.fusion.config import PHASES, FusionConfig, Widths, check_phases
-from championship_sr.train.fusion.frequency import N_BANDS, TIERS, FrequencySplit
-from championship_sr.train.fusion.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
-from championship_sr.train.fusion.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
-from championship_sr.train.fusion.rival import PlainCNN
-from championship_sr.train.fusion.selection import Selection
-from championship_sr.train.fusion.views import Views
+from championship_sr.train.fusion.layers.blocks import resize
+from championship_sr.train.fusion.layers.views import Views
+from championship_sr.train.fusion.phases.bands import CrossBand
+from championship_sr.train.fusion.phases.collaboration import REST, Collaboration, modulated
+from championship_sr.train.fusion.phases.frequency import N_BANDS, TIERS, FrequencySplit
+from championship_sr.train.fusion.phases.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
+from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
+from championship_sr.train.fusion.phases.selection import Selection
+from championship_sr.train.fusion.plain_cnn import PlainCNN
 
 SWIFT_BAND_FACTOR = 2  # the bands are attended at half of the LR resolution
 

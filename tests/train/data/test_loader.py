@@ -17,8 +17,8 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.writer import write_shard
-from championship_sr.train.loader import Loader, joined
-from championship_sr.train.sampler import Place
+from championship_sr.train.data.loader import Loader, joined
+from championship_sr.train.data.sampler import Place
 
 CROP, SCALE = 12, 2
 OPTIONS = {"batch_size": 4, "crop_px": CROP, "seed": 9, "repeat_factor": 5}
@@ -159,7 +159,7 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
     loader.on_gpu = on_gpu
     monkeypatch.setattr(torch, "empty", recorded)
     monkeypatch.setattr(
-        "championship_sr.train.slots.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes)
+        "championship_sr.train.data.slots.prefer_large_pages", lambda address, n_bytes: asked.append(n_bytes)
     )
     slot = loader.slot()
     assert made == [on_gpu]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.sampler import Sampler, node_share, permute
+from championship_sr.train.data.sampler import Sampler, node_share, permute
 
 SIZES = [(40, 70), (64, 30), (33, 33), (90, 50)]
 

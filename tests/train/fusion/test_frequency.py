@@ -4,7 +4,14 @@ import pywt
 import torch
 from scipy.fft import dctn
 
-from championship_sr.train.fusion.frequency import FrequencySplit, dct_bands, dct_basis, dwt_bands, fft_bands, zigzag
+from championship_sr.train.fusion.phases.frequency import (
+    FrequencySplit,
+    dct_bands,
+    dct_basis,
+    dwt_bands,
+    fft_bands,
+    zigzag,
+)
 
 SIZES = [(8, 8), (9, 8), (15, 22), (33, 17)]
 TRANSFORMS = ["dct", "dwt", "fft"]

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from championship_sr.train.fusion.attention import PixelAttention
-from championship_sr.train.fusion.blocks import Join, gelu_conv, linear, shuffle, unshuffle
-from championship_sr.train.fusion.lka import LKABlock
-from championship_sr.train.fusion.pieces import CPU_PIXELS, in_pieces
-from championship_sr.train.fusion.refinement import blur, laplacians
+from championship_sr.train.fusion.layers.attention import PixelAttention
+from championship_sr.train.fusion.layers.blocks import Join, gelu_conv, linear, shuffle, unshuffle
+from championship_sr.train.fusion.layers.large_kernel import LKABlock
+from championship_sr.train.fusion.layers.recomputed import CPU_PIXELS, in_pieces
+from championship_sr.train.fusion.phases.refinement import blur, laplacians
 
 
 def gradients(output, *leaves):

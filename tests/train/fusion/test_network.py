@@ -7,7 +7,7 @@ from torch import Tensor
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion import PHASES, FusionConfig, build_fusion
-from championship_sr.train.fusion.frequency import N_BANDS
+from championship_sr.train.fusion.phases.frequency import N_BANDS
 
 PROFILES = ["swift", "paper", "direct", "cnn"]
 PHASED = ["swift", "paper", "direct"]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from championship_sr.train.fusion import winograd
-from championship_sr.train.fusion.blocks import gelu_conv
+from championship_sr.train.fusion.layers import winograd
+from championship_sr.train.fusion.layers.blocks import gelu_conv
 
 SIZES = [
     (1, 5, 7, 1, 1),

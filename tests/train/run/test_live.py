@@ -1,0 +1,128 @@
+"""Live experts give what the store holds of whole images, and the augmentations that need them are right."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+
+from championship_sr.store.config import build
+from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.config import LiveConfig
+from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.run.live import coloured, gaussian_blur, rescaled, window_px
+from championship_sr.train.run.loop import train
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def edsr_files(tmp_path_factory):
+    """Two small experts' weights."""
+    from championship_sr.extract.edsr import EDSR
+
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        save_file(EDSR(num_feat=8, num_block=1).state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edsr_store(edsr_files, tmp_path_factory):
+    """A store of three images of 16 x 16 LR pixels, kept in full precision."""
+    from championship_sr.extract.config import ExtractConfig
+    from championship_sr.extract.run.extraction import extract
+
+    root = tmp_path_factory.mktemp("live")
+    rng = np.random.default_rng(0)
+    (root / "hr").mkdir()
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (4 * SIDE, 4 * SIDE, 3), np.uint8)).save(root / "hr" / f"{number}.png")
+    config = {
+        "store": str(root / "store"),
+        "data": {"hr": [str(root / "hr")]},
+        "experts": [
+            {"name": name, "weights": str(edsr_files / f"{name}.safetensors"), "tap": "conv_after_body"}
+            for name in ("a", "b")
+        ],
+        "codecs": {"sr": "float32", "features": "float32"},
+        "device": "cpu",
+    }
+    extract(build(ExtractConfig, config, "test"))
+    return root / "store"
+
+
+def losses(run) -> list[float]:
+    return [event["loss"] for event in read_metrics(run) if event["event"] == "train"]
+
+
+def test_store_and_live_give_equal_losses_on_windows_that_are_whole_images(edsr_store, make_config, tmp_path):
+    changes = {"steps": 4, "data": {"crop_px": SIDE}, "validation": {"every": 2}}
+    stored = train(make_config(**changes), edsr_store, tmp_path / "stored")
+    live = train(make_config(**changes, live={"enabled": True}), edsr_store, tmp_path / "live")
+    assert losses(live) == pytest.approx(losses(stored), rel=1e-5) and len(losses(live)) == 4
+    psnrs = [[e["psnr"] for e in read_metrics(run) if e["event"] == "validation"] for run in (stored, live)]
+    assert psnrs[0] == pytest.approx(psnrs[1], abs=1e-4)
+
+
+def test_live_training_takes_windows_changed_in_colour_sharpness_and_size(edsr_store, make_config, tmp_path):
+    live = {"enabled": True, "colour_jitter": 1.0, "blur": 1.0, "crop_scale": [0.9, 1.1]}
+    plain, changed = (
+        train(make_config(steps=2, live=each), edsr_store, tmp_path / name)
+        for name, each in (("plain", {"enabled": True}), ("changed", live))
+    )
+    assert np.isfinite(losses(changed)).all() and losses(changed)[0] != losses(plain)[0]
+
+
+def test_what_needs_the_experts_again_is_refused_on_a_store(edsr_store, make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"live\.blur: a store holds what the experts said.*Train with --live"):
+        train(make_config(live={"blur": 0.5}), edsr_store, tmp_path / "run")
+
+
+def test_an_expert_whose_weights_have_changed_is_told(edsr_store, edsr_files, make_config, tmp_path):
+    other = {"name": "a", "weights": str(edsr_files / "b.safetensors"), "tap": "conv_after_body"}
+    path = tmp_path / "a.yaml"
+    from championship_sr.store.config import dump_yaml
+
+    path.write_text(dump_yaml(other))
+    with pytest.raises(WeightsError, match="a: was made with other weights"):
+        train(make_config(live={"enabled": True, "experts": [str(path)]}), edsr_store, tmp_path / "run")
+
+
+def test_validation_folders_are_extracted_by_the_same_experts(edsr_store, make_config, tmp_path):
+    folder = tmp_path / "hr"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / "held.png")
+    config = make_config(steps=2, validation={"hr": [str(folder)], "every": 1})
+    run = train(config, edsr_store, tmp_path / "run")
+    scored = next(event for event in read_metrics(run) if event["event"] == "validation")["images"]
+    assert [name for name in scored if "held" in name] and len(scored) == 1
+
+
+def test_colour_changes_lr_and_hr_alike():
+    hr = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    lr = F.avg_pool2d(hr, 4)
+    factors = torch.tensor([[1.05, 0.95, 1.04], [1.0, 1.0, 1.0]])
+    new_lr, new_hr = coloured(lr, hr, factors)
+    assert torch.allclose(F.avg_pool2d(new_hr, 4), new_lr, atol=1e-5)
+    assert torch.allclose(new_hr[1], hr[1], atol=1e-6) and not torch.allclose(new_hr[0], hr[0], atol=1e-3)
+
+
+def test_blur_is_scipys():
+    image = torch.rand(1, 2, 24, 20, generator=torch.Generator().manual_seed(0))
+    expected = np.stack([gaussian_filter(plane.numpy(), 1.5, mode="mirror", radius=4) for plane in image[0]])
+    np.testing.assert_allclose(gaussian_blur(image, 1.5)[0], expected, atol=1e-6)
+
+
+def test_a_rescaled_window_keeps_lr_and_hr_in_place():
+    ramp = torch.linspace(0, 1, 80).expand(1, 3, 80, 80)
+    lr = F.avg_pool2d(ramp, 4)
+    for side in (14, 16, 18):
+        new_lr, new_hr = rescaled(lr, ramp, side, 16)
+        assert new_lr.shape[-1] == 16 and new_hr.shape[-1] == 64
+        assert torch.allclose(F.avg_pool2d(new_hr, 4)[..., 2:-2], new_lr[..., 2:-2], atol=5e-3)
+    assert window_px(LiveConfig(crop_scale=(0.9, 1.1)), 16) == 18

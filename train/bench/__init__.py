@@ -1,0 +1,1 @@
+"""What loading and a step cost."""

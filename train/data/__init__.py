@@ -1,0 +1,1 @@
+"""Windows from the store: sampler, loader, batches."""

@@ -1,0 +1,285 @@
+"""Windows of a store as float batches on the device; on the way each raw byte is copied once on the host.
+
+Threads copy raw windows from the mapped shards into a ring of buffers (pinned where the device is a GPU), some steps
+ahead of the training. The device undoes the codecs and turns the windows. Threads suffice: numpy and the kernel do
+the host's work without Python's lock, and processes would have to hand their batches over.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count, islice
+from typing import Literal
+
+import numpy as np
+import torch
+
+from championship_sr.store.errors import ConfigError
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import inverse, variant_size, window_before
+from championship_sr.store.remote.cache import ShardCache
+from championship_sr.store.shards.reader import Store, StoredArray
+from championship_sr.train.data.batch import Batch, decoded, fields_of
+from championship_sr.train.data.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
+from championship_sr.train.data.slots import Field, Slot, Windows, new_slot
+from championship_sr.train.data.variants import Augment, variants_for
+
+MIB = 2**20
+MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
+DRAWN_STEPS = 16  # at a time
+SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
+NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
+
+Submit = Callable[..., Future]
+
+
+class Loader:
+    """Batches of random windows, the same for any number of threads and, taken together, of ranks.
+
+    experts      in the order of `Batch.images`; () gives lr and hr alone; None: all of the store
+    images       which of the store's images, by index; None: all
+    batch_size   over all ranks; each gets its share, in rank order
+    features     False leaves the features out, for a fusion without them
+    threads      that copy; 0 copies in the caller's thread
+    buffer_mib   host memory for raw batches; one batch at the least
+    ahead_mib    the kernel is asked for so many bytes before they are copied; 0: never
+    sharding     "node": the ranks of each machine read a share of the shards alone
+    nodes        ranks of each machine; `node` and `local_rank` say which one this is
+    cache        brings the shards of a store that lies elsewhere, before they are read
+    The others   see `Sampler` and `variants_for`
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experts: Sequence[str] | None = None,
+        *,
+        batch_size: int,
+        crop_px: int,
+        seed: int,
+        images: Sequence[int] | None = None,
+        features: bool = True,
+        device: torch.device | str = "cpu",
+        augment: Augment = "none",
+        repeat_factor: int = 20,
+        weighting: Weighting = "crops",
+        crops_per_visit: int = 1,
+        pool_visits: int = 64,
+        shards_at_once: int = 0,
+        threads: int = 2,
+        buffer_mib: int = 128,
+        ahead_mib: int = 128,
+        rank: int = 0,
+        world: int = 1,
+        sharding: Literal["all", "node"] = "all",
+        nodes: Sequence[int] = (),
+        node: int = 0,
+        local_rank: int = 0,
+        cache: ShardCache | None = None,
+    ) -> None:
+        if batch_size % world:
+            raise ConfigError(f"batch_size={batch_size}: {world} ranks cannot share it evenly")
+        self.store, self.crop_px, self.device = store, crop_px, torch.device(device)
+        self.on_gpu = self.device.type == "cuda"  # buffers are then pinned, and copies to the device do not wait
+        self.experts = tuple(store.experts if experts is None else experts)
+        self.images = sorted(range(len(store.images)) if images is None else images, key=self._shard_of)
+        self.samples_per_epoch = samples_per_epoch(len(self.images), repeat_factor, crops_per_visit)  # of all nodes
+        first, beside = (rank - local_rank, nodes[node]) if nodes else (0, world)  # the ranks of this machine
+        if sharding == "node" and len(nodes) > 1:
+            free = np.array([store.images[image].lr_size for image in self.images]) - crop_px + 1
+            own = node_share(window_weights(free, weighting), self._shards(), nodes, node)
+            self.images = [self.images[place] for place in own]
+            batch_size, seed = batch_size * nodes[node] // world, seed + node * NODE_SEEDS
+            first, rank, world = 0, local_rank, nodes[node]
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.machine = slice(first * batch_size // world, (first + beside) * batch_size // world)
+        self.cache = cache
+        self.threads, self.buffer_mib, self.ahead_mib = threads, buffer_mib, ahead_mib
+        self.in_memory = 0  # windows found there since the last that was not
+        self.sampler = Sampler(
+            [store.images[image].lr_size for image in self.images],
+            batch_size=batch_size,
+            crop_px=crop_px,
+            seed=seed,
+            variants=variants_for(augment, store, self.experts),
+            repeat_factor=repeat_factor,
+            weighting=weighting,
+            crops_per_visit=crops_per_visit,
+            pool_visits=pool_visits,
+            shards=self._shards(),
+            shards_at_once=shards_at_once,
+        )
+        self.fields = fields_of(store, self.experts, features)
+        self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
+        self.windows = {field: self._windows(field) for field in self.fields}
+        self.batch_bytes = (self.share.stop - self.share.start) * sum(each.n_bytes for each in self.windows.values())
+
+    def places(self, step: int) -> list[Place]:
+        """This rank's share of the step's windows, images by their index in the store."""
+        return self._own(self.sampler.places(step))
+
+    def _own(self, batch: list[Place]) -> list[Place]:
+        return [Place(self.images[image], y, x, variant) for image, y, x, variant in batch[self.share]]
+
+    def _drawn(self, start: int, stop: int | None) -> Iterator[tuple[int, list[Place]]]:
+        """Each step and its places."""
+        size = self.sampler.batch_size
+        for first in count(start, DRAWN_STEPS) if stop is None else range(start, stop, DRAWN_STEPS):
+            steps = DRAWN_STEPS if stop is None else min(DRAWN_STEPS, stop - first)
+            places = self.sampler.places(first, steps)
+            for step in range(steps):
+                yield first + step, self._own(places[step * size : (step + 1) * size])
+
+    def _shard_of(self, image: int) -> int:
+        return self.store.images[image].shard
+
+    def _shards(self) -> np.ndarray:
+        return np.array([self._shard_of(image) for image in self.images])
+
+    def shards_of(self, step: int) -> set[int]:
+        """The shards that a step reads from, in all ranks of this machine."""
+        return {self._shard_of(self.images[place.image]) for place in self.sampler.places(step)[self.machine]}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, whatever came before."""
+        slot = self.slot()
+        with self._fetching(step):
+            self._fill(_run_now, slot, step, self.places(step))
+        return self._decoded(slot)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of every step from `start` on, to `stop` or without end; closing the iterator ends its threads.
+
+        raises  StoreError naming the image whose window cannot be read
+        """
+        for slot in self.filled(start, stop):
+            yield self._decoded(slot)
+
+    def filled(self, start: int = 0, stop: int | None = None) -> Iterator[Slot]:
+        """The raw windows of the same steps; each slot is good until the next one is asked for."""
+        with (
+            _workers(self.threads) as submit,
+            _workers(min(self.ahead_mib, 1)) as advise,
+            self._fetching(start),  # ends first, so that no thread waits for it any more
+        ):
+            steps = self._steps(start, stop, advise)
+            ring = deque(self._fill(submit, slot, *step) for slot, step in zip(self._slots(), steps, strict=False))
+            for step in count(start) if stop is None else range(start, stop):
+                slot, shares = ring.popleft()
+                for share in shares:
+                    share.result()
+                yield slot
+                if self.cache:
+                    self.cache.done(step)
+                ring.extend(self._fill(submit, slot, *following) for following in islice(steps, 1))
+
+    def _fetching(self, start: int) -> AbstractContextManager:
+        if self.cache is None:
+            return nullcontext()
+        return self.cache.fetching(self.shards_of, set(self._shards().tolist()), start)
+
+    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[tuple[int, list[Place]]]:
+        """Each step and its places; the kernel has then been asked for those of the steps that follow."""
+        distance = min(-(-self.ahead_mib * MIB // self.batch_bytes), MOST_AHEAD)
+        ahead: deque[tuple[int, list[Place]]] = deque()
+        for drawn in self._drawn(start, stop):
+            ahead.append(drawn)
+            if distance:
+                advise(self._prefetch, *drawn)
+            if len(ahead) > distance:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _prefetch(self, step: int, places: list[Place]) -> None:
+        if self.cache and not self.cache.has(step):
+            return
+        # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
+        for place, cols in [(place, self.crop_px) for place in places] if self.turned else joined(places, self.crop_px):
+            self.in_memory += 1
+            if self.in_memory <= SETTLED or self.in_memory % LOOK_EVERY == 0:
+                asked = [self._ask_for(field, place, cols) for field in self.fields]
+                self.in_memory *= not any(asked)
+
+    def _ask_for(self, field: Field, place: Place, cols: int) -> bool:
+        array, y, x = self._window(field, place)
+        return array.prefetch(y, x, self.crop_px * field.resolution, cols * field.resolution)
+
+    def _slots(self) -> Iterator[Slot]:
+        fitting = self.buffer_mib * MIB // self.batch_bytes if self.threads else 1
+        for _ in range(min(max(fitting, 1), MOST_SLOTS)):
+            yield self.slot()
+
+    def slot(self) -> Slot:
+        """An empty slot for this rank's share of a batch."""
+        return new_slot(self.windows, self.share.stop - self.share.start, pinned=self.on_gpu)
+
+    def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
+        slot.places = places
+        shares = max(self.threads, 1)  # one task a thread: one a sample costs more than it evens out
+        rows = [range(first, len(places), shares) for first in range(shares)]
+        return slot, [submit(self._fill_rows, slot, step, each) for each in rows]
+
+    def _fill_rows(self, slot: Slot, step: int, rows: range) -> None:
+        if self.cache:
+            self.cache.need(step)
+        if slot.left is not None:
+            slot.left.synchronize()
+        # field by field: a sample's ten windows in turn took a tenth longer, each in other memory than the last
+        for field in slot.raw:
+            for row in rows:
+                slot.read(field, row, *self._window(field, slot.places[row]))
+
+    def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
+        """The array that holds this field of the place, and where the place begins in it."""
+        y, x, variant = place.y, place.x, place.variant
+        if variant == "identity" or field not in self.turned:
+            return self._array(field, place.image), y * field.resolution, x * field.resolution
+        turned = variant_size(self.store.images[place.image].lr_size, variant)
+        y, x, _, _ = window_before((y, x, self.crop_px, self.crop_px), inverse(variant), turned)
+        return self._array(field, place.image, variant), y * field.resolution, x * field.resolution
+
+    def _array(self, field: Field, image: int, variant: str = "identity") -> StoredArray:
+        return self.store.array(image, field.source, field.name, variant)
+
+    def _windows(self, field: Field) -> Windows:
+        first, side = self._array(field, self.images[0]), self.crop_px * field.resolution
+        # photographs of 8 and of 16 bits may lie in one store
+        images = self.images if field.source == PAIRS else self.images[:1]
+        widest = max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
+        return Windows((side, side, first.raw_channels), widest, first.strip_cols)
+
+    def _decoded(self, slot: Slot) -> Batch:
+        ids = [self.store.images[place.image].id for place in slot.places]
+        return decoded(slot, self.device, ids, self.turned)
+
+
+def joined(places: Sequence[Place], crop_px: int) -> list[tuple[Place, int]]:
+    """Windows of the same rows that touch each other taken together: the first of them, and their columns in all."""
+    runs: list[tuple[Place, int]] = []
+    for place in sorted(places, key=lambda place: (place.image, place.y, place.x)):
+        first, cols = runs[-1] if runs else (place, 0)
+        if runs and (first.image, first.y) == (place.image, place.y) and place.x <= first.x + cols:
+            runs[-1] = first, max(cols, place.x + crop_px - first.x)
+        else:
+            runs.append((place, crop_px))
+    return runs
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[Submit]:
+    """What starts a call: in one of so many threads, or here and now."""
+    if threads == 0:
+        yield _run_now
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_now(function: Callable[..., None], *args: object) -> Future:
+    done: Future = Future()
+    done.set_result(function(*args))
+    return done

@@ -1,0 +1,51 @@
+"""Attention across the few tokens of each pixel: nine bands, or the experts."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from championship_sr.train.fusion.layers.blocks import linear
+
+GROUPED_TOKENS = 16  # tokens a call: pixels are attended in groups, which costs a third less than one by one
+
+
+class PixelAttention(nn.Module):
+    """Multi-head attention across the tokens of each pixel, (..., T, C) to (..., T, C)."""
+
+    def __init__(self, dim: int, heads: int, *, plain: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.plain = plain
+        # without bias: a constant added to every key cancels in the softmax
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pixels = tokens.flatten(0, -3)
+        return (self._plainly(pixels) if self.plain else self._in_groups(pixels)).view(tokens.shape)
+
+    def _in_groups(self, pixels: Tensor) -> Tensor:
+        attended = _attend_in_groups(linear(pixels, self.qkv.weight), self.heads)
+        return linear(attended, self.out.weight, self.out.bias)
+
+    def _plainly(self, pixels: Tensor) -> Tensor:
+        """What nn.MultiheadAttention does, the layer that the document names, with these weights."""
+        tokens = pixels.transpose(0, 1)
+        attended, _ = F.multi_head_attention_forward(
+            tokens, tokens, tokens, tokens.shape[-1], self.heads, self.qkv.weight, None, None, None, False, 0.0,
+            self.out.weight, self.out.bias, training=self.training,
+        )  # fmt: skip
+        return attended.transpose(0, 1).contiguous()
+
+
+def _attend_in_groups(qkv: Tensor, heads: int) -> Tensor:
+    """Several pixels share a call; a mask keeps their tokens apart."""
+    pixels, n_tokens, width = qkv.shape
+    group = next(size for size in range(max(1, GROUPED_TOKENS // n_tokens), 0, -1) if pixels % size == 0)
+    mask = None
+    if group > 1:
+        pixel = torch.arange(group * n_tokens, device=qkv.device) // n_tokens
+        mask = pixel[:, None] == pixel[None, :]
+    q, k, v = qkv.view(pixels // group, group * n_tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attended.transpose(1, 2).reshape(pixels, n_tokens, width // 3)

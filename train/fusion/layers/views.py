@@ -1,0 +1,36 @@
+"""The experts' images as a network that works at LR sees them."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from championship_sr.train.fusion.layers.blocks import shuffle, unshuffle
+
+
+class Views:
+    """Differences and details, brought to the order of 1; nothing here is learned.
+
+    differences   (B, 3E, H, W): from the experts' mean, brought to the order of 1
+    stacked       (B, E*3*scale^2, h, w): the same, as channels of LR pixels
+    per_expert    (B, E, 3*scale^2, h, w): each expert's share of them
+    detail        (B, 3*scale^2, h, w): the mean's own detail within each LR pixel
+    """
+
+    GAIN = 16.0  # experts differ by about 0.02, and from LR by about 0.05
+
+    def __init__(self, lr: Tensor, images: Tensor, scale: int) -> None:
+        mean = images.mean(1, keepdim=True)
+        differences = ((images - mean) * self.GAIN).flatten(1, 2)
+        self.scale = scale
+        self.mean = mean[:, 0]
+        self.differences = differences
+        self.stacked = unshuffle(differences, scale)
+        self.per_expert = self.stacked.unflatten(1, (images.shape[1], -1))
+        self.detail = self.of(self.mean - F.interpolate(lr, size=images.shape[-2:], mode="nearest")) / 4
+
+    def of(self, image: Tensor) -> Tensor:
+        """A small image (B, 3, H, W), such as a correction, at LR."""
+        return unshuffle(image * self.GAIN, self.scale)
+
+    def image(self, x: Tensor) -> Tensor:
+        """The way back. Without the division one early step of Adam moves the image further than its whole error."""
+        return shuffle(x, self.scale) / self.GAIN

@@ -1,0 +1,1 @@
+"""The seven phases of the fusion, one module a phase."""

@@ -1,0 +1,120 @@
+"""Phase 4: the experts' features attend to each other; each expert's image is modulated by what comes out."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.train.fusion.layers.attention import PixelAttention
+from championship_sr.train.fusion.layers.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
+from championship_sr.train.fusion.layers.large_kernel import LKABlock
+from championship_sr.train.fusion.layers.recomputed import in_pieces
+from championship_sr.train.fusion.layers.views import Views
+
+STRENGTH = 0.2  # the document: an image is scaled by 1 + 0.2 m, 0 < m < 1
+REST = 0.5  # with `start: mean`, the modulation that changes nothing
+LEAST_RMS = 1e-3
+
+
+class Collaboration(nn.Module):
+    """What the experts agree on, (B, C, h, w), and each expert's modulation m, (B, E, H, W).
+
+    channels       feature channels of each expert, in order
+    with_images    each expert's image joins its features, as channels of LR pixels
+    subpixels      modulation values a side of an LR pixel: 1 = at LR, brought to HR bilinearly
+    recompute      what attention keeps for backward is made again there: less memory, a little more time
+    plain          the modulation on all channels at HR, as the document puts it
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], dim: int, heads: int, expansion: int,
+        *, with_images: bool = False, scale: int = 1, subpixels: int = 1, recompute: bool = False,
+        plain: bool = False, neutral: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        beside = 1 + (3 * scale**2 if with_images else 0)
+        self.project = nn.ModuleDict({name: nn.Linear(c + beside, dim) for name, c in channels.items()})
+        self.attention = PixelAttention(dim, heads, plain=plain)
+        self.consensus = conv3(dim, dim)
+        self.surroundings = LKABlock(dim, expansion)
+        self.modulate = nn.ModuleDict({name: Pointwise(dim, subpixels**2, plain=plain) for name in channels})
+        self.subpixels = subpixels
+        self.with_images = with_images
+        self.recompute = recompute
+        self.plain = plain
+        if neutral:
+            for layer in self.modulate.values():
+                zero(layer)
+
+    def forward(
+        self, features: Mapping[str, Tensor], views: Views | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        images = list(views.per_expert.unbind(1)) if self.with_images else []
+        inputs = [last(x) for x in (*(features[name] for name in self.project), *images)]
+        tokens = self.tokens(inputs)
+        mean = first(tokens.mean(-2))
+        consensus = first(self.surrounded(last(mean + self.consensus(mean))))
+        each = (first(token) + consensus for token in tokens.unbind(-2))
+        maps = [self._map(layer, x, size) for layer, x in zip(self.modulate.values(), each, strict=True)]
+        return consensus, torch.sigmoid(torch.cat(maps, dim=1))
+
+    def tokens(self, inputs: list[Tensor]) -> Tensor:
+        """A token of each expert with what the others tell it: (B, h, w, E, C)."""
+        experts, project = len(self.project), _projected_plainly if self.plain else _projected
+        tokens = torch.stack(
+            [
+                project(layer, inputs[e], inputs[experts + e :: experts])
+                for e, layer in enumerate(self.project.values())
+            ],
+            dim=-2,
+        )
+        if not self.recompute:
+            return tokens + self.attention(tokens)
+        attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
+        return attended.view_as(tokens)
+
+    def surrounded(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) after the block of large kernel attention."""
+        if self.plain:
+            return self.surroundings(x.unsqueeze(-2)).squeeze(-2)
+        around = self.surroundings.around(x.unsqueeze(-2)).squeeze(-2)
+        pixels = in_pieces(self.surroundings.mix, (x.flatten(0, -2), around.flatten(0, -2)), self.surroundings.mixers)
+        return pixels.view_as(x)
+
+    def _map(self, layer: Pointwise, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.plain:
+            return layer(resize(x, size))
+        return resize(shuffle(layer(x), self.subpixels), size)
+
+
+def modulated(modulation: Tensor, rest: float) -> Tensor:
+    """What the experts' images are multiplied by; 1 at rest."""
+    return 1 + STRENGTH * (modulation - rest)
+
+
+def _projected_plainly(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
+    return layer(torch.cat([*scaled(features), *images], dim=-1))
+
+
+def _projected(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
+    """The same; scaling commutes with the layer, and is cheaper after it."""
+    inverse, log = inverse_and_log_rms(features)
+    n_features, n_images = features.shape[-1], sum(x.shape[-1] for x in images)
+    on_features, on_log, on_images = layer.weight.split([n_features, 1, n_images], dim=1)
+    token = linear(features, on_features) * inverse + log * on_log[:, 0] + layer.bias
+    return sum((linear(x, on_images) for x in images), token)
+
+
+def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (..., C) of unit variance at each pixel, and the logarithm of what they were divided by, (..., 1).
+
+    Experts differ a thousandfold in the size of their features: some work on 0..255.
+    """
+    inverse, log = inverse_and_log_rms(features)
+    return features * inverse, log
+
+
+def inverse_and_log_rms(features: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / rms and log(rms) over the last dimension, which stays with length 1."""
+    rms = torch.linalg.vector_norm(features, dim=-1, keepdim=True) * features.shape[-1] ** -0.5 + LEAST_RMS
+    return 1 / rms, rms.log()

@@ -1,0 +1,52 @@
+"""Phase 6: how hard each pixel is, which experts are trusted there, and how much that counts."""
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, resize, shuffle, zero
+
+THRESHOLD = 0.7, -0.5  # the document: threshold = 0.7 - 0.5 difficulty
+BLEND = 0.3, 0.4  # the document: the gates count for 0.3 + 0.4 difficulty
+TEMPERATURE = 10.0
+LEAST_GATES = 0.3  # gates that add up to less leave the rest to the experts' mean
+START_RAW = 0.45  # the threshold at difficulty 0.5: every gate starts half open
+
+
+class Selection(nn.Module):
+    """The image of phase 5 blended with the gated experts; also difficulty (B, 1, H, W) and gates (B, E, H, W).
+
+    guide      channels of the hierarchy's features that the two networks see beside the LR image
+    subpixels  values a side of an LR pixel: 1 = at LR, brought to HR bilinearly
+    """
+
+    def __init__(
+        self, n_experts: int, channels: int, *, guide: int = 0, subpixels: int = 1, neutral: bool = True
+    ) -> None:
+        super().__init__()
+        self.difficulty = _trunk(3 + guide, channels, conv3(channels, subpixels**2))
+        self.gates = _trunk(3 + guide, channels, Pointwise(channels, n_experts * subpixels**2))
+        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+        self.guided = guide > 0
+        self.subpixels = subpixels
+        if neutral:
+            zero(self.difficulty[-1])
+            zero(self.gates[-1], START_RAW)
+
+    def forward(self, fused: Tensor, images: Tensor, lr: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = torch.cat([lr, guide], dim=1) if self.guided else lr
+        difficulty = torch.sigmoid(shuffle(self.difficulty(seen), self.subpixels))
+        gates = self.normalised(shuffle(self.gates(seen), self.subpixels), difficulty)
+        difficulty, gates = (resize(x, fused.shape[-2:]) for x in (difficulty, gates))
+        selected = blend(images, gates) + (1 - gates.sum(1, keepdim=True)) * images.mean(1)
+        share = BLEND[0] + BLEND[1] * difficulty
+        return fused + share * (selected - fused), difficulty, gates
+
+    def normalised(self, raw: Tensor, difficulty: Tensor) -> Tensor:
+        """Gates that add up to 1, or to less where no expert passes its threshold."""
+        threshold = THRESHOLD[0] + THRESHOLD[1] * difficulty
+        gates = torch.sigmoid(self.temperature * (raw - threshold))
+        return gates / gates.sum(1, keepdim=True).clamp(min=LEAST_GATES)
+
+
+def _trunk(inputs: int, channels: int, leave: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv3(inputs, channels), nn.ReLU(), conv3(channels, channels), nn.ReLU(), leave)

@@ -1,0 +1,53 @@
+"""The honest rival of the seven phases: a plain residual CNN with the same inputs and parameter count."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
+from championship_sr.train.fusion.layers.views import Views
+from championship_sr.train.fusion.phases.collaboration import scaled
+from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE
+
+BLOCKS = 6
+WIDTH = 96
+
+
+class PlainCNN(nn.Module):
+    """Everything that `swift` sees, at LR, through residual blocks, to weights of the experts and a residual."""
+
+    def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
+        super().__init__()
+        self.config, self.scale, self.experts = config, scale, tuple(channels)
+        pixel, n_experts = 3 * scale**2, len(channels)
+        seen = [3, pixel * n_experts, pixel]
+        if config.features:
+            seen += [width for c in channels.values() for width in (c, 1)]
+        self.enter = Join(seen, WIDTH)
+        self.blocks = nn.Sequential(*(ResidualBlock(WIDTH) for _ in range(BLOCKS)))
+        self.weights = conv3(WIDTH, n_experts * scale**2)
+        self.residual = conv3(WIDTH, pixel)
+        zero(self.weights)
+        zero(self.residual)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        views = Views(lr, images, self.scale)
+        x = self.trunk(lr, views, features)
+        return blend(images, self.gates(x)) + RESIDUAL_SCALE * views.image(self.residual(x))
+
+    @torch.no_grad()
+    def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the experts (B, E, H, W), the only map that it has."""
+        return {"gates": self.gates(self.trunk(lr, Views(lr, images, self.scale), features))}
+
+    def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
+        seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
+        if self.config.features:
+            seen += [first(part) for name in self.experts for part in scaled(last(features[name]))]
+        return self.blocks(self.enter(*seen))
+
+    def gates(self, x: Tensor) -> Tensor:
+        return torch.softmax(shuffle(self.weights(x), self.scale), dim=1)

@@ -1,0 +1,234 @@
+"""Checkpoints of a run: written whole or not at all, a chosen few kept, and read back.
+
+checkpoints/step-00001000/
+  weights.safetensors    the moving average's weights: what was scored is what is kept and loaded
+  training.safetensors   the network's own weights, the optimiser's moments, the random number generators' states
+  state.json             step, PSNR and the rest
+"""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from championship_sr.store.disk import files
+from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.format.entries import Expert
+from championship_sr.train.config import CheckpointConfig, TrainConfig
+from championship_sr.train.fusion import build_fusion
+from championship_sr.train.run.folder import feature_channels, read_config, read_experts, scale_of
+
+CHECKPOINTS = "checkpoints"
+WEIGHTS_FILE, TRAINING_FILE, STATE_FILE = "weights.safetensors", "training.safetensors", "state.json"
+Which = Literal["best", "last"] | int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk; `psnr` is None where none was measured."""
+
+    path: Path
+    step: int
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class LoadedFusion:
+    """A trained network in eval mode with the weights that were scored, and what it was trained from."""
+
+    network: nn.Module
+    experts: tuple[str, ...]
+    channels: dict[str, int]
+    scale: int
+    config: TrainConfig
+    expert_entries: dict[str, Expert]
+    checkpoint: Checkpoint
+
+
+def checkpoints(run: Path) -> list[Checkpoint]:
+    """The run's checkpoints by step; unfinished ones are not among them."""
+    found = []
+    for path in sorted((run / CHECKPOINTS).glob("step-*")):
+        if path.suffix != files.TMP:
+            state = json.loads((path / STATE_FILE).read_text())
+            found.append(Checkpoint(path, state["step"], state["psnr"]))
+    return found
+
+
+def choose(run: Path, which: Which) -> Checkpoint:
+    """The checkpoint with the best PSNR, the last, or that of a step.
+
+    Of equal ones the earliest is best, and of a run that was never validated the last.
+
+    raises  StoreError if the run has no such checkpoint
+    """
+    found = checkpoints(run)
+    if not found:
+        raise StoreError(f"{run}: no checkpoint in it: not a training run, or one that ended before its first")
+    scored = [each for each in found if each.psnr is not None]
+    if which == "best" and scored:
+        return max(scored, key=lambda each: (each.psnr, -each.step))
+    if which in ("best", "last"):
+        return found[-1]
+    steps = {each.step: each for each in found}
+    if which not in steps:
+        raise StoreError(f"{run}: no checkpoint of step {which} (there are {', '.join(map(str, steps))})")
+    return steps[which]
+
+
+def load_fusion(run: Path, which: Which = "best") -> LoadedFusion:
+    """The fusion network of a run, ready for inference.
+
+    raises  StoreError if there is no such checkpoint, WeightsError if it is of another network or damaged
+    """
+    run = Path(run)
+    checkpoint = choose(run, which)
+    config, entries = read_config(run), read_experts(run)
+    channels = {name: feature_channels(entry) for name, entry in entries.items()}
+    scale = scale_of(entries)
+    network = build_fusion(config.fusion, channels, scale)
+    load_weights(network, checkpoint.path / WEIGHTS_FILE)
+    return LoadedFusion(network.eval(), tuple(entries), channels, scale, config, entries, checkpoint)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a safetensors file, every key of it and no other.
+
+    raises  WeightsError
+    """
+    copy_weights(network, read_tensors(path), path)
+
+
+def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{path}: the weights of another network than the configuration's: {reason}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    raises  WeightsError if it is missing or damaged
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: missing") from None
+    except Exception as error:  # safetensors has an error class of its own for a damaged file
+        raise WeightsError(f"{path}: damaged: {error}") from error
+
+
+def save(
+    run: Path,
+    step: int,
+    *,
+    scored: nn.Module,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    psnr: float | None,
+    extra: Mapping[str, Any],
+) -> Checkpoint:
+    """Writes the checkpoint of a step, whole or not at all.
+
+    extra  whatever else a run needs to go on, for JSON
+    """
+    final = run / CHECKPOINTS / f"step-{step:08d}"
+    unfinished = final.with_name(final.name + files.TMP)
+    files.remove(unfinished)
+    unfinished.mkdir(parents=True)
+    tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
+    tensors |= _moments(network, optimiser) | _random_tensors()
+    state = {"step": step, "psnr": psnr, "python_random": random.getstate(), "extra": dict(extra)}
+    _save(scored.state_dict(), unfinished / WEIGHTS_FILE)
+    _save(tensors, unfinished / TRAINING_FILE)
+    (unfinished / STATE_FILE).write_text(json.dumps(state))
+    files.publish(unfinished, final)
+    return Checkpoint(final, step, psnr)
+
+
+def restore(
+    checkpoint: Checkpoint, *, scored: nn.Module, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Puts everything back as it was when the checkpoint was saved, and returns `extra`."""
+    load_weights(scored, checkpoint.path / WEIGHTS_FILE)
+    path = checkpoint.path / TRAINING_FILE
+    tensors = read_tensors(path)
+    copy_weights(network, _under("network.", tensors), path)
+    _restore_moments(network, optimiser, _under("optimiser.", tensors))
+    _restore_random(_under("random.", tensors))
+    state = json.loads((checkpoint.path / STATE_FILE).read_text())
+    version, numbers, gauss = state["python_random"]
+    random.setstate((version, tuple(numbers), gauss))
+    return state["extra"]
+
+
+def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> None:
+    """Removes the checkpoints that are neither among the best, nor the last, nor milestones, and what was torn."""
+    for torn in (run / CHECKPOINTS).glob("step-*" + files.TMP):
+        files.remove(torn)
+    found = checkpoints(run)
+    scored = sorted((each for each in found if each.psnr is not None), key=lambda each: (-each.psnr, each.step))
+    kept = {each.step for each in (*scored[: config.best], *found[-config.last :])} | set(milestones)
+    for each in found:
+        if each.step not in kept:
+            # renamed first: what is half removed must not look like a checkpoint
+            doomed = each.path.with_name(each.path.name + files.TMP)
+            each.path.rename(doomed)
+            files.remove(doomed)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _moments(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state under the parameters' names."""
+    return {
+        f"optimiser.{name}:{key}": torch.as_tensor(value)
+        for name, parameter in network.named_parameters()
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _restore_moments(network: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    index = {name: (number, parameter) for number, (name, parameter) in enumerate(network.named_parameters())}
+    for key, value in tensors.items():
+        name, _, part = key.rpartition(":")
+        number, parameter = index[name]
+        if part != "step":
+            # in the parameter's own memory format: the fused optimiser goes by addresses
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        state.setdefault(number, {})[part] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    states = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
+    states["random.numpy_place"] = torch.tensor([position, has_gauss, gauss], dtype=torch.float64)
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    position, has_gauss, gauss = tensors["numpy_place"].tolist()
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])

@@ -1,0 +1,241 @@
+"""The training run: steps, validation, checkpoints, and an end that loses nothing."""
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from championship_sr.store.disk import leases
+from championship_sr.store.remote.bucket import store_place
+from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
+from championship_sr.train.data.batch import Batch
+from championship_sr.train.data.mixing import cutblur, mixup
+from championship_sr.train.data.sampler import step_rng
+from championship_sr.train.fusion import build_fusion
+from championship_sr.train.losses import LOSSES, Criterion
+from championship_sr.train.run import checkpoint
+from championship_sr.train.run.folder import begin, feature_channels
+from championship_sr.train.run.journal import Journal
+from championship_sr.train.run.processes import World, world
+from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source
+from championship_sr.train.run.step import Trainer
+from championship_sr.train.run.watch import Meter, Watch, stop_signals
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "run.lock"
+
+
+def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
+    """Trains a fusion from a store and returns the run's folder, `out`.
+
+    resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
+    changes  with resume: take over a configuration that differs from the run's, except for the network's
+    raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
+             KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
+    """
+    store, out = store_place(store), Path(out)
+    with ExitStack() as stack:
+        processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
+        source = stack.enter_context(closing(open_source(store, config, processes)))
+        # resolved: a store that gets another expert later doesn't change the run
+        config = replace(config, experts=tuple(source.entries))
+        if processes.first:
+            trained = bool(checkpoint.checkpoints(out))
+            begin(out, config, source.entries, store, trained=trained, resume=resume, changes=changes)
+            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))
+        processes.wait()
+        stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
+    return out
+
+
+class Run:
+    """A run in memory, standing after `step` steps; it goes on from the last checkpoint in its folder."""
+
+    def __init__(self, config: TrainConfig, source: Source, out: Path, processes: World) -> None:
+        self.config, self.out, self.world = config, out, processes
+        training, self.validation = make_validation(source, config, out, processes)
+        self.loader = make_loader(source, training, config, processes)
+        self.span = span(config, self.loader.samples_per_epoch)
+        self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
+        self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
+        self.trainer = Trainer(
+            new_network(config, source, processes.device),
+            new_criterion(config, processes.device),
+            config.optimiser,
+            ema_decay=config.ema_decay,
+            precision=config.precision,
+            accumulation=config.data.accumulation,
+            world=processes,
+        )
+        self.step, self.best, self.stale = 0, -math.inf, 0
+        self.watch, self.meter = Watch(processes, "No checkpoint was written"), Meter()
+        self._go_on()
+        self.journal = Journal(out, self.step, config.tensorboard) if processes.first else None
+        log.info("%s: %d steps on %d images, on %s", out, self.span.steps, len(training), processes.device)
+
+    def close(self) -> None:
+        if self.journal:
+            self.journal.close()
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.span.steps or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        return 0 < self.config.validation.patience <= self.stale
+
+    def go(self, stopping: threading.Event) -> None:
+        """Trains to the end; raises KeyboardInterrupt once `stopping` is set, with a checkpoint written."""
+        if self.step == 0:
+            self._reference_lines()
+        self.meter.restart()
+        with ExitStack() as stack:
+            batches = stack.enter_context(closing(self.loader.batches(self.step, self.span.steps)))
+            bar = stack.enter_context(self._progress())
+            while not self.finished:
+                self._one_step(batches, stopping.is_set())
+                self._after_step(bar)
+                if self.watch.stop_wanted and not self.finished:
+                    raise KeyboardInterrupt
+        log.info("%s: ended after %d steps, best %.3f dB", self.out, self.step, self.best)
+        self._write("end", reason="patience" if self.out_of_patience else "steps", best_psnr=self.best)
+
+    def _one_step(self, batches: Iterator[Batch], stop: bool) -> None:
+        began = time.perf_counter()
+        batch = self._mixed(next(batches))
+        waited = time.perf_counter() - began
+        weights = self.config.losses.stages[self.stage_of(self.step)].weights
+        values, stop_share = self.trainer.step(
+            self.step, batch, weights=weights, learning_rate=self.rate(self.step), stop=stop
+        )
+        self.watch(self.step, batch.places, self.trainer.must_be_finite(values), stop_share)
+        self.meter.add(values, waited)
+        self.step += 1
+
+    def _mixed(self, batch: Batch) -> Batch:
+        data, rng = self.config.data, step_rng(self.config.seed, self.step)
+        if rng.random() < data.mixup:
+            batch = mixup(batch, alpha=data.mixup_alpha, rng=rng)
+        if rng.random() < data.cutblur:
+            batch = cutblur(batch, max_share=data.cutblur_share, rng=rng)
+        return batch
+
+    def _after_step(self, bar: tqdm) -> None:
+        last, psnr = self.step == self.span.steps, None
+        bar.update()
+        if last or self._due(self.config.log_every):
+            self._log(bar)
+        if last or self._due(self.config.validation.every):
+            self.watch.flush()
+            psnr = self._validate()
+        if last or psnr is not None or self._due(self.config.checkpoints.every) or self.step in self.milestones:
+            self._save(psnr)
+        elif self.watch.stop_wanted:
+            self._save(None)
+
+    def _due(self, every: int | str) -> bool:
+        return self.span.due(self.step, every)
+
+    def _log(self, bar: tqdm) -> None:
+        means = self.meter.read()
+        stage = self.stage_of(self.step - 1)
+        self._write(
+            "train",
+            losses={name: means.pop(name) for name in LOSSES if name in means},
+            **means,
+            learning_rate=self.rate(self.step - 1),
+            stage=self.config.losses.stages[stage].name or str(stage + 1),
+            epoch=round(self.step / self.span.steps_per_epoch, 3),
+        )
+        best = {"PSNR": f"{self.best:.3f}"} if self.best > -math.inf else {}
+        bar.set_postfix({"loss": f"{means['loss']:.5f}", **best})
+
+    def _reference_lines(self) -> None:
+        scores = self.validation.references()
+        self._write(
+            "reference",
+            psnr={method: each.mean.psnr for method, each in scores.items()},
+            ssim={method: each.mean.ssim for method, each in scores.items()},
+        )
+
+    def _validate(self) -> float:
+        began = time.perf_counter()
+        scores = self.validation.score(self.trainer.ema.network)
+        psnr, ssim = scores.mean
+        self.best, self.stale = (psnr, 0) if psnr > self.best else (self.best, self.stale + 1)
+        self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)
+        if self.journal:
+            self.journal.pictures(self.step, scores.pictures)
+        log.info("step %d: %.3f dB, SSIM %.4f", self.step, psnr, ssim)
+        self.meter.restart()
+        return psnr
+
+    def _write(self, event: str, **values) -> None:
+        if self.journal:
+            self.journal.write(event, self.step, **values)
+
+    def _save(self, psnr: float | None) -> None:
+        self.watch.flush()  # a network that has diverged is not kept
+        if self.world.first:
+            trainer = self.trainer
+            checkpoint.save(
+                self.out,
+                self.step,
+                scored=trainer.ema.network,
+                network=trainer.network,
+                optimiser=trainer.optimiser,
+                psnr=psnr,
+                extra={"scaler": trainer.scaler.state_dict(), "best": self.best, "stale": self.stale},
+            )
+            checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
+        self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
+        self.meter.restart()
+        self.world.wait()
+
+    def _go_on(self) -> None:
+        found = checkpoint.checkpoints(self.out)
+        if not found:
+            return
+        trainer = self.trainer
+        extra = checkpoint.restore(
+            found[-1], scored=trainer.ema.network, network=trainer.network, optimiser=trainer.optimiser
+        )
+        trainer.scaler.load_state_dict(extra["scaler"])
+        self.step, self.best, self.stale = found[-1].step, extra["best"], extra["stale"]
+        self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
+
+    def _progress(self) -> tqdm:
+        hidden = None if self.world.first else True  # None: where stderr is no terminal
+        return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
+
+
+def new_network(config: TrainConfig, source: Source, device: torch.device) -> nn.Module:
+    """The untrained network for the source's experts, the same for the same seed."""
+    seed_everything(config.seed)
+    channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
+    return build_fusion(config.fusion, channels, source.store.scale).to(device)
+
+
+def seed_everything(seed: int) -> None:
+    """Sets the three random number generators that checkpoints keep."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def new_criterion(config: TrainConfig, device: torch.device) -> Criterion:
+    """The losses that any stage uses."""
+    files = {"vgg": config.losses.vgg_weights, "clip": config.losses.clip_weights}
+    return Criterion(config.losses.used, files).to(device)

@@ -1,0 +1,197 @@
+"""What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from championship_sr.store.config import to_plain
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.remote.bucket import cache_folder, is_remote
+from championship_sr.store.remote.cache import RemoteStoreReader, ShardCache
+from championship_sr.store.remote.objects import RemoteStore
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.config import DataConfig, TrainConfig
+from championship_sr.train.data.loader import Loader
+from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
+from championship_sr.train.run.processes import World
+from championship_sr.train.run.validation import (
+    Validation,
+    WholeImage,
+    check_apart,
+    read_pair,
+    read_stored,
+    split_images,
+)
+
+VALIDATION_STORE = "validation.store"
+LOADER_KEYS = (
+    "batch_size",
+    "augment",
+    "repeat_factor",
+    "weighting",
+    "crops_per_visit",
+    "pool_visits",
+    "shards_at_once",
+    "sharding",
+    "threads",
+    "buffer_mib",
+    "ahead_mib",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store and its experts, in the order of the network's inputs.
+
+    live   where they are run in the step
+    cache  where the store lies in object storage
+    """
+
+    store: Store
+    entries: dict[str, Expert]
+    live: LiveExperts | None = None
+    cache: ShardCache | None = None
+
+    def close(self) -> None:
+        for part in (self.live, self.cache):
+            if part:
+                part.close()
+
+
+def open_source(place: Path | str, config: TrainConfig, world: World) -> Source:
+    """The store, whole for the experts that the configuration names, or its images alone and live experts.
+
+    raises  StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
+    """
+    if not config.live.enabled:
+        _check_answerable(config)
+    store = open_store(place, () if config.live.enabled else config.experts or None, config.data)
+    live = load_experts(store.root, config, world.device) if config.live.enabled else None
+    entries = live.entries if live else store.experts
+    _check_entries(place, entries, config)
+    if not is_remote(place):
+        return Source(store, entries, live)
+    first, alone = world.local_rank == 0, len(world.beside) == 1
+    cache = ShardCache(store, config.data.cache_gb, fetches=first, alone=alone)
+    return Source(store, entries, live, cache)
+
+
+def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfig) -> Store:
+    """The store in a folder, or one in object storage whose shards a cache will hold."""
+    if is_remote(place):
+        return RemoteStoreReader(RemoteStore(place), data.cache or cache_folder(place, "cache"), experts)
+    return Store(place, experts, check=data.check)
+
+
+def make_loader(source: Source, images: list[int], config: TrainConfig, world: World) -> Loader | LiveLoader:
+    """This process's share of the windows of these images."""
+    data, live = config.data, source.live
+    check_shares(data, world.size)
+    loader = Loader(
+        source.store,
+        () if live else tuple(source.entries),
+        images=images,
+        crop_px=window_px(config.live, data.crop_px) if live else data.crop_px,
+        features=config.fusion.features,
+        device=world.device,
+        seed=config.seed,
+        rank=world.rank,
+        world=world.size,
+        nodes=world.nodes,
+        node=world.node,
+        local_rank=world.local_rank,
+        cache=source.cache,
+        **loader_options(data),
+    )
+    return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
+
+
+def make_validation(source: Source, config: TrainConfig, run: Path, world: World) -> tuple[list[int], Validation]:
+    """The training images of the store, by index, and the validation on others."""
+    settings, store, experts = config.validation, source.store, tuple(source.entries)
+    root = settings.store or (extracted(config, source, run) if settings.hr else None)
+    if root:
+        training, held = list(range(len(store.images))), Store(root, experts)
+        check_apart(source.store, source.entries, held)
+        scored = list(range(len(held.images)))
+    else:
+        held = store
+        training, scored = split_images(store, settings)
+        if source.cache:
+            mine = {image for rank in world.beside for image in scored[rank :: world.size]}
+            source.cache.pin(sorted({store.images[image].shard for image in mine}))
+    return training, Validation(
+        held, scored, experts, _reader(held, source, config, world.device), pictures=settings.pictures, world=world
+    )
+
+
+def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:
+    if held.experts or not source.live:
+        features = config.fusion.features
+        return partial(read_stored, held, experts=tuple(source.entries), device=device, features=features)
+
+    def answered(image: int) -> WholeImage:
+        lr, hr = read_pair(held, image, device)
+        return WholeImage(lr, hr, *source.live(lr))
+
+    return answered
+
+
+def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
+    """A store of the validation folders' images in the run's folder, made by the experts as the source records them."""
+    # only for validation on folders; every process takes part
+    from championship_sr.extract.config import ExtractConfig
+    from championship_sr.extract.run.extraction import extract
+    from championship_sr.store.config import build
+
+    settings = config.validation
+    first = next(iter(source.entries.values())).identity
+    content = {
+        "store": str(run / VALIDATION_STORE),
+        "data": {"hr": [str(path) for path in settings.hr], "lr": [str(path) for path in settings.lr]},
+        "experts": [dict(entry.notes["config"]) for entry in source.entries.values()],
+        "scale": source.store.scale,
+        "precision": first.get("precision", "fp32"),
+        "random_weights": bool(first.get("random_weights")),
+        "device": config.device,
+        **{key: first["tiling"][key] for key in ("tile_px", "halo_px") if "tiling" in first},
+    }
+    extract(build(ExtractConfig, content, "validation", "extract"))
+    return run / VALIDATION_STORE
+
+
+def loader_options(data: DataConfig) -> dict:
+    """The part of the configuration that the loader takes as it is."""
+    return {key: value for key, value in to_plain(data).items() if key in LOADER_KEYS}
+
+
+def check_shares(data: DataConfig, processes: int) -> None:
+    """Raises ConfigError if a step's windows can't be shared evenly."""
+    if data.batch_size % (processes * data.accumulation):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size}: cannot be shared evenly by {processes} processes "
+            f"with {data.accumulation} micro-batches each"
+        )
+
+
+def _check_answerable(config: TrainConfig) -> None:
+    if config.live.augmentations:
+        raise ConfigError(
+            f"live.{config.live.augmentations[0]}: a store holds what the experts said of the images as they are, "
+            "and they would say something else of the changed ones. Train with --live to run them"
+        )
+
+
+def _check_entries(root: Path | str, entries: dict[str, Expert], config: TrainConfig) -> None:
+    if not entries:
+        raise StoreError(f"{root}: no experts in it. Run: pipeline.py extract")
+    random = [name for name, entry in entries.items() if entry.identity.get("random_weights")]
+    if random and not config.allow_random_weights:
+        raise StoreError(
+            f"{root}: {', '.join(random)} had random weights, which is for sizing a run. "
+            "Extract with real weights, or set train.allow_random_weights=true"
+        )

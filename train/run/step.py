@@ -1,0 +1,123 @@
+"""One optimiser step: forward, losses, backward, exchange, clipping, update, moving average."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.config import OptimiserConfig
+from championship_sr.train.data.batch import Batch
+from championship_sr.train.losses import Criterion
+from championship_sr.train.run.ema import Ema
+from championship_sr.train.run.processes import World
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """The network, its moving average and the optimiser, and how they take a step."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        criterion: Criterion,
+        config: OptimiserConfig,
+        *,
+        ema_decay: float,
+        precision: str,
+        accumulation: int,
+        world: World,
+    ) -> None:
+        self.network, self.criterion, self.world, self.accumulation = network, criterion, world, accumulation
+        self.ema = Ema(network, ema_decay)
+        self.clip_norm = config.clip_norm or math.inf
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.precision = pick_precision(precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision is torch.float16)
+
+    def step(
+        self, number: int, batch: Batch, *, weights: Mapping[str, float], learning_rate: float, stop: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes the step of this number, from 0.
+
+        returns  the loss, its parts and the gradient's norm before clipping, means over all processes;
+                 and how many processes were asked to stop, over their number
+        """
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        values = self._gradients(batch, weights)
+        stop_share = torch.full((1,), float(stop), device=self.world.device)
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        self.world.mean([*gradients, *values.values(), stop_share])
+        self.scaler.unscale_(self.optimiser)
+        values["gradient_norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.ema.update(number)
+        return values, stop_share
+
+    def must_be_finite(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What of a step's values no sound run has as inf or nan."""
+        # under fp16 the scaler looks for its scale by overflowing gradients, and skips those steps
+        return values["loss"] if self.scaler.is_enabled() else values["loss"] + values["gradient_norm"]
+
+    def _gradients(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        parts = micro_batches(batch, self.accumulation)
+        sums: dict[str, Tensor] = {}
+        for part in parts:
+            with self._autocast():
+                sr = self.network(part.lr, part.images, part.features)
+            loss, values = self.criterion(sr, part.hr, weights)
+            self.scaler.scale(loss / len(parts)).backward()
+            for name, value in {"loss": loss.detach(), **values}.items():
+                sums[name] = sums.get(name, 0) + value / len(parts)
+        return sums
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=self.precision)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of the network's arithmetic; "auto" is bf16 (else fp16) on CUDA and fp32 elsewhere."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal parts.
+
+    raises  ConfigError if it doesn't divide
+    """
+    size, rest = divmod(len(batch.lr), count)
+    if rest:
+        raise ConfigError(f"data.accumulation={count}: {len(batch.lr)} windows a process cannot be split evenly")
+    return [_part(batch, slice(start, start + size)) for start in range(0, len(batch.lr), size)]
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    features = {name: value[rows] for name, value in batch.features.items()}
+    return replace(
+        batch,
+        lr=batch.lr[rows],
+        hr=batch.hr[rows],
+        images=batch.images[rows],
+        features=features,
+        places=batch.places[rows],
+    )

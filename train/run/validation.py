@@ -1,0 +1,199 @@
+"""Whole images, scored as the field does, by which checkpoints are chosen."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.config import ValidationConfig
+from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
+from championship_sr.train.run.processes import World
+
+PICTURE_PX = 192  # side of the windows that are shown
+
+
+class WholeImage(NamedTuple):
+    """One image of a store, the network's input and target, with a batch axis of 1."""
+
+    lr: Tensor
+    hr: Tensor
+    images: Tensor
+    features: dict[str, Tensor]
+
+
+class Score(NamedTuple):
+    """In dB, and SSIM; luma, `scale` pixels cut, 8 bits."""
+
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The score of each image, and windows of some to look at: (3, H, W) in 0..1."""
+
+    images: dict[str, Score]
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Score:
+        """The mean over images; inf if an image is exactly right."""
+        psnrs, ssims = zip(*self.images.values(), strict=True)
+        return Score(sum(psnrs) / len(psnrs), sum(ssims) / len(ssims))
+
+
+class Validation:
+    """Images that are not trained on; every process scores its share of them.
+
+    images    of the store, by index
+    read      image index -> what the network gets, and should give
+    pictures  so many of the images are shown
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: Sequence[int],
+        experts: Sequence[str],
+        read: Callable[[int], WholeImage],
+        *,
+        pictures: int,
+        world: World,
+    ) -> None:
+        if not images:
+            raise ConfigError("validation: no images; give validation.images, validation.store or validation.hold_out")
+        self.store, self.images, self.experts, self.world = store, list(images), tuple(experts), world
+        self.read, self.shown = read, self.images[:pictures]
+        least = SSIM_WINDOW + 2 * store.scale
+        for image in map(store.images.__getitem__, self.images):
+            if min(image.lr_size) * store.scale < least:
+                raise StoreError(f"{store.root}: validation image {image.id} has sides below {least} HR pixels")
+
+    def references(self) -> dict[str, Scores]:
+        """What each expert and the experts' mean score: the lines that the fusion has to pass."""
+        methods: dict[str, Callable[[WholeImage], Tensor]] = {
+            name: lambda whole, row=row: whole.images[:, row] for row, name in enumerate(self.experts)
+        }
+        methods["mean"] = lambda whole: whole.images.mean(1)
+        return self._scores(methods)
+
+    def score(self, network: nn.Module) -> Scores:
+        """What the network scores, in float32."""
+        was_training = network.training
+        network.eval()
+        scores = self._scores({"fusion": lambda whole: network(whole.lr, whole.images, whole.features)})["fusion"]
+        network.train(was_training)
+        return scores
+
+    @torch.no_grad()
+    def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, Scores]:
+        found = []
+        for index in self.images[self.world.rank :: self.world.size]:
+            whole = self.read(index)
+            for method, run in methods.items():
+                sr = run(whole).clamp(0, 1)
+                picture = _picture(whole, sr) if index in self.shown else None
+                found.append((self.images.index(index), method, self._one(sr, whole.hr), picture))
+        # by place, so that the order does not depend on who scored what
+        everybodys = sorted((each for part in self.world.gather(found) for each in part), key=lambda each: each[0])
+        return {method: self._of(method, everybodys) for method in methods}
+
+    def _of(self, method: str, found: Sequence[tuple]) -> Scores:
+        mine = [
+            (self.store.images[self.images[place]].id, score, pic)
+            for place, name, score, pic in found
+            if name == method
+        ]
+        return Scores({name: score for name, score, _ in mine}, {name: pic for name, _, pic in mine if pic is not None})
+
+    def _one(self, sr: Tensor, hr: Tensor) -> Score:
+        sr, hr = rgb_to_y(round_to_8bit(sr)), rgb_to_y(round_to_8bit(hr))
+        border = self.store.scale
+        return Score(psnr(sr, hr, border=border).item(), ssim(sr, hr, border=border).item())
+
+
+def read_stored(
+    store: Store, image: int, experts: Sequence[str], device: torch.device, features: bool = True
+) -> WholeImage:
+    """The image with this index, decoded on the device."""
+
+    def joined(expert: str) -> Tensor:
+        arrays = [spec.name for spec in store.experts[expert].arrays if spec.name != "sr"]
+        return torch.cat([_read(store, image, expert, name, device) for name in arrays], dim=1)
+
+    lr, hr = read_pair(store, image, device)
+    images = torch.stack([_read(store, image, name, "sr", device) for name in experts], dim=1)
+    return WholeImage(lr, hr, images, {name: joined(name) for name in experts} if features else {})
+
+
+def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """LR and HR of the image with this index, (1, 3, h, w) and (1, 3, H, W) in 0..1."""
+    return _read(store, image, PAIRS, "lr", device), _read(store, image, PAIRS, "hr", device)
+
+
+def _read(store: Store, image: int, source: str, name: str, device: torch.device) -> Tensor:
+    array = store.array(image, source, name)
+    return array.codec.decode(torch.from_numpy(array.read()).to(device), array.params).permute(2, 0, 1)[None]
+
+
+def split_images(store: Store, config: ValidationConfig) -> tuple[list[int], list[int]]:
+    """(training, validation) images of one store, by index; none is in both.
+
+    raises  ConfigError if an id is not in the store or nothing is left to train on
+    """
+    index = {image.id: number for number, image in enumerate(store.images)}
+    unknown = [name for name in config.images if name not in index]
+    if unknown:
+        raise ConfigError(f"validation.images: {store.root} has no image {', '.join(unknown[:3])}")
+    if config.images:
+        chosen = {index[name] for name in config.images}
+    else:
+        count = min(config.hold_out, len(index))
+        chosen = {int((number + 0.5) * len(index) / count) for number in range(count)}
+    left = [number for number in range(len(index)) if number not in chosen]
+    if not left:
+        raise ConfigError(
+            f"validation: all {len(index)} images of {store.root} are held out and none is left to train on; "
+            "lower validation.hold_out, or give another store with validation.store"
+        )
+    return left, sorted(chosen)
+
+
+DECIDING = ("architecture", "hyperparameters", "weights_sha256", "taps")  # what makes two experts the same
+
+
+def check_apart(training: Store, experts: Mapping[str, Expert], validation: Store) -> None:
+    """Raises StoreError if a validation store shares an image with the training store or has other experts."""
+    if training.scale != validation.scale:
+        raise StoreError(f"{validation.root}: scale {validation.scale}; the training store has {training.scale}")
+    known = {image.hr_sha256 for image in training.images}
+    shared = [image.id for image in validation.images if image.hr_sha256 in known]
+    if shared:
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise StoreError(f"{validation.root}: images that are also trained on: {', '.join(shared[:3])}{more}")
+    for name, mine in experts.items():
+        theirs = validation.experts[name]
+        differing = [key for key in DECIDING if mine.identity.get(key) != theirs.identity.get(key)]
+        if differing:
+            raise StoreError(
+                f"{validation.root}: its {name} differs from the training store's in {', '.join(differing)}"
+            )
+
+
+def _picture(whole: WholeImage, sr: Tensor) -> Tensor:
+    """LR, the experts' mean, the result and HR side by side, a window from the middle."""
+    lr = F.interpolate(whole.lr, size=whole.hr.shape[-2:], mode="nearest")
+    return torch.cat([_middle(image)[0].cpu() for image in (lr, whole.images.mean(1), sr, whole.hr)], dim=-1)
+
+
+def _middle(image: Tensor) -> Tensor:
+    rows, cols = (min(size, PICTURE_PX) for size in image.shape[-2:])
+    y, x = (image.shape[-2] - rows) // 2, (image.shape[-1] - cols) // 2
+    return image[..., y : y + rows, x : x + cols].clamp(0, 1)

@@ -12,7 +12,7 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 # where each command lives: a module is imported when its command is used, so that --help needs no torch
 COMMANDS = {
     "demo": (
-        "championship_sr.evaluate.demo:demo",
+        "championship_sr.evaluate.demo.demo:demo",
         "The main job, from nothing to a report, in minutes on two CPU cores.",
     ),
     "plan": ("championship_sr.extract.commands.plan:plan", "What an extraction will cost; writes nothing."),

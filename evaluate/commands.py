@@ -52,8 +52,8 @@ def evaluate(
     """Score a run against every expert, their mean and the oracles, on the same images."""
     if ctx.invoked_subcommand:
         return
-    from championship_sr.evaluate.files import check_writable
-    from championship_sr.evaluate.scoring import Wanted
+    from championship_sr.evaluate.inference.pictures import check_writable
+    from championship_sr.evaluate.scoring.evaluation import Wanted
     from championship_sr.evaluate.session import evaluate_sets, write_results
 
     if given["run"] is None and (ablation or report):
@@ -88,8 +88,8 @@ def submit_command(
     run, lr, description, extra_data, self_ensemble, diffusion, alpha, out, config_path, assignments
 ) -> None:
     """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
+    from championship_sr.evaluate.deliver.submit import Facts, submit
     from championship_sr.evaluate.model import load
-    from championship_sr.evaluate.submit import Facts, submit
 
     config = section(config_path, assignments)
     model = load(run, config=config, refiner=refiner_from_options(diffusion, alpha, config.diffusion, config.device))
@@ -105,7 +105,7 @@ def submit_command(
 @click.argument("out", type=OUT)
 def export_command(run, with_experts, graphs, graph_px, out) -> None:
     """Write a run to hand on into OUT: weights, configuration and a model card."""
-    from championship_sr.evaluate.export import export_graph, export_run
+    from championship_sr.evaluate.deliver.export import export_graph, export_run
     from championship_sr.evaluate.model import load
 
     model = load(run, device="cpu")
@@ -133,8 +133,8 @@ def upscale(run, given, output, suffix, diffusion, alpha, config_path, assignmen
 
     With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
     """
+    from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files
     from championship_sr.evaluate.model import load
-    from championship_sr.evaluate.upscale import UpscaleOptions, find_inputs, upscale_files
 
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")

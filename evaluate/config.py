@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Literal
 
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
-from championship_sr.evaluate.infer import Tiling
+from championship_sr.evaluate.inference.tiles import Tiling
 from championship_sr.evaluate.metrics import METRICS
 from championship_sr.store.config import config_dataclass
 

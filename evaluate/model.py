@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from championship_sr.evaluate.baselines import FUSION
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
-from championship_sr.evaluate.files import Picture, from_pil, read_picture, to_pil
-from championship_sr.evaluate.infer import LiveInputs, Progress, Result, chw, hwc, run, run_ensemble
+from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc
+from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
+from championship_sr.evaluate.inference.pictures import Picture, from_pil, read_picture, to_pil
+from championship_sr.evaluate.methods import FUSION
 from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale

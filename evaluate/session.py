@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from championship_sr.evaluate.benchmarks import find_benchmarks
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.gallery import Gallery
 from championship_sr.evaluate.model import Model, load
-from championship_sr.evaluate.report import REPORT, write_report, write_scores
-from championship_sr.evaluate.scores import Scores, benchmarks_table
-from championship_sr.evaluate.scoring import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.evaluate.report.gallery import Gallery
+from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
+from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
+from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
 from championship_sr.extract.config import DataConfig, load_expert_config
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined

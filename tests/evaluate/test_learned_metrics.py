@@ -9,9 +9,9 @@ import scipy.io
 import torch
 from torch import nn
 
-from championship_sr.evaluate.compare import Plan, score_cases
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.metrics import METRICS, Scorer, check_learned, learned_metric
+from championship_sr.evaluate.scoring.comparison import Plan, score_cases
 from championship_sr.store.errors import WeightsError
 
 

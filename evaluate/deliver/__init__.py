@@ -1,0 +1,1 @@
+"""Results for others: pictures, submissions, exports."""

@@ -1,0 +1,126 @@
+"""An NTIRE submission: one PNG for each input, readme.txt, and the zip, checked before it is offered."""
+
+import csv
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from championship_sr.evaluate.inference.pictures import Picture, check_writable, is_image, read_picture, write_picture
+from championship_sr.evaluate.model import Model
+from championship_sr.extract.images.pairs import joined
+from championship_sr.store.errors import ConfigError, StoreError
+
+RESULTS, README, TIMES, ZIP = "results", "readme.txt", "seconds.csv", "submission.zip"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The fields of readme.txt that no program can know."""
+
+    extra_data: bool  # trained on more than the challenge's own images, the experts included
+    description: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was made."""
+
+    zip: Path
+    images: int
+    seconds_per_image: float
+
+
+def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bool = False) -> Submission:
+    """Super-resolves a folder of LR images and packs the results; called again, it goes on with what is missing.
+
+    raises  StoreError if an input cannot be read, or names, number or sizes of the results do not fit the inputs
+    """
+    inputs = sorted(path for path in lr.iterdir() if is_image(path))
+    if not inputs:
+        raise StoreError(f"{lr}: no images in it")
+    results = out / RESULTS
+    check_writable(results)
+    seconds = _seconds(out)
+    for path in tqdm(inputs, desc="submission", unit="image", disable=None):
+        target = results / f"{path.stem}.png"
+        if target.exists() and path.name in seconds:
+            continue
+        picture = read_picture(path)
+        began = time.perf_counter()
+        result = model.upscale(Picture(picture.pixels), self_ensemble=self_ensemble)
+        seconds[path.name] = time.perf_counter() - began
+        write_picture(target, Picture(result.pixels), overwrite=True)
+        _note(out, path.name, seconds[path.name])
+    check(inputs, results, model.scale)
+    each = sum(seconds[path.name] for path in inputs) / len(inputs)
+    (out / README).write_text(readme(each, model.device.type != "cpu", facts), encoding="utf-8")
+    return Submission(_pack(inputs, out), len(inputs), each)
+
+
+def readme(seconds: float, gpu: bool, facts: Facts) -> str:
+    """The text of readme.txt, in the fields and order that the challenge's server reads."""
+    if "\n" in facts.description:
+        raise ConfigError("--description: must be one line, as readme.txt has one for it")
+    return (
+        f"runtime per image [s] : {seconds:.2f}\n"
+        f"CPU[1] / GPU[0] : {int(not gpu)}\n"
+        f"Extra Data [1] / No Extra Data [0] : {int(facts.extra_data)}\n"
+        f"Other description : {facts.description}\n"
+    )
+
+
+def check(inputs: Sequence[Path], results: Path, scale: int) -> None:
+    """Raises StoreError listing every result that is missing, too many, unreadable, of another size or not RGB."""
+    expected = {f"{path.stem}.png": path for path in inputs}
+    found = {path.name for path in results.iterdir()}
+    faults = [f"{name}: missing" for name in sorted(expected.keys() - found)]
+    faults += [f"{name}: stands for no input" for name in sorted(found - expected.keys())]
+    for name in sorted(expected.keys() & found):
+        faults += _faults(results / name, expected[name], scale)
+    if faults:
+        raise StoreError(f"{results}: {joined(faults)}")
+
+
+def _faults(result: Path, source: Path, scale: int) -> list[str]:
+    with Image.open(source) as image:
+        size = tuple(n * scale for n in image.size)
+    try:
+        with Image.open(result) as image:
+            image.load()
+            if image.size != size:
+                return [f"{result.name}: {image.size[0]} x {image.size[1]}, expected {size[0]} x {size[1]}"]
+            return [] if image.mode == "RGB" else [f"{result.name}: of mode {image.mode}, expected RGB"]
+    except (OSError, SyntaxError) as error:
+        return [f"{result.name}: unreadable: {' '.join(str(error).split())}"]
+
+
+def _pack(inputs: Sequence[Path], out: Path) -> Path:
+    unfinished, final = out / f".{ZIP}.tmp", out / ZIP
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        archive.write(out / README, README)
+        for path in inputs:
+            archive.write(out / RESULTS / f"{path.stem}.png", f"{path.stem}.png")
+    with zipfile.ZipFile(unfinished) as archive:
+        broken = archive.testzip()
+        if broken:
+            raise StoreError(f"{unfinished}: {broken} was damaged while it was written; is the disk sound?")
+    unfinished.replace(final)
+    return final
+
+
+def _seconds(out: Path) -> dict[str, float]:
+    path = out / TIMES
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row[0]: float(row[1]) for row in csv.reader(file) if len(row) == 2}
+
+
+def _note(out: Path, name: str, seconds: float) -> None:
+    with open(out / TIMES, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([name, f"{seconds:.4f}"])

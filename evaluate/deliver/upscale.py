@@ -1,0 +1,127 @@
+"""Image files through a run: found, checked, super-resolved one by one, written whole."""
+
+import glob
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from championship_sr.evaluate.inference.pictures import (
+    Picture,
+    check_writable,
+    format_of,
+    is_image,
+    read_picture,
+    write_picture,
+)
+from championship_sr.evaluate.model import Model
+from championship_sr.extract.images.pairs import joined
+from championship_sr.store.errors import ConfigError, StoreError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How images are made and written."""
+
+    suffix: str | None = None  # of the outputs, such as ".png"; None: that of each input
+    quality: int = 95  # of JPEG and WebP; WebP at 100 is lossless
+    self_ensemble: bool = False
+    experts_only: bool = False  # each expert's own image, named NAME-EXPERT, in place of the fusion's
+    overwrite: bool = False
+
+
+def find_inputs(given: str) -> list[Path]:
+    """The image files that a file name, a folder or a glob pattern stands for.
+
+    raises  StoreError if there is none
+    """
+    path = Path(given)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if is_image(file))
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(name) for name in glob.glob(given, recursive=True) if is_image(Path(name)))
+    if not found:
+        raise StoreError(f"{given}: no image file, no folder with images in it, and no pattern that fits any")
+    return found
+
+
+def plan_outputs(
+    inputs: Sequence[Path], output: Path, options: UpscaleOptions, experts: Sequence[str], *, into_folder: bool
+) -> list[dict[str | None, Path]]:
+    """For each input the path of its result (under None) or of each expert's (under its name).
+
+    into_folder  the output is a folder even if its name ends as an image's
+    raises       ConfigError if two results have one name or an input would be replaced, StoreError for existing files
+    """
+    single = len(inputs) == 1 and not into_folder and not output.is_dir() and output.suffix != ""
+    names = experts if options.experts_only else (None,)
+    plans = [{name: _output(path, output, options, name, single) for name in names} for path in inputs]
+    every = [path for plan in plans for path in plan.values()]
+    for path in every:
+        format_of(path)
+    twice = [path for path, count in Counter(every).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{twice[0]}: the result of more than one input")
+    replaced = {path.resolve() for path in inputs} & {path.resolve() for path in every}
+    if replaced:
+        raise ConfigError(f"{min(replaced)}: an input would be replaced; choose another output")
+    existing = [path for path in every if path.exists()]
+    if existing and not options.overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise StoreError(f"{existing[0]}{more}: exists. Give --overwrite to replace it")
+    return plans
+
+
+def _output(path: Path, output: Path, options: UpscaleOptions, expert: str | None, single: bool) -> Path:
+    target = output if single else output / path.name
+    if options.suffix:
+        target = target.with_suffix(options.suffix)
+    return target.with_stem(f"{target.stem}-{expert}") if expert else target
+
+
+def upscale_files(
+    model: Model, inputs: Sequence[Path], output: Path, options: UpscaleOptions, *, into_folder: bool = False
+) -> list[Path]:
+    """Super-resolves the files and returns the paths of the results.
+
+    raises  StoreError at the end, naming the files that could not be read or written; the others are done
+    """
+    plans = plan_outputs(inputs, output, options, model.expert_names, into_folder=into_folder)
+    model.experts  # noqa: B018, missing weights are found before anything is written
+    check_writable(next(iter(plans[0].values())).parent)
+    faults, written = [], []
+    passes = 8 if options.self_ensemble else 1
+    with tqdm(total=passes * sum(map(_pixels, inputs)), unit="px", unit_scale=True, disable=None) as bar:
+        for path, plan in zip(inputs, plans, strict=True):
+            bar.set_description(path.name)
+            try:
+                for name, picture in _results(model, read_picture(path), options, bar).items():
+                    write_picture(plan[name], picture, quality=options.quality, overwrite=options.overwrite)
+                    written.append(plan[name])
+            except StoreError as error:
+                faults.append(str(error))
+    if faults:
+        raise StoreError(f"{len(written)} written; left out: {joined(faults)}")
+    return written
+
+
+def _results(model: Model, picture: Picture, options: UpscaleOptions, bar: tqdm) -> dict[str | None, Picture]:
+    if options.experts_only:
+        return model.upscale_by_experts(picture, self_ensemble=options.self_ensemble, progress=bar.update)
+    return {None: model.upscale(picture, self_ensemble=options.self_ensemble, progress=bar.update)}
+
+
+def _pixels(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return 0  # found out, and said, when it is read

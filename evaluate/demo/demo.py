@@ -1,0 +1,103 @@
+"""The demo: photographs, store, fusion and report, from nothing; each stage goes on from what is there."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.demo.photographs import write_photographs
+from championship_sr.evaluate.report.report import evaluate_with_report
+from championship_sr.evaluate.scoring.scores import Scores
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.run.extraction import extract
+from championship_sr.store.config import load_section
+from championship_sr.store.format.layout import CONTAINERS
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.run.loop import train
+
+PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="The demo's folder.")
+@click.option("--container", type=click.Choice(sorted(CONTAINERS)), default="zarr", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps; default: those of configs/demo.yaml.")
+@click.option("--fresh", is_flag=True, help="Start over; without it, whatever is there is reused.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+def demo(out: Path, container: str, steps: int | None, fresh: bool, as_json: bool) -> None:
+    """The main job on photographs that are installed with scikit-image: extract, train, evaluate, report."""
+    job = Demo(out, container, steps)
+    if fresh:
+        job.clear()
+    stores = job.stores()
+    run = job.run(stores["training"])
+    scores, report = job.evaluate(run, stores["held_out"])
+    if as_json:
+        click.echo(json.dumps({**scores.summary(), "seconds": job.seconds, "report": str(report)}))
+        return
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.seconds.items())
+    click.echo(f"report: {report}\n{spent}\n\n{scores.table()}")
+
+
+@dataclass
+class Demo:
+    """The demo's folder, and how long each stage took this time."""
+
+    out: Path
+    container: str = "zarr"
+    steps: int | None = None  # of training; None: configs/demo.yaml's
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Removes what an earlier demo left, and nothing else."""
+        for part in PARTS:
+            shutil.rmtree(self.out / part, ignore_errors=True)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the block's duration to the stage's."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - began, 1)
+
+    def stores(self) -> dict[str, Path]:
+        """Split -> store, filled by the bundled experts."""
+        with self.timed("photographs"):
+            folders = write_photographs(self.out / "photographs")
+        stores = {split: self.out / "stores" / f"{split}-{self.container}.store" for split in folders}
+        for split, folder in folders.items():
+            own = {"store": stores[split], "container": self.container, "data.hr": [folder]}
+            with self.timed("extract"):
+                extract(demo_config(ExtractConfig, "extract", own))
+        return stores
+
+    def run(self, store: Path) -> Path:
+        """The folder of the run, trained to its end."""
+        config = demo_config(TrainConfig, "train", {} if self.steps is None else {"steps": self.steps})
+        run = self.out / "runs" / f"{self.container}-{config.steps}-steps"
+        with self.timed("train"):
+            train(config, store, run, resume=True)
+        return run
+
+    def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
+        """The scores on the held-out photographs, and the report."""
+        with self.timed("evaluate"):
+            return evaluate_with_report(run, store, self.out / "report", config=EvaluateConfig())
+
+
+def demo_config(cls: type[T], section: str, own: dict[str, Any]) -> T:
+    """A section of configs/demo.yaml with values of this demo's own."""
+    assignments = [f"{section}.{key}={json.dumps(value, default=str)}" for key, value in own.items()]
+    with ExitStack() as stack:
+        path = stack.enter_context(resources.as_file(resources.files("championship_sr.configs").joinpath("demo.yaml")))
+        return load_section(cls, path, section, assignments)

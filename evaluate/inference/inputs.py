@@ -1,0 +1,101 @@
+"""What the fusion sees of an image: windows from a store, or from experts that run."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from championship_sr.extract.experts.expert import LoadedExpert
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.variants import transform
+from championship_sr.store.shards.reader import Store
+
+SPATIAL = (-2, -1)
+ROWS_AT_ONCE = 256
+Device = torch.device | str
+
+
+# lr (1, 3, h, w) in 0..1; images (1, E, 3, H, W); features: expert -> (1, C, h, w)
+Window = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+class Inputs(Protocol):
+    """What the fusion reads for one image, window by window."""
+
+    size: tuple[int, int]  # rows and columns of the LR image
+    scale: int
+    experts: tuple[str, ...]
+
+    def window(self, y: int, x: int, rows: int, cols: int) -> Window: ...
+
+
+class StoredInputs:
+    """An image of a store, as its experts saw it in one variant."""
+
+    def __init__(
+        self, store: Store, image: int, experts: Sequence[str], variant: str = "identity", device: Device = "cpu"
+    ) -> None:
+        self._store, self._image, self._variant, self._device = store, image, variant, device
+        lr = store.array(image, PAIRS, "lr").load()
+        self._lr = transform(chw(lr), variant, SPATIAL)
+        self.size = tuple(self._lr.shape[-2:])
+        self.scale, self.experts = store.scale, tuple(experts)
+
+    def window(self, y: int, x: int, rows: int, cols: int) -> Window:
+        s = self.scale
+        images = [self._load(name, "sr", y * s, x * s, rows * s, cols * s) for name in self.experts]
+        features = {
+            name: torch.cat([self._load(name, array, y, x, rows, cols) for array in self._taps(name)], dim=1)
+            for name in self.experts
+        }
+        return self._lr[..., y : y + rows, x : x + cols].to(self._device), torch.stack(images, dim=1), features
+
+    def _taps(self, expert: str) -> list[str]:
+        return [spec.name for spec in self._store.experts[expert].arrays if spec.name != "sr"]
+
+    def _load(self, expert: str, array: str, *window: int) -> Tensor:
+        values = self._store.array(self._image, expert, array, self._variant).load(*window)
+        return torch.from_numpy(values).permute(2, 0, 1)[None].to(self._device)
+
+
+class LiveInputs:
+    """An image whose windows the experts are run on when they are asked for; no more is kept than one window."""
+
+    def __init__(
+        self, lr: Tensor, experts: Sequence[LoadedExpert], variant: str = "identity", device: Device = "cpu"
+    ) -> None:
+        self._lr, self._experts, self._device = transform(lr, variant, SPATIAL), tuple(experts), device
+        self.size = tuple(self._lr.shape[-2:])
+        self.scale, self.experts = experts[0].scale, tuple(expert.name for expert in experts)
+
+    def window(self, y: int, x: int, rows: int, cols: int) -> Window:
+        images, features = [], {}
+        for expert in self._experts:
+            image, taps = self._answer(expert, y, x, rows, cols)
+            images.append(image)
+            features[expert.name] = torch.cat(list(taps.values()), dim=1)
+        lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
+        return lr, torch.stack(images, dim=1), features
+
+    def _answer(self, expert: LoadedExpert, y: int, x: int, rows: int, cols: int) -> tuple[Tensor, dict[str, Tensor]]:
+        # begun where one of the expert's attention windows begins, so that they lie as in the whole image
+        up, left, s = y % expert.multiple_px, x % expert.multiple_px, self.scale
+        image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols].to(self._device))
+        return image[..., up * s :, left * s :], {name: tap[..., up:, left:] for name, tap in taps.items()}
+
+
+def chw(image: np.ndarray) -> Tensor:
+    """(1, 3, h, w) in 0..1 of an image (h, w, 3) in uint8 or uint16."""
+    values = torch.from_numpy(image.astype(np.float32) / np.iinfo(image.dtype).max)
+    return values.permute(2, 0, 1)[None].contiguous()
+
+
+def hwc(image: Tensor, dtype: type = np.uint8) -> np.ndarray:
+    """(H, W, 3) in uint8 or uint16, clipped and rounded, of an image (3, H, W) in about 0..1."""
+    result = np.empty((*image.shape[-2:], 3), dtype)
+    for first in range(0, len(result), ROWS_AT_ONCE):  # a large image does not fit into memory many times
+        part = image[:, first : first + ROWS_AT_ONCE].clamp(0, 1).mul_(np.iinfo(dtype).max).round_()
+        result[first : first + ROWS_AT_ONCE] = part.permute(1, 2, 0).numpy()
+    return result

@@ -1,0 +1,91 @@
+"""Whole images through the fusion: from a store or from live experts, in tiles, one or eight times."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
+from championship_sr.evaluate.inference.tiles import Span, Tiling, spans
+from championship_sr.store.format.variants import VARIANTS, inverse, transform
+
+Progress = Callable[[int], object]  # called with the number of LR pixels that were done
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of one pass: name -> image (3, H, W) in float32 on the CPU; and where the time went."""
+
+    images: dict[str, Tensor]
+    seconds: dict[str, float]  # "inputs": reading the store, or the experts; and each network
+
+
+@torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training
+def run(
+    inputs: Inputs,
+    networks: Mapping[str, nn.Module],
+    tiling: Tiling,
+    *,
+    keep_experts: bool,
+    progress: Progress | None = None,
+) -> Result:
+    """The networks' outputs for a whole image, not clipped, and the experts' images with `keep_experts`.
+
+    The memory used is that of the outputs and of one tile.
+    """
+    names = [*networks, *(inputs.experts if keep_experts else ())]
+    height, width = (n * inputs.scale for n in inputs.size)
+    images = {name: torch.zeros(3, height, width) for name in names}
+    seconds = dict.fromkeys(["inputs", *networks], 0.0)
+    for ys, xs in product(*(spans(n, inputs.scale, tiling) for n in inputs.size)):
+        started = time.perf_counter()
+        lr, sr, features = inputs.window(ys.start, xs.start, ys.stop - ys.start, xs.stop - xs.start)
+        seconds["inputs"] += _elapsed(started, lr.device)
+        for name, network in networks.items():
+            started = time.perf_counter()
+            image = network(lr, sr, features)
+            seconds[name] += _elapsed(started, lr.device)
+            _add(images[name], image[0], ys, xs, inputs.scale)
+        for index, name in enumerate(inputs.experts if keep_experts else ()):
+            _add(images[name], sr[0, index], ys, xs, inputs.scale)
+        if progress:
+            progress(ys.kept * xs.kept)
+    return Result(images, seconds)
+
+
+def _elapsed(started: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _add(total: Tensor, tile: Tensor, ys: Span, xs: Span, scale: int) -> None:
+    weight = ys.weight[:, None] * xs.weight
+    total[:, ys.start * scale : ys.stop * scale, xs.start * scale : xs.stop * scale] += tile.float().cpu() * weight
+
+
+def run_ensemble(
+    inputs_of: Callable[[str], Inputs],
+    networks: Mapping[str, nn.Module],
+    tiling: Tiling,
+    *,
+    keep_experts: bool,
+    progress: Progress | None = None,
+) -> Result:
+    """The mean over the eight flips and turns of the image, each turned back (x8 self-ensemble).
+
+    inputs_of   variant -> the inputs of the image in that variant
+    """
+    images: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    for variant in VARIANTS:
+        result = run(inputs_of(variant), networks, tiling, keep_experts=keep_experts, progress=progress)
+        for name, image in result.images.items():
+            turned = transform(image, inverse(variant), SPATIAL) / len(VARIANTS)
+            images[name] = images[name].add_(turned) if name in images else turned.contiguous()
+        for name, value in result.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    return Result(images, seconds)

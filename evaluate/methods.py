@@ -1,0 +1,38 @@
+"""The rows of every table: what each method is called and what it is."""
+
+from dataclasses import dataclass
+
+BICUBIC, MEAN, CONVEX, FUSION = "bicubic", "mean", "convex", "fusion"
+BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"
+PER_IMAGE, PER_PIXEL = "best_expert_per_image", "best_expert_per_pixel"
+EXPERT, SWITCHED_OFF = "expert:", "without:"  # in front of an expert's or a phase's name
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a method is called in a table."""
+
+    title: str
+    kind: str  # floor | baseline | expert | upper bound | fusion | ablation
+    note: str = ""
+
+
+ROWS = {
+    BICUBIC: Row("bicubic", "floor"),
+    MEAN: Row("mean of experts", "baseline"),
+    CONVEX: Row("fitted convex weights", "baseline"),
+    BEST_X8: Row("best expert, x8 self-ensemble", "baseline"),
+    PER_IMAGE: Row("best expert per image", "upper bound", "an oracle: needs the HR image to choose"),
+    PER_PIXEL: Row("best expert per pixel", "upper bound", "an oracle: needs the HR image to choose"),
+    FUSION: Row("fusion", "fusion"),
+    FUSION_X8: Row("fusion, x8 self-ensemble", "fusion"),
+}
+
+
+def row(method: str) -> Row:
+    """The row of a method, of an expert (`expert:NAME`) or of an ablation (`without:PHASE`)."""
+    if method.startswith(EXPERT):
+        return Row(method.removeprefix(EXPERT), "expert")
+    if method.startswith(SWITCHED_OFF):
+        return Row(f"without {method.removeprefix(SWITCHED_OFF)}", "ablation", "switched off, not retrained")
+    return ROWS[method]

@@ -1,0 +1,171 @@
+"""Every method on every image: the experts and the fusion run once per image, all else follows from that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.inference.inputs import hwc
+from championship_sr.evaluate.inference.passes import run, run_ensemble
+from championship_sr.evaluate.memory import peak_memory
+from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE
+from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
+from championship_sr.evaluate.scoring.baselines import images_of
+from championship_sr.evaluate.scoring.cases import Case
+from championship_sr.evaluate.scoring.scores import Scores, best_per_image
+from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.images.decode import UnreadableImage
+from championship_sr.extract.images.pairs import joined
+from championship_sr.store.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What was made of one image, for whoever looks on: method -> image (H, W, 3) in uint8, and its scores."""
+
+    case: Case
+    lr: np.ndarray
+    hr: np.ndarray
+    images: dict[str, np.ndarray]
+    scores: dict[str, dict[str, float]]  # method -> metric -> value
+
+
+Observer = Callable[[Pictures], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored: the baselines of these experts, and the networks.
+
+    ensemble   whether the best expert's x8 self-ensemble is scored; fusion_x8 whether the fusion's is too
+    weights    of the convex combination; None leaves it out
+    observe    called with the pictures of each image
+    notes      what a reader of the table must know
+    """
+
+    experts: Sequence[str]
+    networks: Mapping[str, nn.Module]
+    ensemble: bool
+    fusion_x8: bool
+    weights: Mapping[str, float] | None
+    notes: Sequence[str] = ()
+    observe: Observer | None = None
+
+
+def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: EvaluateConfig) -> Scores:
+    """The scores of all methods on all images that can be read; the others are named in `left_out`.
+
+    lr      where the LR images come from, in words
+    raises  StoreError if none can be read; ConfigError, WeightsError if a metric's package or weights are missing
+    """
+    check_learned(config.scored)
+    comparison = _Comparison(scale, plan, config)
+    scored, left_out = [], []
+    for case in tqdm(cases, desc="evaluating", unit="image", disable=None):
+        try:
+            comparison.add(case)
+            scored.append(case)
+        except UnreadableImage as error:
+            left_out.append(str(error))
+    if not scored:
+        raise StoreError(f"no image could be scored: {joined(left_out)}")
+    if plan.ensemble:
+        for case in tqdm(scored, desc="self-ensemble", unit="image", disable=None):
+            comparison.add_ensemble(case)
+    return comparison.scores(lr, left_out)
+
+
+class _Comparison:
+    """All methods on one image after the other."""
+
+    def __init__(self, scale: int, plan: Plan, config: EvaluateConfig) -> None:
+        self.scale, self.plan, self.config = scale, plan, config
+        self.border, self.tiling = config.border(scale), config.tiling
+        self.device = resolve_device(config.device)
+        self.table = _Table(config.scored)
+
+    def add(self, case: Case) -> None:
+        """Scores the image by every method that needs it only once."""
+        lr, hr = case.pair()
+        _check_sizes(case.name, lr, hr, self.scale)
+        inputs = case.inputs("identity", self.plan.experts)
+        with peak_memory(self.device) as peak:
+            result = run(inputs, self.plan.networks, self.tiling, keep_experts=True)
+        experts = {name: result.images[name] for name in inputs.experts}
+        images = images_of(lr, hr, experts, self.scale, self.plan.weights)
+        images |= {name: hwc(result.images[name]) for name in self.plan.networks}
+        scorer = Scorer(hr, self.config.scored, self.border)
+        scores = {method: scorer(image) for method, image in images.items()}
+        scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.scored)
+        self.table.add(case.name, scores, result.seconds, peak.mib)
+        if self.plan.observe:
+            self.plan.observe(Pictures(case, lr, hr, images, scores))
+
+    def add_ensemble(self, case: Case) -> None:
+        """Scores the best expert, and the fusion if wanted, as the mean over the eight variants of the image."""
+        best = self.table.best_expert()
+        networks = {FUSION: self.plan.networks[FUSION]} if self.plan.fusion_x8 and self.plan.networks else {}
+        experts = self.plan.experts if networks else [best]
+        result = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
+        scorer = Scorer(case.pair()[1], self.config.scored, self.border)
+        scores = {BEST_X8: scorer(hwc(result.images[best]))}
+        if networks:
+            scores[FUSION_X8] = scorer(hwc(result.images[FUSION]))
+        self.table.extend(scores)
+
+    def scores(self, lr: str, left_out: Sequence[str]) -> Scores:
+        """What has been scored."""
+        table, config = self.table, self.config
+        return Scores(
+            protocol=Protocol(self.scale, self.border, lr).describe(config.scored),
+            images=tuple(table.names),
+            values={metric: {k: tuple(v) for k, v in methods.items()} for metric, methods in table.values.items()},
+            seconds={part: tuple(values) for part, values in table.seconds.items()},
+            peak_mib=tuple(table.peaks),
+            weights=dict(self.plan.weights) if self.plan.weights else None,
+            notes=tuple(self.plan.notes),
+            left_out=tuple(left_out),
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
+
+
+def _check_sizes(name: str, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
+    expected = tuple(n * scale for n in lr.shape[:2])
+    if hr.shape[:2] != expected:
+        raise StoreError(
+            f"{name}: HR has {hr.shape[1]} x {hr.shape[0]} pixels, "
+            f"expected {expected[1]} x {expected[0]}, {scale} times its LR"
+        )
+
+
+class _Table:
+    """Scores as they come in."""
+
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self.names: list[str] = []
+        self.values: dict[str, dict[str, list[float]]] = {metric: {} for metric in metrics}
+        self.seconds: dict[str, list[float]] = {}
+        self.peaks: list[float] = []
+
+    def add(self, name: str, scores: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float], mib: float):
+        self.names.append(name)
+        self.peaks.append(mib)
+        self.extend(scores)
+        for part, value in seconds.items():
+            self.seconds.setdefault(part, []).append(value)
+
+    def extend(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        for method, by_metric in scores.items():
+            for metric, value in by_metric.items():
+                self.values[metric].setdefault(method, []).append(value)
+
+    def best_expert(self) -> str:
+        """The expert of the best mean by the first metric: on the scored images, to the baseline's favour."""
+        metric, methods = next(iter(self.values.items()))
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        experts = [method for method in methods if method.startswith(EXPERT)]
+        return max(experts, key=lambda method: sign * np.mean(methods[method])).removeprefix(EXPERT)

@@ -1,0 +1,225 @@
+"""A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.compare`."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.methods import FUSION, SWITCHED_OFF
+from championship_sr.evaluate.model import Model, load
+from championship_sr.evaluate.scoring.baselines import fit_convex
+from championship_sr.evaluate.scoring.cases import (
+    chosen_images,
+    fit_images,
+    fit_pairs,
+    paired_cases,
+    stored_cases,
+    stored_variants,
+)
+from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
+from championship_sr.evaluate.scoring.scores import Scores
+from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
+from championship_sr.extract.experts.recorded import live_expert
+from championship_sr.extract.images.decode import UnreadableImage
+from championship_sr.extract.images.identify import sha256_of
+from championship_sr.extract.images.pairs import Pair
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.fusion import PHASES
+from championship_sr.train.run.folder import RUN_FILE, read_store
+
+log = logging.getLogger(__name__)
+
+BICUBIC_LR, PUBLISHED_LR = "made by MATLAB's bicubic", "as published"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is scored besides the baselines.
+
+    self_ensemble  None: the best expert's, where its eight answers can be had; True: the fusion's too; False: none
+    ablation       the fusion with each of its phases switched off
+    fit_store      whose images the convex weights are fitted on; None: the store of the run, or the scored one;
+                   images that are scored are never fitted on
+    observe        called with the pictures of each image
+    """
+
+    self_ensemble: bool | None = None
+    ablation: bool = False
+    fit_store: Path | None = None
+    observe: Observer | None = None
+
+
+def evaluate_store(
+    run: Path | Model | None,
+    store: Path | Store,
+    images: Sequence[str] | None = None,
+    *,
+    wanted: Wanted | None = None,
+    config: EvaluateConfig | None = None,
+) -> Scores:
+    """The scores of a run on a store; without a run, those of the store's experts.
+
+    images  ids of the images that are scored; None: all
+    raises  StoreError if the store lacks an expert of the run, or has it with other weights
+    """
+    wanted, config = wanted or Wanted(), config or EvaluateConfig()
+    model = load(run, config=config) if isinstance(run, (str, Path)) else run
+    names = model.expert_names if model else None
+    store = store if isinstance(store, Store) else Store(store, names)
+    names = names or tuple(store.experts)
+    if model:
+        _check_experts(model, store)
+    device = resolve_device(config.device)
+    live = cache(lambda: tuple(live_expert(store.experts[name], store.scale, device) for name in names))
+    chosen = chosen_images(store, images)
+    cases = stored_cases(store, chosen, device, live)
+    scored = {store.images[index].hr_sha256 for index in chosen}
+    weights, note = _fitted(wanted, model, store, names, scored, config.border(store.scale))
+    notes = [note]
+    plan = Plan(
+        experts=names,
+        networks=_networks(model, wanted),
+        ensemble=_can_ensemble(wanted, lambda: len(stored_variants(store)) == len(VARIANTS) or live(), notes),
+        fusion_x8=bool(wanted.self_ensemble),
+        weights=weights,
+        notes=notes,
+        observe=wanted.observe,
+    )
+    made = {store.images[index].lr_source for index in chosen}
+    lr = (
+        "made by MATLAB's bicubic"
+        if made == {"bicubic"}
+        else "as published"
+        if made == {"file"}
+        else "partly published"
+    )
+    return score_cases(cases, store.scale, lr, plan, config)
+
+
+def evaluate_pairs(
+    run: Path | Model | None,
+    pairs: Sequence[Pair],
+    *,
+    experts: Sequence[LoadedExpert] = (),
+    wanted: Wanted | None = None,
+    config: EvaluateConfig | None = None,
+) -> Scores:
+    """The scores of a run on image files, its experts being run on them; without a run, those of `experts`."""
+    wanted, config = wanted or Wanted(), config or EvaluateConfig()
+    model = load(run, config=config) if isinstance(run, (str, Path)) else run
+    experts = model.experts if model else tuple(experts)
+    if not experts:
+        raise ConfigError("evaluate: give a run or experts; there is nothing to score")
+    names, scale = tuple(expert.name for expert in experts), experts[0].scale
+    weights, note = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
+    plan = Plan(
+        experts=names,
+        networks=_networks(model, wanted),
+        ensemble=wanted.self_ensemble is not False,
+        fusion_x8=bool(wanted.self_ensemble),
+        weights=weights,
+        notes=[note],
+        observe=wanted.observe,
+    )
+    cases = paired_cases(pairs, experts, resolve_device(config.device))
+    lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
+    return score_cases(cases, scale, lr, plan, config)
+
+
+def _check_experts(model: Model, store: Store) -> None:
+    if store.scale != model.scale:
+        raise StoreError(f"{store.root}: scale {store.scale}; the run has {model.scale}")
+    for name, trained in model.fusion.expert_entries.items():
+        there = store.experts[name]
+        for key in ("weights_sha256", "taps"):
+            if there.identity.get(key) != trained.identity.get(key):
+                raise StoreError(
+                    f"{store.root}: expert {name} has another {key} than the one that the run was trained with. "
+                    f"Run: pipeline.py extract --rebuild {name}"
+                )
+
+
+def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:
+    if model is None:
+        return {}
+    networks = {FUSION: model.network}
+    if wanted.ablation:
+        networks |= {SWITCHED_OFF + name: Without(model.network, name) for name in ablated_phases(model.network)}
+    return networks
+
+
+def ablated_phases(network: nn.Module) -> list[str]:
+    """The phases of a network that can be switched off and are on.
+
+    raises  ConfigError if it is not made of phases
+    """
+    if not hasattr(network, "switched_off"):
+        raise ConfigError("--ablation: this run's network (profile cnn) has no phases to switch off")
+    return [name for name in PHASES if name not in network.config.without]
+
+
+class Without(nn.Module):
+    """The same network, weights and all, with one phase switched off."""
+
+    def __init__(self, network: nn.Module, phase: str) -> None:
+        super().__init__()
+        self.network, self.phase = network, phase
+
+    def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        with self.network.switched_off(self.phase):
+            return self.network(lr, images, features)
+
+
+def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str]) -> bool:
+    """Whether the eight answers of each expert can be had; where they are not insisted on, a note says why not."""
+    if wanted.self_ensemble is False:
+        return False
+    try:
+        ready()
+    except (WeightsError, ConfigError, StoreError) as error:
+        if wanted.self_ensemble:
+            raise
+        notes.append(f"x8 self-ensemble left out: {error}")
+        return False
+    return True
+
+
+def _fitted(
+    wanted: Wanted, model: Model | None, scored_store: Store | None, names: Sequence[str], scored: set[str], border: int
+) -> tuple[dict[str, float] | None, str]:
+    """The fitted convex weights, None where there is nothing to fit them on; and a note on where they are from."""
+    store = _fit_store(wanted, model, names) or scored_store
+    images = fit_images(store, scored) if store else []
+    if not images:
+        return None, "fitted convex weights left out: no images but the scored ones; give --fit-store"
+    weights = fit_convex(fit_pairs(store, images, names), border)
+    return weights, f"convex weights fitted on {len(images)} images of {store.root.name} that are not scored"
+
+
+def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Store | None:
+    """The store that was asked for, or the run's where it is still there and whole."""
+    if wanted.fit_store:
+        return Store(wanted.fit_store, names)
+    if model is None or not (model.root / RUN_FILE).exists():
+        return None
+    try:
+        return Store(read_store(model.root), names)
+    except StoreError as error:
+        log.info("the run's store cannot be used to fit convex weights: %s", error)
+        return None
+
+
+def _hashes(pairs: Sequence[Pair]) -> set[str]:
+    """sha256 of the HR images that can be read, as stores state them."""
+    found = set()
+    for pair in pairs:
+        with suppress(UnreadableImage):  # said when it is scored
+            found.add(sha256_of(pair.read()[1]))
+    return found

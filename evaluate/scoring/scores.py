@@ -1,0 +1,242 @@
+"""The values of every image and method, and what may be said about them: tables, CSV, JSON."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from championship_sr.evaluate.methods import FUSION, ROWS, row
+from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
+
+CONFIDENCE = 0.95
+KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The paired difference between two methods over the same images, better being positive."""
+
+    mean: float
+    low: float  # of the bootstrap interval
+    high: float
+    wins: int
+    losses: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One value per metric, method and image; nothing is left out of a mean, not even inf."""
+
+    protocol: str
+    images: tuple[str, ...]
+    values: dict[str, dict[str, tuple[float, ...]]]  # metric -> method -> one value an image
+    seconds: dict[str, tuple[float, ...]] = field(default_factory=dict)  # part -> one value an image
+    peak_mib: tuple[float, ...] = ()
+    weights: dict[str, float] | None = None  # of the fitted convex combination
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # images that could not be read
+    bootstrap: int = 10_000
+    seed: int = 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods in the order of the table: by kind, otherwise as they were scored."""
+        scored = next(iter(self.values.values()))
+        order = list(ROWS)
+
+        def place(method: str) -> tuple[int, int]:
+            return KINDS.index(row(method).kind), order.index(method) if method in order else 0
+
+        return tuple(sorted(scored, key=place))
+
+    def mean(self, metric: str, method: str) -> float:
+        """The mean over images."""
+        return float(np.mean(self.values[metric][method]))
+
+    def differences(self, metric: str, method: str, against: str) -> np.ndarray:
+        """How much better `method` is on each image; 0 where both are infinitely good."""
+        ours, theirs = (np.asarray(self.values[metric][name]) for name in (method, against))
+        with np.errstate(invalid="ignore"):
+            difference = np.where(ours == theirs, 0.0, ours - theirs)
+        return difference if METRICS[metric].higher_is_better else -difference
+
+    def gain(self, metric: str, method: str, against: str) -> Gain:
+        """The mean difference with its percentile bootstrap interval over images."""
+        difference = self.differences(metric, method, against)
+        rng = np.random.default_rng(self.seed)
+        picked = rng.integers(len(difference), size=(self.bootstrap, len(difference)))
+        # inverted_cdf does not interpolate: between inf and inf there would be nan
+        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = np.quantile(difference[picked].mean(axis=1), tails, method="inverted_cdf")
+        return Gain(
+            mean=float(difference.mean()),
+            low=float(low),
+            high=float(high),
+            wins=int((difference > 0).sum()),
+            losses=int((difference < 0).sum()),
+            ties=int((difference == 0).sum()),
+        )
+
+    def perceptual_score(self, method: str) -> float | None:
+        """The NTIRE perceptual score, where all its parts were computed."""
+        if not set(PERCEPTUAL_PARTS) <= set(self.metrics):
+            return None
+        return ntire_perceptual({part: self.mean(part, method) for part in PERCEPTUAL_PARTS})
+
+    def table(self) -> str:
+        """The table for a terminal, the protocol and the notes under it."""
+        lines = aligned([self.header(), *self.rows()])
+        return "\n".join([*lines, *self._footer()])
+
+    def markdown(self) -> str:
+        """The table in Markdown, to be pasted into a paper or a README."""
+        return "\n".join([*markdown_rows([self.header(), *self.rows()]), "", *self._footer()])
+
+    def header(self) -> list[str]:
+        """The titles of the columns."""
+        first = METRICS[self.metrics[0]].title
+        score = ["NTIRE score"] if self.perceptual_score(self.methods[0]) is not None else []
+        gains = [f"fusion's gain, {first}", "95 % interval", "won-lost"] if FUSION in self.methods else []
+        return ["method", *(METRICS[name].title for name in self.metrics), *score, *gains]
+
+    def rows(self) -> list[list[str]]:
+        """One row a method, as text."""
+        return [self._row(method) for method in self.methods]
+
+    def _row(self, method: str) -> list[str]:
+        cells = [labelled(method), *(f"{self.mean(name, method):.{METRICS[name].digits}f}" for name in self.metrics)]
+        score = self.perceptual_score(method)
+        if score is not None:
+            cells.append(f"{score:.4f}")
+        if FUSION in self.methods:
+            cells += [""] * 3 if method == FUSION else self._gain_cells(method)
+        return cells
+
+    def _gain_cells(self, method: str) -> list[str]:
+        metric = self.metrics[0]
+        gain, digits = self.gain(metric, FUSION, method), METRICS[metric].digits
+        ties = f" ({gain.ties} equal)" if gain.ties else ""
+        interval = f"{gain.low:+.{digits}f} .. {gain.high:+.{digits}f}"
+        return [f"{gain.mean:+.{digits}f}", interval, f"{gain.wins}-{gain.losses}{ties}"]
+
+    def _footer(self) -> list[str]:
+        number = f"{len(self.images)} image{'s' if len(self.images) != 1 else ''}"
+        return [f"{number}; {self.protocol}", *self.costs(), *self.notes]
+
+    def costs(self) -> list[str]:
+        """Time and memory of an image, in words; nothing where they were not measured."""
+        if not self.seconds:
+            return []
+        reading = f"{np.mean(self.seconds['inputs']):.2f} s an image to read the store or run the experts"
+        fusing = f", {np.mean(self.seconds[FUSION]):.2f} s to fuse" if FUSION in self.seconds else ""
+        return [f"{reading}{fusing}; at most {max(self.peak_mib):.0f} MiB"]
+
+    def csv(self) -> str:
+        """One line an image and method."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "method", *self.metrics])
+        for index, image in enumerate(self.images):
+            for method in self.methods:
+                writer.writerow([image, method, *(self.values[name][method][index] for name in self.metrics)])
+        return text.getvalue()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as mappings, lists and scalars for JSON, in which infinity is the string "inf"."""
+        plain = {
+            "protocol": self.protocol,
+            "images": list(self.images),
+            "means": {m: {k: self.mean(m, k) for k in self.methods} for m in self.metrics},
+            "values": {m: {k: list(v) for k, v in methods.items()} for m, methods in self.values.items()},
+            "gains": self._gains(),
+            "seconds": {name: list(values) for name, values in self.seconds.items()},
+            "peak_mib": list(self.peak_mib),
+            "convex_weights": self.weights,
+            "notes": list(self.notes),
+            "left_out": list(self.left_out),
+        }
+        if self.perceptual_score(self.methods[0]) is not None:
+            plain["ntire_score"] = {method: self.perceptual_score(method) for method in self.methods}
+        return finite(plain)
+
+    def _gains(self) -> dict[str, dict[str, Any]]:
+        if FUSION not in self.methods:
+            return {}
+        others = [method for method in self.methods if method != FUSION]
+        return {m: {k: vars(self.gain(m, FUSION, k)) for k in others} for m in self.metrics}
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """The means in short: metric -> {bicubic, experts: {name: mean}, mean, best_expert_per_image, fusion}."""
+        result: dict[str, dict[str, Any]] = {}
+        for metric in self.metrics:
+            means = {method: self.mean(metric, method) for method in self.methods}
+            experts = {row(k).title: v for k, v in means.items() if row(k).kind == "expert"}
+            result[metric] = {k: v for k, v in means.items() if row(k).kind != "expert"} | {"experts": experts}
+        return finite(result)
+
+
+def labelled(method: str) -> str:
+    """The method's title, with what must be known about it."""
+    found = row(method)
+    if found.kind == "upper bound":
+        return f"{found.title} (upper bound)"
+    return f"{found.title} (switched off, not retrained)" if found.kind == "ablation" else found.title
+
+
+def best_per_image(values: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+    """The scores of the expert that is best on this image by the first metric.
+
+    values  expert -> metric -> value
+    """
+    sign = 1 if METRICS[metrics[0]].higher_is_better else -1
+    return dict(max(values.values(), key=lambda scores: sign * scores[metrics[0]]))
+
+
+def benchmarks_table(sets: Mapping[str, Scores], style: str = "plain") -> str:
+    """One table over several benchmarks: a column per set and metric."""
+    first = next(iter(sets.values()))
+    methods = [m for m in first.methods if all(m in scores.methods for scores in sets.values())]
+    header = ["method", *(f"{name} {METRICS[m].title}" for name, scores in sets.items() for m in scores.metrics)]
+    rows = [
+        [labelled(k), *(f"{s.mean(m, k):.{METRICS[m].digits}f}" for s in sets.values() for m in s.metrics)]
+        for k in methods
+    ]
+    lines = aligned([header, *rows]) if style == "plain" else [*markdown_rows([header, *rows]), ""]
+    footer = [f"{name}: {len(scores.images)} images; {scores.protocol}" for name, scores in sets.items()]
+    return "\n".join([*lines, *footer])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows in columns of equal width, a rule under the first; text to the left, numbers to the right."""
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))]
+    sides = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    lines = ["  ".join(map(_padded, sides, cells, widths)) for cells in rows]
+    return [line.rstrip() for line in [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]]
+
+
+def _padded(side: Callable[[str, int], str], cell: str, width: int) -> str:
+    return side(cell, width)
+
+
+def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as a Markdown table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (rows[0], rule, *rows[1:])]
+
+
+def finite(value: Any) -> Any:
+    """The value with infinities as strings: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

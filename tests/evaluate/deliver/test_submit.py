@@ -1,0 +1,81 @@
+"""A challenge submission: complete, of the right sizes, and refused otherwise."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from championship_sr.evaluate import load
+from championship_sr.evaluate.deliver.submit import Facts, check, readme, submit
+from championship_sr.store.errors import ConfigError, StoreError
+
+FACTS = Facts(extra_data=True, description="a fusion")
+
+
+@pytest.fixture(scope="module")
+def model(run_root):
+    return load(run_root, device="cpu")
+
+
+@pytest.fixture
+def lr(tmp_path):
+    folder = tmp_path / "LR"
+    folder.mkdir()
+    for number, size in ((901, (12, 10)), (902, (9, 14))):
+        pixels = np.random.default_rng(number).integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"0{number}x4.png")
+    return folder
+
+
+def test_the_zip_holds_one_result_for_each_input_and_the_readme(model, lr, tmp_path):
+    made = submit(model, lr, tmp_path / "out", FACTS)
+    with zipfile.ZipFile(made.zip) as archive:
+        assert archive.namelist() == ["readme.txt", "0901x4.png", "0902x4.png"]
+        lines = archive.read("readme.txt").decode().splitlines()
+        with archive.open("0901x4.png") as file:
+            assert np.array_equal(np.asarray(Image.open(file)), np.asarray(model(lr / "0901x4.png")))
+    assert lines[0].startswith("runtime per image [s] : ") and float(lines[0].rpartition(" ")[2]) >= 0
+    assert lines[1:] == [
+        "CPU[1] / GPU[0] : 1",
+        "Extra Data [1] / No Extra Data [0] : 1",
+        "Other description : a fusion",
+    ]
+
+
+def test_called_again_it_makes_only_what_is_missing(model, lr, tmp_path, monkeypatch):
+    submit(model, lr, tmp_path / "out", FACTS)
+    (tmp_path / "out" / "results" / "0902x4.png").unlink()
+    made, upscale = [], model.upscale
+    monkeypatch.setattr(model, "upscale", lambda picture, **options: made.append(1) or upscale(picture, **options))
+    assert submit(model, lr, tmp_path / "out", FACTS).images == 2 and len(made) == 1
+
+
+def test_every_fault_is_listed_before_anything_is_packed(model, lr, tmp_path):
+    results = tmp_path / "out" / "results"
+    submit(model, lr, tmp_path / "out", FACTS)
+    Image.new("RGB", (3, 3)).save(results / "0901x4.png")
+    Image.new("L", (56, 36)).save(results / "0902x4.png")
+    Image.new("RGB", (3, 3)).save(results / "0903x4.png")
+    with pytest.raises(StoreError) as raised:
+        check(sorted(lr.iterdir()), results, 4)
+    message = str(raised.value)
+    assert "0901x4.png: 3 x 3, expected 40 x 48" in message
+    assert "0902x4.png: of mode L, expected RGB" in message
+    assert "0903x4.png: stands for no input" in message
+    (results / "0901x4.png").write_bytes(b"no image")
+    (results / "0902x4.png").unlink()
+    with pytest.raises(StoreError, match=r"0902x4\.png: missing.*0901x4\.png: unreadable"):
+        check(sorted(lr.iterdir()), results, 4)
+
+
+def test_a_description_of_two_lines_is_refused():
+    with pytest.raises(ConfigError, match="must be one line"):
+        readme(1.0, True, Facts(False, "a\nb"))
+    assert "GPU[0] : 0" in readme(1.0, True, Facts(False, "a"))
+
+
+def test_an_empty_folder_is_refused(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no images in it"):
+        submit(model, tmp_path / "empty", tmp_path / "out", FACTS)

@@ -1,0 +1,199 @@
+"""Scores of a real run on a real store, against the same figures worked out by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from championship_sr.evaluate.methods import (  # fmt: skip
+    BEST_X8,
+    BICUBIC,
+    CONVEX,
+    EXPERT,
+    FUSION,
+    FUSION_X8,
+    MEAN,
+    PER_IMAGE,
+    PER_PIXEL,
+    SWITCHED_OFF,
+)
+from championship_sr.evaluate.model import load
+from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.extract.config import DataConfig
+from championship_sr.extract.images.bicubic import upscale
+from championship_sr.extract.images.pairs import find_pairs
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.fusion import PHASES
+from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
+
+
+def read_whole(store: Store, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """lr, hr, images and features of an image, without any code of this package."""
+
+    def read(source: str, name: str) -> torch.Tensor:
+        values = torch.from_numpy(store.array(index, source, name).load()).permute(2, 0, 1)[None]
+        return values / 255 if values.dtype == torch.uint8 else values
+
+    images = torch.stack([read("one", "sr"), read("two", "sr")], dim=1)
+    return read("pairs", "lr"), read("pairs", "hr"), images, {name: read(name, "features") for name in ("one", "two")}
+
+
+def psnr_y(sr: torch.Tensor, hr: torch.Tensor) -> float:
+    return psnr(rgb_to_y(round_to_8bit(sr)), rgb_to_y(hr), border=4).item()
+
+
+@pytest.fixture(scope="module")
+def scores(run_root, store_root, config):
+    return evaluate_store(run_root, store_root, wanted=Wanted(self_ensemble=True, ablation=True), config=config)
+
+
+def test_every_value_is_that_of_the_stored_image(scores, run_root, store_root):
+    store, network = Store(store_root), load(run_root, device="cpu").network
+    for index in range(len(store.images)):
+        lr, hr, images, features = read_whole(store, index)
+        with torch.no_grad():
+            fused = network(lr, images, features)
+        expected = {
+            FUSION: fused,
+            EXPERT + "one": images[:, 0],
+            EXPERT + "two": images[:, 1],
+            MEAN: images.mean(1),
+        }
+        for method, image in expected.items():
+            assert scores.values["psnr_y"][method][index] == pytest.approx(psnr_y(image, hr), abs=1e-3), method
+        pixels = store.array(index, "pairs", "lr").load()
+        bicubic = torch.from_numpy(upscale(pixels, 4)).permute(2, 0, 1)[None] / 255
+        assert scores.values["psnr_y"][BICUBIC][index] == pytest.approx(psnr_y(bicubic, hr), abs=1e-6)
+
+
+def test_oracles_bound_the_experts_and_lie_in_order(scores):
+    one, two, image, pixel = (
+        np.array(scores.values["psnr_y"][name]) for name in (EXPERT + "one", EXPERT + "two", PER_IMAGE, PER_PIXEL)
+    )
+    assert np.array_equal(image, np.maximum(one, two)) and (pixel >= image).all()
+
+
+def test_every_phase_has_an_ablation_row_that_differs(scores):
+    rows = [method for method in scores.methods if method.startswith(SWITCHED_OFF)]
+    assert rows == [SWITCHED_OFF + phase for phase in PHASES]
+    for method in rows:
+        assert scores.values["psnr_y"][method] != scores.values["psnr_y"][FUSION], method
+
+
+def test_stored_variants_and_live_experts_give_the_same_self_ensemble(
+    scores, tmp_path, run_root, hr_folder, expert_entries, make_store_of, config
+):
+    eight = make_store_of(tmp_path / "eight.store", hr_folder, expert_entries, variants=list(VARIANTS))
+    stored = evaluate_store(run_root, eight, wanted=Wanted(self_ensemble=True), config=config)
+    for method in (BEST_X8, FUSION_X8):  # live: from float32; stored: rounded to float16
+        live = scores.values["psnr_y"][method]
+        assert stored.values["psnr_y"][method] == pytest.approx(live, abs=0.02)
+        assert live != pytest.approx(scores.values["psnr_y"][FUSION], abs=1e-3)
+
+
+def test_files_score_as_their_store_does(scores, run_root, hr_folder, config):
+    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
+    live = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
+    assert live.images == scores.images and "made by MATLAB's bicubic" in live.protocol
+    for method in (BICUBIC, MEAN, EXPERT + "one", FUSION):
+        assert live.values["psnr_y"][method] == pytest.approx(scores.values["psnr_y"][method], abs=0.02), method
+
+
+def test_tiles_change_the_fusion_little_and_the_stored_experts_not_at_all(scores, run_root, store_root, config):
+    tiled = evaluate_store(
+        run_root,
+        store_root,
+        wanted=Wanted(self_ensemble=False),
+        config=replace(config, tile_px=16, halo_px=4, blend_px=2),
+    )
+    for method in (EXPERT + "one", MEAN, PER_PIXEL):
+        assert tiled.values["psnr_y"][method] == pytest.approx(scores.values["psnr_y"][method], abs=1e-9)
+    assert tiled.values["psnr_y"][FUSION] == pytest.approx(scores.values["psnr_y"][FUSION], abs=0.5)
+    assert tiled.values["psnr_y"][FUSION] != scores.values["psnr_y"][FUSION]
+
+
+def test_convex_weights_come_only_from_images_that_are_not_scored(run_root, store_root, config):
+    part = evaluate_store(run_root, store_root, ["photo1"], wanted=Wanted(self_ensemble=False), config=config)
+    assert part.images == ("photo1",) and CONVEX in part.methods
+    assert sum(part.weights.values()) == pytest.approx(1)
+    assert any("fitted on 3 images" in note for note in part.notes)
+    everything = evaluate_store(run_root, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    assert CONVEX not in everything.methods and any("left out" in note for note in everything.notes)
+
+
+def test_files_of_the_runs_own_store_are_not_fitted_on(run_root, hr_folder, config):
+    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
+    some = evaluate_pairs(run_root, pairs[:1], wanted=Wanted(self_ensemble=False), config=config)
+    assert any("fitted on 3 images of plain.store" in note for note in some.notes)
+    every = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
+    assert CONVEX not in every.methods
+
+
+def test_without_a_run_the_experts_are_scored(store_root, config):
+    found = evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    assert FUSION not in found.methods and EXPERT + "two" in found.methods
+    assert "fusion" not in found.table()
+
+
+def test_pictures_are_shown_to_whoever_asks(run_root, store_root, config):
+    seen = []
+    evaluate_store(
+        run_root, store_root, ["photo0"], wanted=Wanted(self_ensemble=False, observe=seen.append), config=config
+    )
+    assert [pictures.case.name for pictures in seen] == ["photo0"]
+    assert seen[0].images[FUSION].shape == seen[0].hr.shape
+
+
+def test_perfect_images_are_infinitely_good_and_stay(tmp_path, run_root, expert_entries, make_store_of, config):
+    Image.fromarray(np.full((48, 48, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    store = make_store_of(tmp_path / "grey.store", tmp_path, expert_entries)
+    found = evaluate_store(run_root, store, wanted=Wanted(self_ensemble=False), config=config)
+    assert found.mean("psnr_y", BICUBIC) == math.inf and "inf" in found.table()
+
+
+def test_a_store_with_other_weights_is_refused(tmp_path, run_root, hr_folder, expert_entries, make_store_of, config):
+    swapped = [{**expert_entries[0], "weights": expert_entries[1]["weights"]}, expert_entries[1]]
+    store = make_store_of(tmp_path / "swapped.store", hr_folder, swapped)
+    with pytest.raises(StoreError, match=r"expert one has another weights_sha256 .* extract --rebuild one"):
+        evaluate_store(run_root, store, config=config)
+
+
+def test_an_unknown_image_is_named(run_root, store_root, config):
+    with pytest.raises(StoreError, match=r"no image nobody \(has: photo0"):
+        evaluate_store(run_root, store_root, ["photo0", "nobody"], config=config)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path, store_root, config):
+    with pytest.raises(StoreError, match="no checkpoint in it"):
+        evaluate_store(tmp_path, store_root, config=config)
+
+
+def test_experts_whose_files_are_gone_leave_a_note_or_fail_where_they_are_insisted_on(
+    tmp_path, hr_folder, expert_entries, make_store_of, make_run, config
+):
+    moved = []
+    for entry in expert_entries:
+        weights = tmp_path / f"{entry['name']}.safetensors"
+        weights.write_bytes(Path(entry["weights"]).read_bytes())
+        moved.append({**entry, "weights": str(weights)})
+    store = make_store_of(tmp_path / "moved.store", hr_folder, moved)
+    run = make_run(tmp_path / "run", store)
+    (tmp_path / "one.safetensors").unlink()
+    found = evaluate_store(run, store, config=config)
+    assert BEST_X8 not in found.methods and any("x8 self-ensemble left out" in note for note in found.notes)
+    with pytest.raises(WeightsError, match=r"one\.safetensors"):
+        evaluate_store(run, store, wanted=Wanted(self_ensemble=True), config=config)
+
+
+def test_a_network_without_phases_has_no_ablation(tmp_path, store_root, make_run, config):
+    run = make_run(tmp_path / "cnn", store_root, profile="cnn")
+    with pytest.raises(ConfigError, match="no phases to switch off"):
+        evaluate_store(run, store_root, wanted=Wanted(ablation=True), config=config)
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["fusion"]["profile"] == "cnn"

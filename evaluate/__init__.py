@@ -1,4 +1,4 @@
-"""Scoring a run and super-resolving images with it: `from evaluate import load`."""
+"""Scoring a run and super-resolving images with it: `from championship_sr.evaluate import load`."""
 
 from championship_sr.evaluate.model import Model, load
 

@@ -17,7 +17,7 @@ def test_every_command_of_the_tables_can_be_imported(name):
 
 
 def test_help_needs_no_torch():
-    code = "import sys, pipeline; sys.argv[1:] = ['--help']\n"
+    code = "import sys; from championship_sr import pipeline; sys.argv[1:] = ['--help']\n"
     code += "try: pipeline.main()\nfinally: assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -71,7 +71,7 @@ class LiveConfig:
 
 @config_dataclass
 class DataConfig:
-    """Which windows a step sees. See train/sampler.py for the order and train/augment.py for the mixing."""
+    """Which windows a step sees. See train/data/sampler.py for the order and train/data/mixing.py for the mixing."""
 
     batch_size: Positive = 16  # windows an optimiser step, over all processes and micro-batches
     accumulation: Positive = 1  # micro-batches a step: the same result in less memory

@@ -1,4 +1,4 @@
-"""A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.compare`."""
+"""A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.scoring.comparison`."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

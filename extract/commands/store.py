@@ -45,7 +45,7 @@ def verify(
 
 
 def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:
-    """What the files' images hash to now, for `store.verify.verify`; (None, None) for images that are not there."""
+    """What the files' images hash to now, for `store.operations.verify`; (None, None) for images that are not there."""
     pairs = {pair.id: pair for pair in find_pairs(data, manifest.scale)}
     absent = [image.id for image in manifest.images if image.id not in pairs]
     if absent:

@@ -38,6 +38,10 @@ class Network:
     weights_sha256: str | None  # None for random weights
 
 
+# in users' configurations and in stores that exist
+NAMES_THAT_STAY = {"extract.edsr": "championship_sr.extract.edsr"}
+
+
 def load_network(config: ExpertConfig, scale: int, random_weights: bool = False) -> Network:
     """The expert's network, its weights loaded strictly, or random ones.
 
@@ -194,6 +198,6 @@ def build_network(path: str, hyperparameters: dict[str, Any], key: str = "pretra
     """A new network from `package.module:Class` and its keyword arguments; `key` is named if there is none."""
     module, _, name = path.partition(":")
     try:
-        return getattr(import_module(module), name)(**hyperparameters)
+        return getattr(import_module(NAMES_THAT_STAY.get(module, module)), name)(**hyperparameters)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{key}={path}: {error}") from error

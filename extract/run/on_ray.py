@@ -173,7 +173,7 @@ class _Crew:
 
     def __init__(self, ray: Any, job: Job, name: str, shares: Shares, args: tuple) -> None:
         self._ray, self._job, self._name, self._shares, self._args = ray, job, name, shares, args
-        path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+        path = os.environ.get("PYTHONPATH", "")  # of this process: experts' own modules lie there
         self._worker = ray.remote(
             num_cpus=shares.cpus, num_gpus=shares.gpus, runtime_env={"env_vars": {"PYTHONPATH": path}}
         )(Worker)

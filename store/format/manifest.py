@@ -222,7 +222,7 @@ class Manifest:
         """True if a record says that the shard is done."""
         return self.record_path(source, shard, rebuild).exists()
 
-    # what a store that only passes through a folder does more: store/remote_staging.py
+    # what a store that only passes through a folder does more: store/remote/staging.py
 
     def published(self, source: str, shard: int, rebuild: bool = False) -> None:
         """Called when a shard and its record have been written into the folder."""

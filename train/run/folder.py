@@ -5,7 +5,7 @@ experts.yaml    the store's entry of each expert, in the order of the network's 
 run.yaml        where the store was, and what trained
 metrics.jsonl   one line an event
 tensorboard/    the same to look at
-checkpoints/    see train/checkpoint.py
+checkpoints/    see train/run/checkpoint.py
 """
 
 import logging

@@ -53,7 +53,7 @@ class LiveExperts:
 def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveExperts:
     """The experts of `live.experts`, or those that the store records, loaded from their weights.
 
-    raises  ConfigError if neither names any; StoreError, WeightsError as `extract.live.live_expert`
+    raises  ConfigError if neither names any; StoreError, WeightsError as `extract.experts.recorded.live_expert`
     """
     # the one place where training needs the experts themselves
     from championship_sr.extract.config import load_expert_config

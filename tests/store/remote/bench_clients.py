@@ -1,4 +1,4 @@
-"""obstore and s3fs against one S3 server on loopback: `python tests/store/bench_clients.py` (pip install s3fs).
+"""obstore and s3fs against one S3 server on loopback: `python tests/store/remote/bench_clients.py` (pip install s3fs).
 
 The server (moto's, in a process of its own, on the same cores) is most of each time: the difference is the clients'.
 """

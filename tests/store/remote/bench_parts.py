@@ -1,4 +1,6 @@
-"""Part sizes of large uploads against a server on loopback that throws them away: `python tests/store/bench_parts.py`.
+"""Part sizes of large uploads against a server on loopback that throws them away.
+
+`python tests/store/remote/bench_parts.py`.
 
 Each connection gets so many bytes a second at most, as in object storage; each upload once whole, and once with its
 second part cut in the middle. Memory is the client's, at most, less what it has before.

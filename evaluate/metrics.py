@@ -113,8 +113,8 @@ def learned_metric(name: str) -> Callable[[Tensor, Tensor], float]:
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         outside = " and ~/.cache/huggingface" if name == "maniqa" else ""
         raise WeightsError(
-            f"metric {name}: its weights can't be loaded ({_one_line(error)}). Where there is a network, run: python -c "
-            f"\"from championship_sr.evaluate.metrics import learned_metric; learned_metric('{name}')\", then copy "
+            f"metric {name}: its weights can't be loaded ({_one_line(error)}). Where there is a network, run: python "
+            f"-c \"from championship_sr.evaluate.metrics import learned_metric; learned_metric('{name}')\", then copy "
             f"{torch.hub.get_dir()}{outside} from there to here"
         ) from None
 

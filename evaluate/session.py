@@ -49,13 +49,13 @@ class Results:
 
 def evaluate_sets(
     *,
-    run: Path | None,
-    store: Path | None,
-    images: Sequence[str],
-    hr: Sequence[Path],
-    lr: Sequence[Path],
-    benchmarks: Path | None,
-    experts: Sequence[str],
+    run: Path | None = None,
+    store: Path | None = None,
+    images: Sequence[str] = (),
+    hr: Sequence[Path] = (),
+    lr: Sequence[Path] = (),
+    benchmarks: Path | None = None,
+    experts: Sequence[str] = (),
     wanted: Wanted,
     config: EvaluateConfig,
     with_gallery: bool,
@@ -70,7 +70,7 @@ def evaluate_sets(
     model = load(run, config=config) if run else None
     scale = model.scale if model else SCALE
     if store:
-        gallery, seen = _gallery(scale, wanted, with_gallery)
+        gallery, seen = _gallery(scale, wanted, config, with_gallery)
         scores = evaluate_store(model, store, images or None, wanted=seen, config=config)
         return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
     left_out: list[str] = []
@@ -79,15 +79,15 @@ def evaluate_sets(
     for name, pairs in _file_sets(hr, lr, benchmarks, scale, left_out).items():
         if not pairs:
             raise StoreError(f"{name}: no image can be scored: {joined(left_out)}")
-        gallery, seen = _gallery(scale, wanted, with_gallery)
+        gallery, seen = _gallery(scale, wanted, config, with_gallery)
         scores = evaluate_pairs(model, pairs, experts=live, wanted=seen, config=config)
         left_out += scores.left_out
         sets[name] = Scored(scores, gallery)
     return Results(sets, model, tuple(left_out))
 
 
-def _gallery(scale: int, wanted: Wanted, with_gallery: bool) -> tuple[Gallery | None, Wanted]:
-    gallery = Gallery(scale) if with_gallery else None
+def _gallery(scale: int, wanted: Wanted, config: EvaluateConfig, with_gallery: bool) -> tuple[Gallery | None, Wanted]:
+    gallery = Gallery(scale, config.border(scale)) if with_gallery else None
     return gallery, replace(wanted, observe=gallery)
 
 
@@ -114,7 +114,7 @@ def write_results(folder: Path, results: Results) -> list[Path]:
         paths += write_scores(folder, name if several else "scores", scored.scores)
         if results.model and scored.gallery:
             report = folder / (f"{name}.html" if several else REPORT)
-            paths.append(write_report(report, scored.scores, scored.gallery, results.model))
+            paths.append(write_report(report, scored.scores, scored.gallery, results.model, name))
     if several:
         table = benchmarks_table({name: scored.scores for name, scored in results.sets.items()}, "markdown")
         write_atomic(folder / "benchmarks.md", (table + "\n").encode())

@@ -14,8 +14,10 @@ import click
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.demo.photographs import write_photographs
-from championship_sr.evaluate.report.report import evaluate_with_report
+from championship_sr.evaluate.report.report import REPORT
+from championship_sr.evaluate.scoring.evaluation import Wanted
 from championship_sr.evaluate.scoring.scores import Scores
+from championship_sr.evaluate.session import evaluate_sets, write_results
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import load_section
@@ -92,7 +94,11 @@ class Demo:
     def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
         """The scores on the held-out photographs, and the report."""
         with self.timed("evaluate"):
-            return evaluate_with_report(run, store, self.out / "report", config=EvaluateConfig())
+            wanted = Wanted(self_ensemble=False)
+            results = evaluate_sets(run=run, store=store, wanted=wanted, config=EvaluateConfig(), with_gallery=True)
+            write_results(self.out / "report", results)
+        [scored] = results.sets.values()
+        return scored.scores, self.out / "report" / REPORT
 
 
 def demo_config(cls: type[T], section: str, own: dict[str, Any]) -> T:

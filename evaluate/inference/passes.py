@@ -36,9 +36,14 @@ def run(
 
     The memory used is that of the outputs and of one tile.
     """
-    names = [*networks, *(inputs.experts if keep_experts else ())]
     height, width = (n * inputs.scale for n in inputs.size)
-    images = {name: torch.zeros(3, height, width) for name in names}
+    images: dict[str, Tensor] = {}
+
+    def add(name: str, tile: Tensor, ys: Span, xs: Span) -> None:
+        if name not in images:  # a network may return further channels
+            images[name] = torch.zeros(len(tile), height, width)
+        _add(images[name], tile, ys, xs, inputs.scale)
+
     seconds = dict.fromkeys(["inputs", *networks], 0.0)
     for ys, xs in product(*(spans(n, inputs.scale, tiling) for n in inputs.size)):
         started = time.perf_counter()
@@ -48,9 +53,9 @@ def run(
             started = time.perf_counter()
             image = network(lr, sr, features)
             seconds[name] += _elapsed(started, lr.device)
-            _add(images[name], image[0], ys, xs, inputs.scale)
+            add(name, image[0], ys, xs)
         for index, name in enumerate(inputs.experts if keep_experts else ()):
-            _add(images[name], sr[0, index], ys, xs, inputs.scale)
+            add(name, sr[0, index], ys, xs)
         if progress:
             progress(ys.kept * xs.kept)
     return Result(images, seconds)

@@ -1,6 +1,11 @@
-"""What a report shows of the images, gathered while they are scored: windows, who wins where, and nothing larger."""
+"""What a report shows of the images, gathered while they are scored, in a bounded number of bytes.
 
-from collections.abc import Mapping, Sequence
+An image is kept whole where it fits into its share of the bytes; of the others, those windows are kept where over all
+images the fusion gains or loses most. Pictures are lossless, so that what a page computes from them is true; maps are
+not.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,81 +13,240 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from championship_sr.evaluate.methods import EXPERT, FUSION, MEAN
+from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, row
 from championship_sr.evaluate.metrics import to_tensor
-from championship_sr.evaluate.scoring.cases import Case
+from championship_sr.evaluate.report.colours import categories, data_uri
 from championship_sr.evaluate.scoring.comparison import Pictures
 from championship_sr.extract.images.decode import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
-WINDOW_LR_PX = 40  # side of a window; in HR pixels `scale` times that
-WINDOWS = 4  # of each kind in a report
-PER_IMAGE = 2
+PAGE_BYTES = 27_000_000  # of all pictures of a page; with the rest of it less than 30 MB
+SMALLEST_BYTES_PER_PIXEL = 0.25  # of a lossless picture of a photograph: what can't fit isn't encoded
+LARGEST_SHARE = 3  # of an image, in equal shares: else the last images would push out all windows of the others
+WINDOW_LR_PX = 64  # side of a window; in HR pixels `scale` times that
+PER_IMAGE = 2  # windows of each kind
+KINDS_SHOWN = ("floor", "expert", "baseline", "fusion")
+HR = "HR"
 WINS_BLUR = 9  # HR pixels over which an expert must be nearer on average to win there
+ERROR_PERCENTILE = 99.5  # of the errors in a region is the brightest colour
+THUMBNAIL_PX = 112
+
+Place = tuple[slice, slice]  # rows and columns, HR pixels
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One window: where it lies in LR pixels, what it looks like, and how much better the fusion is there.
+class Layer:
+    """One picture of a region.
 
-    gain    mean squared luma error of the best expert less that of the fusion, in levels of 8 bits
-    images  "HR" and method -> (H, W, 3) in uint8
+    key     of a picture: its method; of a map: its title
+    kind    picture (lossless) | map (one channel between low and high, lossy) | nearest (in the experts' colours)
+    source  a `data:` address
     """
 
-    case: Case
+    key: str
+    title: str
+    kind: str
+    source: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """An image, or a window of it, in all pictures that can be compared.
+
+    y, x, height, width  where it lies, HR pixels
+    uncounted            rows and columns at its top, left, bottom and right that the image's scores leave out
+    brightest            luma error (of 255) that is shown in the brightest colour
+    """
+
+    image: str
     y: int
     x: int
+    height: int
+    width: int
+    whole: bool
+    uncounted: tuple[int, int, int, int]
+    brightest: float
+    thumbnail: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the page."""
+        return sum(len(layer.source) for layer in self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Where the fusion gains or loses much.
+
+    y, x  in its region, HR pixels
+    gain  mean squared luma error of the best expert on the image less that of the fusion, in levels of 8 bits
+    """
+
+    region: Region
+    y: int
+    x: int
+    size: int
     gain: float
     best: str
-    images: dict[str, np.ndarray]
-
-    def errors(self) -> dict[str, np.ndarray]:
-        """Method -> luma error (H, W) in levels of 8 bits, without sign."""
-        truth = _luma(self.images["HR"])
-        return {name: np.abs(_luma(image) - truth) for name, image in self.images.items() if name != "HR"}
+    thumbnail: str
 
 
 @dataclass
 class Gallery:
-    """Looks on while a run is scored; pass it as `observe`."""
+    """Looks on while a run is scored; pass it as `observe`.
+
+    border  pixels at each side of an image that its scores leave out
+    """
 
     scale: int
-    gains: list[Cut] = field(default_factory=list)
-    losses: list[Cut] = field(default_factory=list)
+    border: int = 0
+    page_bytes: int = PAGE_BYTES
+    images: list[Region] = field(default_factory=list)  # those that are kept whole
+    windows: list[Window] = field(default_factory=list)
     wins: dict[str, list[float]] = field(default_factory=dict)  # expert -> share of the pixels of each image
+    seen: int = 0  # images
 
     def __call__(self, pictures: Pictures) -> None:
         experts = {k.removeprefix(EXPERT): v for k, v in pictures.images.items() if k.startswith(EXPERT)}
         winner = nearest_expert(list(experts.values()), pictures.hr)
         for index, name in enumerate(experts):
             self.wins.setdefault(name, []).append(float((winner == index).mean()))
+        self.seen += 1
         if FUSION in pictures.images:
-            self._keep(pictures, _best_expert(pictures, experts))
+            self._keep(_Image(pictures, winner, _best_expert(pictures, experts), self.scale, self.border))
 
-    def _keep(self, pictures: Pictures, best: str) -> None:
-        truth = _luma(eight_bit(pictures.hr))
-        squares = {k: (_luma(pictures.images[k]) - truth) ** 2 for k in (EXPERT + best, FUSION)}
-        difference = torch.from_numpy(squares[EXPERT + best] - squares[FUSION])
-        size = min(WINDOW_LR_PX, *pictures.lr.shape[:2])
-        # one value a window, windows at whole LR pixels
-        means = F.avg_pool2d(difference[None, None], size * self.scale, stride=self.scale)[0, 0]
-        self.gains = _top(self.gains + self._cuts(pictures, best, means, size), WINDOWS)
-        self.losses = _top(self.losses + self._cuts(pictures, best, -means, size, sign=-1), WINDOWS, sign=-1)
+    @property
+    def gains(self) -> list[Window]:
+        """The windows where the fusion is better, the best first."""
+        return sorted((w for w in self.windows if w.gain > 0), key=lambda window: -window.gain)
 
-    def _cuts(self, pictures: Pictures, best: str, means: Tensor, size: int, sign: int = 1) -> list[Cut]:
-        means, cuts = means.clone(), []
-        for _ in range(PER_IMAGE):
-            value, place = means.flatten().max(dim=0)
-            if value <= 0:
+    @property
+    def losses(self) -> list[Window]:
+        """The windows where the fusion is worse, the worst first."""
+        return sorted((w for w in self.windows if w.gain < 0), key=lambda window: window.gain)
+
+    @property
+    def regions(self) -> list[Region]:
+        """Everything that is kept: whole images first."""
+        return list(dict.fromkeys([*self.images, *(window.region for window in self.windows)]))
+
+    def _keep(self, image: "_Image") -> None:
+        places = list(image.places())
+        whole = image.whole(self._share(image.pictures.total))
+        if whole:
+            self.images.append(whole)
+        for y, x, size, gain in places:
+            if whole:
+                region, inside = whole, (y, x)
+            elif self._is_worth(gain):
+                region, inside = image.region(_square(y, x, size)), (0, 0)
+            else:
+                continue
+            thumbnail = image.thumbnail(_square(y, x, size))
+            self.windows.append(Window(region, *inside, size, gain, image.best, thumbnail))
+        self._shrink()
+
+    def _share(self, total: int) -> int:
+        """The bytes that the next of `total` images may take whole; what others left is shared out again, in limits."""
+        left = self.page_bytes - sum(region.bytes for region in self.images)
+        return min(left // (total - self.seen + 1), LARGEST_SHARE * self.page_bytes // total)
+
+    def _is_worth(self, gain: float) -> bool:
+        """Whether a window of this gain would outlast the others that could go."""
+        there = self._loose(self.gains if gain > 0 else self.losses)
+        used = sum(region.bytes for region in self.regions)
+        return not there or abs(gain) > abs(there[-1].gain) or used + there[-1].region.bytes <= self.page_bytes
+
+    def _shrink(self) -> None:
+        """Drops the least of the windows, of the kind of which there are more, until everything fits."""
+        while sum(region.bytes for region in self.regions) > self.page_bytes:
+            loose = max(self._loose(self.gains), self._loose(self.losses), key=len)
+            if not loose:
                 break
-            y, x = divmod(place.item(), means.shape[1])
-            # windows of one image do not overlap
-            means[max(0, y - size + 1) : y + size, max(0, x - size + 1) : x + size] = -torch.inf
-            inside = tuple(slice(n * self.scale, (n + size) * self.scale) for n in (y, x))
-            shown = {"HR": eight_bit(pictures.hr)[inside]}
-            shown |= {k: pictures.images[k][inside].copy() for k in (EXPERT + best, MEAN, FUSION)}
-            cuts.append(Cut(pictures.case, y, x, sign * value.item(), best, shown))
-        return cuts
+            self.windows.remove(loose[-1])
+
+    @staticmethod
+    def _loose(windows: Sequence[Window]) -> list[Window]:
+        return [window for window in windows if not window.region.whole]
+
+
+class _Image:
+    """One image while it is looked at."""
+
+    def __init__(self, pictures: Pictures, winner: np.ndarray, best: str, scale: int, border: int) -> None:
+        self.pictures, self.winner, self.best, self.scale, self.border = pictures, winner, best, scale, border
+        self.shown = {k: v for k, v in pictures.images.items() if row(k).kind in KINDS_SHOWN}
+        self.shown[HR] = eight_bit(pictures.hr)
+        self.height, self.width = self.shown[HR].shape[:2]
+
+    def places(self) -> Iterator[tuple[int, int, int, float]]:
+        """(y, x, size, gain) of the windows of most gain and most loss, at whole LR pixels; HR pixels."""
+        truth = _luma(self.shown[HR])
+        squares = {k: (_luma(self.shown[k]) - truth) ** 2 for k in (EXPERT + self.best, FUSION)}
+        difference = torch.from_numpy(squares[EXPERT + self.best] - squares[FUSION])
+        size = min(WINDOW_LR_PX, self.height // self.scale, self.width // self.scale)
+        means = F.avg_pool2d(difference[None, None], size * self.scale, stride=self.scale)[0, 0]
+        for sign in (1, -1):
+            for y, x, value in _peaks(sign * means, size):
+                yield y * self.scale, x * self.scale, size * self.scale, sign * value
+
+    def whole(self, most_bytes: int) -> Region | None:
+        """The whole image, if it takes no more than this."""
+        if self.height * self.width * len(self.shown) * SMALLEST_BYTES_PER_PIXEL > most_bytes:
+            return None
+        region = self.region((slice(0, self.height), slice(0, self.width)))
+        return region if region.bytes <= most_bytes else None
+
+    def region(self, place: Place) -> Region:
+        """The part of the image at this place, encoded."""
+        rows, cols = place
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        ends = (rows.start, cols.start, self.height - rows.stop, self.width - cols.stop)
+        return Region(
+            image=self.pictures.case.name,
+            y=rows.start,
+            x=cols.start,
+            height=height,
+            width=width,
+            whole=(height, width) == (self.height, self.width),
+            uncounted=tuple(max(0, self.border - distance) for distance in ends),
+            brightest=self._brightest(place),
+            thumbnail=self.thumbnail(place),
+            layers=(*self._pictures(place), *self._maps(place)),
+        )
+
+    def thumbnail(self, place: Place) -> str:
+        """The place in HR, small."""
+        return data_uri(self.shown[HR][place], lossless=False, longest=THUMBNAIL_PX)
+
+    def _pictures(self, place: Place) -> Iterator[Layer]:
+        for method, image in self.shown.items():
+            yield Layer(method, title_of(method), "picture", data_uri(np.ascontiguousarray(image[place])))
+
+    def _maps(self, place: Place) -> Iterator[Layer]:
+        experts = [method.removeprefix(EXPERT) for method in self.shown if method.startswith(EXPERT)]
+        yield Layer("nearest expert", "nearest expert", "nearest", data_uri(categories(self.winner[place])))
+        for name, layers in self.pictures.maps.items():
+            part = layers[:, *place]
+            low, high = float(part.min()), float(part.max())
+            titles = [name] if len(part) == 1 else [f"{name}: {expert}" for expert in experts]
+            for title, layer in zip(titles, part, strict=True):
+                grey = np.round((layer - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+                source = data_uri(np.repeat(grey[..., None], 3, axis=2), lossless=False)
+                yield Layer(title, title, "map", source, low, high)
+
+    def _brightest(self, place: Place) -> float:
+        truth = _luma(self.shown[HR][place])
+        errors = [np.abs(_luma(self.shown[k][place]) - truth) for k in (EXPERT + self.best, FUSION)]
+        return max(1.0, float(np.percentile(np.stack(errors), ERROR_PERCENTILE)))
+
+
+def title_of(method: str) -> str:
+    """How a picture is called where one is chosen."""
+    return HR if method == HR else "LR (bicubic)" if method == BICUBIC else row(method).title
 
 
 def nearest_expert(images: Sequence[np.ndarray], hr: np.ndarray) -> np.ndarray:
@@ -93,6 +257,22 @@ def nearest_expert(images: Sequence[np.ndarray], hr: np.ndarray) -> np.ndarray:
     return around[:, 0].argmin(dim=0).numpy()
 
 
+def _peaks(means: Tensor, size: int) -> Iterator[tuple[int, int, float]]:
+    """(y, x, value) of the largest positive values; windows of this size that begin there do not overlap."""
+    means = means.clone()
+    for _ in range(PER_IMAGE):
+        value, place = means.flatten().max(dim=0)
+        if value <= 0:
+            return
+        y, x = divmod(place.item(), means.shape[1])
+        means[max(0, y - size + 1) : y + size, max(0, x - size + 1) : x + size] = -torch.inf
+        yield y, x, value.item()
+
+
+def _square(y: int, x: int, size: int) -> Place:
+    return slice(y, y + size), slice(x, x + size)
+
+
 def _best_expert(pictures: Pictures, experts: Mapping[str, np.ndarray]) -> str:
     """The expert with the least luma error on the whole image."""
     truth = _luma(eight_bit(pictures.hr))
@@ -101,7 +281,3 @@ def _best_expert(pictures: Pictures, experts: Mapping[str, np.ndarray]) -> str:
 
 def _luma(image: np.ndarray) -> np.ndarray:
     return rgb_to_y(to_tensor(image))[0, 0].numpy() * 255
-
-
-def _top(cuts: list[Cut], count: int, sign: int = 1) -> list[Cut]:
-    return sorted(cuts, key=lambda cut: -sign * cut.gain)[:count]

@@ -3,25 +3,21 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import date
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.inference.inputs import hwc
-from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, MEAN, row
+from championship_sr.evaluate.methods import FUSION, row
 from championship_sr.evaluate.metrics import METRICS
-from championship_sr.evaluate.model import Model, load
-from championship_sr.evaluate.report import charts
-from championship_sr.evaluate.report.colours import CATEGORIES, INFERNO, categories, coloured, data_uri
-from championship_sr.evaluate.report.gallery import Cut, Gallery, nearest_expert
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_store
-from championship_sr.evaluate.scoring.scores import Scores, labelled
+from championship_sr.evaluate.model import Model
+from championship_sr.evaluate.report import charts, headline
+from championship_sr.evaluate.report.colours import CATEGORIES, INFERNO, VIRIDIS
+from championship_sr.evaluate.report.gallery import HR, Gallery, Region, Window
+from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.train.run.journal import read_metrics
@@ -29,35 +25,10 @@ from championship_sr.train.run.journal import read_metrics
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
-TEMPLATE = "report.html.j2"
-MAP_LR_PX = 96  # side of the windows whose maps are shown
-MAPPED = 2  # windows of each kind whose maps are shown
-ERROR_PERCENTILE = 99.5  # of all errors of a window is the brightest colour
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the page."""
-
-    source: str
-    title: str
-    text: str = ""
-
-
-def evaluate_with_report(
-    run: Path, store: Path, folder: Path, *, wanted: Wanted | None = None, config: EvaluateConfig | None = None
-) -> tuple[Scores, Path]:
-    """The scores of a run on a store, and the report that is written with them into the folder.
-
-    wanted  its `observe` is the report's; None: no self-ensemble and no ablation
-    """
-    config = config or EvaluateConfig()
-    model = load(run, config=config)
-    gallery = Gallery(model.scale)
-    wanted = replace(wanted or Wanted(self_ensemble=False), observe=gallery)
-    scores = evaluate_store(model, store, wanted=wanted, config=config)
-    write_scores(folder, "scores", scores)
-    return scores, write_report(folder / REPORT, scores, gallery, model)
+PAGE = "page"  # the folder of the page's templates, style sheets and scripts
+STYLES = ("page.css", "compare/compare.css")
+SCRIPTS = ("compare/pixels.js", "compare/view.js", "compare/stage.js", "compare/compare.js")
+MANY_EXPERTS = 5  # more are counted in a title, not named
 
 
 def write_scores(folder: Path, stem: str, scores: Scores) -> list[Path]:
@@ -69,75 +40,141 @@ def write_scores(folder: Path, stem: str, scores: Scores) -> list[Path]:
     return [folder / f"{stem}.{ending}" for ending in texts]
 
 
-def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model) -> Path:
+def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model, data: str) -> Path:
     """Writes the report of a run and returns its path.
 
     gallery  what looked on while `scores` were made
+    data     what the scored images are called
     """
     environment = Environment(
-        loader=PackageLoader("championship_sr.evaluate.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("championship_sr.evaluate.report", PAGE), autoescape=True, undefined=StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
-    page = environment.get_template(TEMPLATE).render(**_content(scores, gallery, model))
+    page = environment.get_template("page.html.j2").render(**_content(scores, gallery, model, data))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page.encode())
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
     return path
 
 
-def _content(scores: Scores, gallery: Gallery, model: Model) -> dict[str, Any]:
-    metric, best = scores.metrics[0], best_expert(scores)
-    differences = scores.differences(metric, FUSION, best)
-    unit = f"{METRICS[metric].title} over {row(best).title}"
-    checkpoint = model.fusion.checkpoint
+def _content(scores: Scores, gallery: Gallery, model: Model, data: str) -> dict[str, Any]:
+    """What the templates show; each of them reads the entries that its own name or heading says."""
     return {
-        "title": model.root.resolve().name,
-        "subtitle": f"Checkpoint of step {checkpoint.step}, report of {date.today().isoformat()}",
-        "facts": _facts(scores, best),
-        "header": scores.header(),
-        "rows": [_table_row(scores, method) for method in scores.methods],
-        "protocol": scores.protocol,
-        "notes": scores.notes,
-        "weights": scores.weights,
-        "bars": charts.bars(dict(zip(scores.images, differences.tolist(), strict=True)), y_title=unit),
-        "histogram": charts.histogram(differences.tolist(), x_title=unit),
-        "best": row(best).title,
-        "curves": _curves(model.root),
-        "gains": [_window(cut) for cut in gallery.gains],
-        "losses": [_window(cut) for cut in gallery.losses],
-        "maps": _all_maps([*gallery.gains[:MAPPED], *gallery.losses[:MAPPED]], model),
+        "styles": [_part(name) for name in STYLES],
+        "scripts": [_part(name) for name in SCRIPTS],
+        **_heading(scores, model, data),
+        "sentence": headline.sentence(scores),
+        "facts": headline.facts(scores),
+        "comparison": _comparison(gallery, headline.best_expert(scores)),
+        "table": _table(scores),
+        "images": _images(scores),
         "wins": _wins(gallery),
-        "colours": CATEGORIES,
+        "curves": _curves(model.root),
         "costs": _costs(scores),
         "experts": _experts(model),
         "config": dump_yaml({"train": to_plain(model.fusion.config)}),
     }
 
 
-def best_expert(scores: Scores) -> str:
-    """The expert (as a method) with the best mean by the first metric."""
-    metric = scores.metrics[0]
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    experts = [method for method in scores.methods if method.startswith(EXPERT)]
-    return max(experts, key=lambda method: sign * scores.mean(metric, method))
+def _part(name: str) -> str:
+    return resources.files("championship_sr.evaluate.report").joinpath(PAGE, name).read_text(encoding="utf-8")
 
 
-def _facts(scores: Scores, best: str) -> list[tuple[str, str]]:
-    """What is told at the top: figure and what it is."""
-    metric = scores.metrics[0]
-    digits, gain = METRICS[metric].digits - 1, scores.gain(metric, FUSION, best)
-    number, interval = len(scores.images), f"95\u00a0%: {gain.low:+.{digits}f} to {gain.high:+.{digits}f}"
-    return [
-        (f"{scores.mean(metric, FUSION):.{digits}f}", f"{METRICS[metric].title} of the fusion"),
-        (f"{gain.mean:+.{digits}f}", f"over {row(best).title}, the best expert; {interval}"),
-        (f"{scores.gain(metric, FUSION, BICUBIC).mean:+.{digits}f}", "over bicubic"),
-        (f"{gain.wins} of {number}", f"image{'s' if number != 1 else ''} better than {row(best).title}"),
-    ]
+def _heading(scores: Scores, model: Model, data: str) -> dict[str, str]:
+    run, step, names = model.root.resolve().name, model.fusion.checkpoint.step, model.expert_names
+    experts = _listed(names) if len(names) <= MANY_EXPERTS else f"{len(names)} experts"
+    return {
+        "title": f"Fusion of {experts} on {data}",
+        "subtitle": f"Run {run}, checkpoint of step {step}, on {headline.counted(len(scores.images), 'image')} "
+        f"of {data}. Report of {date.today().isoformat()}.",
+    }
 
 
-def _table_row(scores: Scores, method: str) -> dict[str, Any]:
-    cells = next(cells for cells in scores.rows() if cells[0] == labelled(method))
-    return {"cells": cells, "kind": row(method).kind.replace(" ", "-")}
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _comparison(gallery: Gallery, best: str) -> dict[str, Any]:
+    """What the comparison view starts from: everything but the regions' pictures is in `data`."""
+    numbers = {region: number for number, region in enumerate(gallery.regions)}
+    lists = {
+        "gains": [_window(window, numbers) for window in gallery.gains],
+        "losses": [_window(window, numbers) for window in gallery.losses],
+        "images": [_whole_image(region, numbers) for region in gallery.images],
+    }
+    return {
+        "lists": lists,
+        "regions": [_region(region) for region in numbers],
+        "total": gallery.seen,
+        "border": gallery.border,
+        "data": {
+            "left": best,
+            "right": FUSION,
+            "reference": HR,
+            "inferno": INFERNO,
+            "viridis": VIRIDIS,
+            "experts": [[name, f"#{CATEGORIES[i % len(CATEGORIES)]}"] for i, name in enumerate(gallery.wins)],
+        },
+    }
+
+
+def _window(window: Window, numbers: Mapping[Region, int]) -> dict[str, Any]:
+    y, x = window.region.y + window.y, window.region.x + window.x
+    return {
+        "region": numbers[window.region],
+        "place": [window.y, window.x, window.size, window.size],
+        "thumbnail": window.thumbnail,
+        "title": window.region.image,
+        "text": headline.signed(-window.gain, 1),
+        "label": f"{window.region.image}, window at row {y}, column {x}: squared luma error of the fusion "
+        f"{headline.signed(-window.gain, 1)} against {window.best}",
+    }
+
+
+def _whole_image(region: Region, numbers: Mapping[Region, int]) -> dict[str, Any]:
+    return {
+        "region": numbers[region],
+        "place": [0, 0, region.height, region.width],
+        "thumbnail": region.thumbnail,
+        "title": region.image,
+        "text": f"{region.width} \u00d7 {region.height}",
+        "label": f"{region.image}, the whole image",
+    }
+
+
+def _region(region: Region) -> dict[str, Any]:
+    where = "" if region.whole else f", from row {region.y}, column {region.x}"
+    return {
+        "title": region.image + where,
+        "height": region.height,
+        "width": region.width,
+        "uncounted": region.uncounted,
+        "brightest": region.brightest,
+        "layers": [vars(layer) for layer in region.layers],
+    }
+
+
+def _table(scores: Scores) -> dict[str, Any]:
+    rows = zip(scores.methods, scores.rows(), strict=True)
+    return {
+        "header": scores.header(),
+        "rows": [{"cells": cells, "kind": row(method).kind.replace(" ", "-")} for method, cells in rows],
+        "protocol": scores.protocol,
+        "notes": scores.notes,
+        "weights": scores.weights,
+    }
+
+
+def _images(scores: Scores) -> dict[str, str]:
+    """The gain over the best expert, image by image."""
+    metric, best = scores.metrics[0], headline.best_expert(scores)
+    differences = scores.differences(metric, FUSION, best).tolist()
+    unit = f"{METRICS[metric].title} over {row(best).title}"
+    return {
+        "best": row(best).title,
+        "bars": charts.bars(dict(zip(scores.images, differences, strict=True)), y_title=unit),
+        "histogram": charts.histogram(differences, x_title=unit),
+    }
 
 
 def _curves(run: Path) -> list[tuple[str, str]]:
@@ -167,63 +204,10 @@ def _train_chart(events: Sequence[Mapping[str, Any]], key: str, *, log_y: bool =
     return charts.line_chart({key: line}, x_title="step", y_title=key.replace("_", " "), log_y=log_y)
 
 
-def _window(cut: Cut) -> dict[str, Any]:
-    """HR, best expert, mean and fusion, and under each its error."""
-    errors, names = cut.errors(), {"HR": "HR", EXPERT + cut.best: cut.best, MEAN: "mean of experts", FUSION: "fusion"}
-    brightest = max(1.0, float(np.percentile(np.stack(list(errors.values())), ERROR_PERCENTILE)))
-    pictures = [Picture(data_uri(cut.images[key]), title, _error_text(errors.get(key))) for key, title in names.items()]
-    maps = [Picture(data_uri(coloured(errors[key], 0, brightest, INFERNO)), f"error of {names[key]}") for key in errors]
-    return {
-        "title": f"{cut.case.name}, window at row {cut.y}, column {cut.x} of LR",
-        "gain": f"{cut.gain:+.1f}",
-        "brightest": f"{brightest:.0f}",
-        "pictures": pictures,
-        "errors": maps,
-    }
-
-
-def _error_text(error: np.ndarray | None) -> str:
-    if error is None:
-        return ""
-    mean_square = float((error**2).mean())
-    return f"{10 * np.log10(255**2 / mean_square):.2f} dB" if mean_square else "inf dB"
-
-
-def _all_maps(cuts: Sequence[Cut], model: Model) -> list[dict[str, Any]]:
-    """The maps around the windows; windows of a small image have the same surroundings, which are shown once."""
-    return list({item["title"]: item for item in (_maps(cut, model) for cut in cuts)}.values())
-
-
-@torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training
-def _maps(cut: Cut, model: Model) -> dict[str, Any]:
-    """What the network decided around a window: every map that it has, and who of the experts is nearest."""
-    inputs = cut.case.inputs("identity", model.expert_names)
-    place = [_around(start, length) for start, length in zip((cut.y, cut.x), inputs.size, strict=True)]
-    (y, rows), (x, cols) = place
-    window = inputs.window(y, x, rows, cols)
-    images = window[1]
-    s = model.scale
-    hr = cut.case.pair()[1][y * s : (y + rows) * s, x * s : (x + cols) * s]
-    pictures = [Picture(data_uri(hwc(model.network(*window)[0].cpu()), lossless=False), "fusion")]
-    winner = nearest_expert([hwc(image.cpu()) for image in images[0]], hr)
-    pictures.append(Picture(data_uri(categories(winner)), "nearest expert", "colours as above"))
-    for name, layers in model.network.maps(*window).items():
-        titles = [name] if layers.shape[1] == 1 else [f"{name}: {expert}" for expert in model.expert_names]
-        low, high = float(layers.min()), float(layers.max())
-        for title, layer in zip(titles, layers[0].float().cpu().numpy(), strict=True):
-            limits = f"{layer.min():.2f} to {layer.max():.2f}"
-            pictures.append(Picture(data_uri(coloured(layer, low, high)), title, limits))
-    return {"title": f"{cut.case.name}, rows {y} to {y + rows}, columns {x} to {x + cols} of LR", "pictures": pictures}
-
-
-def _around(start: int, length: int) -> tuple[int, int]:
-    size = min(MAP_LR_PX, length)
-    return max(0, min(start - size // 4, length - size)), size
-
-
 def _wins(gallery: Gallery) -> dict[str, Any]:
     means = {name: float(np.mean(values)) for name, values in gallery.wins.items()}
-    return {"shares": means, "chart": charts.shares(means)}
+    colours = [CATEGORIES[index % len(CATEGORIES)] for index in range(len(means))]
+    return {"shares": [(name, share, colour) for (name, share), colour in zip(means.items(), colours, strict=True)]}
 
 
 def _costs(scores: Scores) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """Every method on every image: the experts and the fusion run once per image, all else follows from that."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from championship_sr.evaluate.config import EvaluateConfig
@@ -24,15 +25,22 @@ from championship_sr.store.errors import StoreError
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was made of one image, for whoever looks on: method -> image (H, W, 3) in uint8, and its scores."""
+    """What was made of one image, for whoever looks on: method -> image (H, W, 3) in uint8, and its scores.
+
+    maps   what the fusion decided at each pixel: name -> (1 or E, H, W)
+    total  number of images that are scored, this one among them
+    """
 
     case: Case
     lr: np.ndarray
     hr: np.ndarray
     images: dict[str, np.ndarray]
     scores: dict[str, dict[str, float]]  # method -> metric -> value
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    total: int = 1
 
 
+RGB = 3
 Observer = Callable[[Pictures], None]
 
 
@@ -66,7 +74,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
     scored, left_out = [], []
     for case in tqdm(cases, desc="evaluating", unit="image", disable=None):
         try:
-            comparison.add(case)
+            comparison.add(case, len(cases))
             scored.append(case)
         except UnreadableImage as error:
             left_out.append(str(error))
@@ -86,23 +94,27 @@ class _Comparison:
         self.border, self.tiling = config.border(scale), config.tiling
         self.device = resolve_device(config.device)
         self.table = _Table(config.scored)
+        self.networks = dict(plan.networks)
+        if plan.observe and FUSION in self.networks:
+            self.networks[FUSION] = WithMaps(self.networks[FUSION])
 
-    def add(self, case: Case) -> None:
-        """Scores the image by every method that needs it only once."""
+    def add(self, case: Case, total: int = 1) -> None:
+        """Scores the image, one of `total`, by every method that needs it only once."""
         lr, hr = case.pair()
         _check_sizes(case.name, lr, hr, self.scale)
         inputs = case.inputs("identity", self.plan.experts)
         with peak_memory(self.device) as peak:
-            result = run(inputs, self.plan.networks, self.tiling, keep_experts=True)
+            result = run(inputs, self.networks, self.tiling, keep_experts=True)
         experts = {name: result.images[name] for name in inputs.experts}
         images = images_of(lr, hr, experts, self.scale, self.plan.weights)
-        images |= {name: hwc(result.images[name]) for name in self.plan.networks}
+        images |= {name: hwc(result.images[name][:RGB]) for name in self.plan.networks}
         scorer = Scorer(hr, self.config.scored, self.border)
         scores = {method: scorer(image) for method, image in images.items()}
         scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.scored)
         self.table.add(case.name, scores, result.seconds, peak.mib)
         if self.plan.observe:
-            self.plan.observe(Pictures(case, lr, hr, images, scores))
+            maps = self.networks[FUSION].split(result.images[FUSION]) if FUSION in self.networks else {}
+            self.plan.observe(Pictures(case, lr, hr, images, scores, maps, total))
 
     def add_ensemble(self, case: Case) -> None:
         """Scores the best expert, and the fusion if wanted, as the mean over the eight variants of the image."""
@@ -131,6 +143,26 @@ class _Comparison:
             bootstrap=config.bootstrap,
             seed=config.seed,
         )
+
+
+class WithMaps(nn.Module):
+    """A fusion whose maps come with its image, as further channels: both of one pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.channels: dict[str, int] = {}
+
+    def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        made = self.network.fuse(lr, images, features)
+        image = made.pop("image")
+        self.channels = {name: layers.shape[1] for name, layers in made.items()}
+        return torch.cat([image, *made.values()], dim=1)
+
+    def split(self, image: Tensor) -> dict[str, np.ndarray]:
+        """Name of a map -> (its channels, H, W), of an image of this network."""
+        layers = image[RGB:].split(list(self.channels.values()))
+        return {name: layer.numpy() for name, layer in zip(self.channels, layers, strict=True)}
 
 
 def _check_sizes(name: str, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:

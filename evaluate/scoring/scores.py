@@ -42,6 +42,7 @@ class Scores:
     left_out: tuple[str, ...] = ()  # images that could not be read
     bootstrap: int = 10_000
     seed: int = 0
+    _gained: dict[tuple[str, str, str], Gain] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -70,7 +71,13 @@ class Scores:
         return difference if METRICS[metric].higher_is_better else -difference
 
     def gain(self, metric: str, method: str, against: str) -> Gain:
-        """The mean difference with its percentile bootstrap interval over images."""
+        """The mean difference with its percentile bootstrap interval over images, which is computed once."""
+        key = (metric, method, against)
+        if key not in self._gained:
+            self._gained[key] = self._bootstrapped(*key)
+        return self._gained[key]
+
+    def _bootstrapped(self, metric: str, method: str, against: str) -> Gain:
         difference = self.differences(metric, method, against)
         rng = np.random.default_rng(self.seed)
         picked = rng.integers(len(difference), size=(self.bootstrap, len(difference)))

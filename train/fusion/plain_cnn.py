@@ -34,14 +34,19 @@ class PlainCNN(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        views = Views(lr, images, self.scale)
-        x = self.trunk(lr, views, features)
-        return blend(images, self.gates(x)) + RESIDUAL_SCALE * views.image(self.residual(x))
+        return self.fuse(lr, images, features)["image"]
 
     @torch.no_grad()
     def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of the experts (B, E, H, W), the only map that it has."""
-        return {"gates": self.gates(self.trunk(lr, Views(lr, images, self.scale), features))}
+        return {"gates": self.fuse(lr, images, features)["gates"]}
+
+    def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The fused image, and the map that led to it."""
+        views = Views(lr, images, self.scale)
+        x = self.trunk(lr, views, features)
+        gates = self.gates(x)
+        return {"image": blend(images, gates) + RESIDUAL_SCALE * views.image(self.residual(x)), "gates": gates}
 
     def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]

@@ -1,0 +1,98 @@
+"""What a report says first: what the fusion is worth over its two rivals, in figures and in a sentence."""
+
+from dataclasses import dataclass
+
+from championship_sr.evaluate.methods import BICUBIC, CONVEX, EXPERT, FUSION, row
+from championship_sr.evaluate.metrics import METRICS, Metric
+from championship_sr.evaluate.scoring.scores import Gain, Scores
+
+MINUS = "\u2212"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure: the number, its unit, what it is, and what must be known about it."""
+
+    figure: str
+    unit: str
+    title: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What the fusion is held against."""
+
+    method: str
+    title: str
+
+
+def best_expert(scores: Scores) -> str:
+    """The expert (as a method) with the best mean by the first metric."""
+    metric = scores.metrics[0]
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    experts = [method for method in scores.methods if method.startswith(EXPERT)]
+    return max(experts, key=lambda method: sign * scores.mean(metric, method))
+
+
+def rivals(scores: Scores) -> list[Rival]:
+    """The best expert; and fitted weights, where they were scored."""
+    best = best_expert(scores)
+    both = [Rival(best, f"the best expert, {row(best).title}"), Rival(CONVEX, "fitted weights")]
+    return [rival for rival in both if rival.method in scores.methods]
+
+
+def facts(scores: Scores) -> list[Fact]:
+    """The fusion's score, and its gains with their intervals."""
+    metric = METRICS[scores.metrics[0]]
+    unit, number = unit_of(metric.title), len(scores.images)
+    result = [
+        Fact(f"{scores.mean(scores.metrics[0], FUSION):.{metric.digits}f}", unit, f"{metric.title} of the fusion")
+    ]
+    for rival in rivals(scores):
+        gain = scores.gain(scores.metrics[0], FUSION, rival.method)
+        text = f"{interval(gain, metric.digits)}; better on {gain.wins} of {counted(number, 'image')}"
+        result.append(Fact(signed(gain.mean, metric.digits), unit, f"over {rival.title}", text))
+    over_bicubic = scores.gain(scores.metrics[0], FUSION, BICUBIC)
+    result.append(
+        Fact(signed(over_bicubic.mean, metric.digits), unit, "over bicubic", interval(over_bicubic, metric.digits))
+    )
+    return result
+
+
+def sentence(scores: Scores) -> str:
+    """The facts in words."""
+    metric = METRICS[scores.metrics[0]]
+    gains = {rival: scores.gain(scores.metrics[0], FUSION, rival.method) for rival in rivals(scores)}
+    open_ = [rival.title for rival, gain in gains.items() if gain.low <= 0 <= gain.high]
+    shown = [_said(gain, rival, metric) for rival, gain in gains.items() if rival.title not in open_]
+    parts = [f"is {' and '.join(shown)}"] if shown else []
+    if open_:
+        reason = "the intervals contain" if len(open_) > 1 else "the interval contains"
+        parts.append(f"cannot be told from {' or from '.join(open_)}: {reason} 0")
+    return f"By {metric.title} on {counted(len(scores.images), 'image')}, the fusion {', but '.join(parts)}."
+
+
+def _said(gain: Gain, rival: Rival, metric: Metric) -> str:
+    amount = f"{abs(gain.mean):.{metric.digits}f} {unit_of(metric.title)}".strip()
+    return f"{amount} {'better' if gain.mean > 0 else 'worse'} than {rival.title}"
+
+
+def interval(gain: Gain, digits: int) -> str:
+    """The interval in words."""
+    return f"95\u00a0% interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """The number with its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def unit_of(title: str) -> str:
+    """The unit of a metric, empty where it has none."""
+    return "dB" if title.startswith("PSNR") else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -1,8 +1,8 @@
 """The configuration of this stage: which images, which experts, how the store is filled."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -44,6 +44,7 @@ class PretrainConfig:
 
 BUNDLED = "bundled:"  # weights that are package data, in extract/weights
 FEATURES = "features"  # the tap that training reads
+NO_TAP = "none"  # only the expert's SR images are kept
 RESERVED_NAMES = ("lr", "hr", "sr")
 FULL_SIZE = ("hat-l", "drct-l", "grl-b", "edsr-l")
 
@@ -65,7 +66,7 @@ class ExpertConfig:
 
     name: str
     weights: str  # a path, or `bundled:file`
-    tap: str | TapConfig | None = None  # short for taps: {features: ...}
+    tap: str | TapConfig | None = None  # short for taps: {features: ...}; `none`: only the SR images are kept
     taps: dict[str, str | TapConfig] = field(default_factory=dict)
     architecture: str | None = None  # package.module:factory; absent: spandrel recognises the file
     hyperparameters: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class ExpertConfig:
         checked_name(self.name, "name")
         if bool(self.tap) == bool(self.taps):
             raise ValueError("give one of tap and taps")
-        if FEATURES not in self.points:
+        if self.points and FEATURES not in self.points:
             raise ValueError(f"taps: one must be called {FEATURES}, found {', '.join(self.taps)}")
         for name in self.points:
             if name in RESERVED_NAMES:
@@ -95,7 +96,9 @@ class ExpertConfig:
 
     @property
     def points(self) -> dict[str, TapConfig]:
-        """Array name -> tap."""
+        """Array name -> tap; none for an expert without features."""
+        if self.tap == NO_TAP:
+            return {}
         taps = {FEATURES: self.tap} if self.tap else self.taps
         return {name: TapConfig(path=tap) if isinstance(tap, str) else tap for name, tap in taps.items()}
 
@@ -129,6 +132,7 @@ class ExtractConfig:
     images_per_shard: int = 16
     tile_px: int = 512  # images with a longer side run in tiles of at most this side, LR pixels
     halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
+    features: bool = True  # False: only the SR images of every expert are kept, as with `tap: none`
     batch_size: int = 1  # tiles of one image in one forward of a GPU; the CPU takes one at a time
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
@@ -177,17 +181,37 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
     return build(ExpertConfig, yaml.safe_load(text), f"configs/experts/{entry}.yaml")
 
 
-def expert_configs(entries: tuple[str | dict[str, Any], ...], names: tuple[str, ...] = ()) -> list[ExpertConfig]:
-    """The configurations of the experts, all of them or those called `names`.
+def expert_configs(entries: tuple[str | dict[str, Any], ...], names: Sequence[str] = ()) -> list[ExpertConfig]:
+    """The configurations of the experts, all of them or those that are asked for.
 
-    raises  ConfigError for a name that is not among them, or two experts of one name
+    names   experts of the configuration, names in configs/experts, or YAML files
+    raises  ConfigError for a name that is none of these, or two experts of one name
     """
-    configs = {}
-    for config in map(load_expert_config, entries):
-        if config.name in configs:
+    configs = _by_name(map(load_expert_config, entries))
+    if not names:
+        return list(configs.values())
+    return list(_by_name(configs[name] if name in configs else _named(name, configs) for name in names).values())
+
+
+def _by_name(configs: Iterable[ExpertConfig]) -> dict[str, ExpertConfig]:
+    result: dict[str, ExpertConfig] = {}
+    for config in configs:
+        if config.name in result:
             raise ConfigError(f"expert {config.name}: named twice")
-        configs[config.name] = config
-    missing = [name for name in names if name not in configs]
-    if missing:
-        raise ConfigError(f"expert {', '.join(missing)}: not in this configuration (has: {', '.join(configs)})")
-    return [configs[name] for name in names or configs]
+        result[config.name] = config
+    return result
+
+
+def _named(name: str, configs: Iterable[str]) -> ExpertConfig:
+    if not name.endswith((".yaml", ".yml")) and name not in entry_names():
+        raise ConfigError(
+            f"expert {name}: not in this configuration (has: {', '.join(configs)}), and no entry that comes with the "
+            "package; or give a YAML file"
+        )
+    return load_expert_config(name)
+
+
+def chosen_experts(config: ExtractConfig, names: Sequence[str] = ()) -> list[ExpertConfig]:
+    """What `expert_configs` finds, without taps where the extraction keeps no features."""
+    found = expert_configs(config.experts, names)
+    return found if config.features else [replace(expert, tap=NO_TAP, taps={}) for expert in found]

@@ -111,7 +111,8 @@ def export_graph(model: Model, path: Path, lr_px: int = 64) -> float:
     lr_px   side of the windows, LR pixels
     raises  ConfigError if a package is missing or an operator is not known there, StoreError if outputs differ
     """
-    flat = _Flat(model.network, model.expert_names).eval().cpu()
+    with_features = tuple(name for name, channels in model.fusion.channels.items() if channels)
+    flat = _Flat(model.network, with_features).eval().cpu()
     example, other = (_example(model, lr_px, seed) for seed in (0, 1))
     with torch.no_grad():
         expected = flat(*other)  # before any tracing: what the network caches must be real tensors
@@ -128,7 +129,8 @@ def _example(model: Model, size: int, seed: int) -> tuple[Tensor, ...]:
     large = size * model.scale
     lr = torch.rand(1, 3, size, size, generator=random)
     images = torch.rand(1, len(model.expert_names), 3, large, large, generator=random)
-    features = (torch.randn(1, channels, size, size, generator=random) for channels in model.fusion.channels.values())
+    widths = filter(None, model.fusion.channels.values())  # an expert without features has no input for them
+    features = (torch.randn(1, channels, size, size, generator=random) for channels in widths)
     return lr, images, *features
 
 

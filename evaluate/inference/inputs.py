@@ -49,6 +49,7 @@ class StoredInputs:
         features = {
             name: torch.cat([self._load(name, array, y, x, rows, cols) for array in self._taps(name)], dim=1)
             for name in self.experts
+            if self._taps(name)
         }
         return self._lr[..., y : y + rows, x : x + cols].to(self._device), torch.stack(images, dim=1), features
 
@@ -75,7 +76,8 @@ class LiveInputs:
         for expert in self._experts:
             image, taps = self._answer(expert, y, x, rows, cols)
             images.append(image)
-            features[expert.name] = torch.cat(list(taps.values()), dim=1)
+            if taps:
+                features[expert.name] = torch.cat(list(taps.values()), dim=1)
         lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
         return lr, torch.stack(images, dim=1), features
 

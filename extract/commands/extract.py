@@ -13,6 +13,7 @@ from championship_sr.extract.commands.options import (
     device_option,
     expert_option,
     extract_config,
+    features_option,
     json_option,
     random_option,
     set_option,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @config_option
 @data_options
 @expert_option
+@features_option
 @click.option("--rebuild", multiple=True, metavar="NAME", help="Make this expert anew, then swap it in; repeatable.")
 @click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
 @click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
@@ -48,6 +50,7 @@ def extract(
     hr,
     lr,
     names,
+    without_features,
     rebuild,
     part,
     limit,
@@ -75,8 +78,9 @@ def extract(
         "data.roots": roots,
         "data.hr": hr,
         "data.lr": lr,
+        "features": False if without_features else None,
         "variants": variants and variants.split(","),
-        "random_weights": random_weights,
+        "random_weights": random_weights or None,
         "device": device,
     }
     config = extract_config(path, assignments, options)

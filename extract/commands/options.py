@@ -13,7 +13,10 @@ config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
 )
 set_option = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value.")
-expert_option = click.option("--expert", "names", multiple=True, metavar="NAME", help="Only this expert; repeatable.")
+expert_option = click.option(
+    "--expert", "names", multiple=True, metavar="NAME|FILE.yaml", help="Only this expert; repeatable."
+)
+features_option = click.option("--without-features", is_flag=True, help="Keep only the experts' SR images.")
 random_option = click.option("--random-weights", is_flag=True, help="Run without the weights files, to size a run.")
 device_option = click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
@@ -32,8 +35,8 @@ def data_options(command: Any) -> Any:
 
 
 def extract_config(path: Path | None, assignments: tuple[str, ...], options: dict[str, Any]) -> ExtractConfig:
-    """The extract section of a file, with the command line's options over it."""
-    given = [f"extract.{key}={json.dumps(value)}" for key, value in options.items() if value]
+    """The extract section of a file, with the command line's options over it; None and () are not given."""
+    given = [f"extract.{key}={json.dumps(value)}" for key, value in options.items() if value or value is False]
     return load_section(ExtractConfig, path, "extract", (*assignments, *given))
 
 

@@ -15,6 +15,7 @@ from championship_sr.extract.commands.options import (
     device_option,
     expert_option,
     extract_config,
+    features_option,
     json_option,
     random_option,
     set_option,
@@ -55,6 +56,7 @@ def cluster_options(command: Any) -> Any:
 @config_option
 @data_options
 @expert_option
+@features_option
 @click.option("--images", type=click.IntRange(min=1), help="Plan for this many images instead of reading any.")
 @click.option("--lr-size", default="339x510", metavar="HxW", help="Their mean LR size (default: DF2K's, 339x510).")
 @cluster_options
@@ -69,6 +71,7 @@ def plan(
     hr,
     lr,
     names,
+    without_features,
     images,
     lr_size,
     nodes,
@@ -100,7 +103,8 @@ def plan(
         "data.roots": roots,
         "data.hr": hr,
         "data.lr": lr,
-        "random_weights": random_weights,
+        "features": False if without_features else None,
+        "random_weights": random_weights or None,
         "device": device,
     }
     if images:
@@ -116,7 +120,8 @@ def plan(
     elif price is not None or mtbf_hours:
         raise click.UsageError("--price and --mtbf-hours need --nodes or --gpus-per-node")
     if as_json:
-        content = asdict(made) | {"hours": made.hours, "bytes": made.bytes}
+        totals = ("hours", "bytes", "bytes_without_features")
+        content = asdict(made) | {key: getattr(made, key) for key in totals}
         click.echo(json.dumps(content | ({"cluster": _plain(shared)} if shared else {})))
         return
     click.echo(plan_text(made))
@@ -159,20 +164,22 @@ def _size(text: str) -> tuple[int, int]:
 def plan_text(made: "Plan") -> str:
     """The plan for one device, to be read."""
     measured = any(expert.measured for expert in made.experts)
-    rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec]]
+    rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec, "without features"]]
     for expert in made.experts:
         notes = ["random weights"] * expert.random_weights + ["speed given"] * (measured and not expert.measured)
         sizes = [size_text(n) for n in expert.bytes_by_codec.values()]
         rows.append(
             [
                 expert.name + (f" ({', '.join(notes)})" if notes else ""),
-                " ".join(map(str, expert.channels.values())),
+                " ".join(map(str, expert.channels.values())) or "none",
                 f"{expert.px_per_second:,.0f}",
                 f"{expert.hours:,.1f}",
                 *sizes,
+                size_text(expert.bytes_without_features),
             ]
         )
     totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
+    totals.append(size_text(made.bytes_without_features))
     rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
     free = "" if made.free_bytes is None else f"; free where it goes: {size_text(made.free_bytes)}"
     short = made.free_bytes is not None and made.free_bytes < made.bytes
@@ -180,11 +187,12 @@ def plan_text(made: "Plan") -> str:
     return "\n".join(
         [
             f"{made.images:,} images, {made.lr_px / 1e6:,.0f} M LR pixels, {made.shards:,} shards",
-            f"hours from {where}; bytes by the codecs of features + SR:",
+            f"hours from {where}; bytes by the codecs of features + SR, and of SR alone:",
             "",
             table(rows),
             "",
-            f"with this configuration's codecs the store takes {size_text(made.bytes)}{free}{' (too little)' * short}",
+            f"with this configuration's codecs the store takes {size_text(made.bytes)}, "
+            f"without features {size_text(made.bytes_without_features)}{free}{' (too little)' * short}",
         ]
     )
 

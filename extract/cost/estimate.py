@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from championship_sr.extract.config import ExtractConfig, expert_configs
+from championship_sr.extract.config import ExtractConfig, chosen_experts
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
 from championship_sr.extract.experts.tiling import spans
 from championship_sr.extract.experts.weights_file import weights_path
@@ -47,6 +47,7 @@ class ExpertPlan:
     hours: float
     bytes_by_codec: dict[str, int]
     bytes: int  # with the configuration's own codecs
+    bytes_without_features: int  # the same for its SR images alone
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Plan:
         """Bytes of the whole store with the configuration's codecs."""
         return self.pairs_bytes + sum(expert.bytes for expert in self.experts)
 
+    @property
+    def bytes_without_features(self) -> int:
+        """Bytes of the whole store if only SR images were kept, with the configuration's codec."""
+        return self.pairs_bytes + sum(expert.bytes_without_features for expert in self.experts)
+
     def total_bytes(self, codec: str) -> int:
         """Bytes of the whole store."""
         return self.pairs_bytes + sum(expert.bytes_by_codec[codec] for expert in self.experts)
@@ -90,7 +96,7 @@ def plan(
     sizes, speeds = planned_sizes(config) if sizes is None else sizes, dict(speeds or {})
     device = resolve_device(config.device)
     lr_px = sum(height * width for height, width in sizes)
-    entries = expert_configs(config.experts, names)
+    entries = chosen_experts(config, names)
     unknown = sorted(speeds.keys() - {entry.name for entry in entries})
     if unknown:
         raise ConfigError(f"--px-per-second {unknown[0]}: no such expert (has: {', '.join(e.name for e in entries)})")
@@ -145,6 +151,7 @@ def _expert_plan(
             for features, sr in CODECS
         },
         bytes=n_px * _bytes_per_px(expert, own),
+        bytes_without_features=n_px * _bytes_per_px(expert, {"sr": own["sr"]}),
     )
 
 
@@ -175,10 +182,10 @@ def free_bytes(store: Path) -> int:
 
 
 def _bytes_per_px(expert: LoadedExpert, codecs: Mapping[str, str]) -> int:
-    """Bytes for one LR pixel: array -> codec, before compression."""
+    """Bytes for one LR pixel of the arrays with these codecs, before compression."""
     channels = {name: (n, 1) for name, n in expert.channels.items()} | {"sr": (3, expert.scale**2)}
     return sum(
         factor * codec.raw_channels(n) * codec.raw_dtype.itemsize
-        for name, (n, factor) in channels.items()
-        for codec in [get_codec(codecs[name])]
+        for name, codec in ((name, get_codec(codec)) for name, codec in codecs.items())
+        for n, factor in [channels[name]]
     )

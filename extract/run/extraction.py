@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from championship_sr.extract.config import ExtractConfig, expert_configs
+from championship_sr.extract.config import ExtractConfig, chosen_experts
 from championship_sr.extract.experts.expert import resolve_device
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.run.job import ExpertSummary, Job
@@ -48,7 +48,7 @@ def extract(
 ) -> Summary:
     """Fills the store: whatever its records say is done stays, the rest is made.
 
-    experts  only these of the configuration
+    experts  only these: names of the configuration or of configs/experts, or YAML files
     rebuild  those that are made anew beside their old shards, and swapped at the end
     part     only this part's shards
     limit    a store of only the first images
@@ -62,7 +62,7 @@ def extract(
         from championship_sr.extract.run.on_ray import connect, run_on_ray  # it needs ray, an extra
 
         connect(cluster, rank)
-    entries = expert_configs(config.experts, (*experts, *(name for name in rebuild if experts and name not in experts)))
+    entries = chosen_experts(config, (*experts, *(name for name in rebuild if experts and name not in experts)))
     unknown = sorted(set(rebuild) - {entry.name for entry in entries})
     if unknown:
         raise ConfigError(f"--rebuild {unknown[0]}: not in this configuration")

@@ -63,12 +63,14 @@ def learnable_store(
         for image in images:
             out.add(image.id, {"lr": hrs[image.id][::SCALE, ::SCALE], "hr": hrs[image.id]})
     for number, (name, width) in enumerate(channels.items()):
-        specs = (ArraySpec("features", width, 1, codec), ArraySpec("sr", 3, SCALE, codec))
+        specs = (ArraySpec("features", width, 1, codec),) * bool(width) + (ArraySpec("sr", 3, SCALE, codec),)
         identity = {"weights_sha256": f"{number:064x}", "random_weights": random_weights}
         manifest.add_expert(Expert(name, specs, identity))
         with write_shard(manifest, name, 0) as out:
             for image in images:
                 answer = _answer(rng, hrs[image.id] / np.float32(255), width, 0.04 * number)
+                if not width:
+                    del answer["features"]
                 if image.id == poison:
                     answer["features"][:] = POISON
                 out.add(image.id, answer)
@@ -86,7 +88,7 @@ def _answer(rng: np.random.Generator, hr: np.ndarray, width: int, bias: float) -
     sr = hr + np.float32(bias) + rng.normal(0, 0.02, hr.shape).astype(np.float32)
     rows, cols = hr.shape[0] // SCALE, hr.shape[1] // SCALE
     features = np.full((rows, cols, width), bias * 20, np.float32)
-    features[..., 1:] = rng.standard_normal((rows, cols, width - 1))
+    features[..., 1:] = rng.standard_normal((rows, cols, max(0, width - 1)))
     return {"sr": sr, "features": features}
 
 

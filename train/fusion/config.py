@@ -38,7 +38,7 @@ class FusionConfig:
 
     profile: Literal["swift", "paper", "direct", "cnn"] = "swift"
     start: Literal["mean", "document"] = "mean"
-    features: bool = True  # False: the experts' images take the place of their features in phase 4
+    features: bool = True  # False: the experts' images take the place of their features, as for experts without any
     without: tuple[str, ...] = ()
     checkpointing: bool = False  # recompute each phase in the backward pass
     bands: int | None = None

@@ -37,10 +37,11 @@ class FusionNetwork(nn.Module):
         neutral = config.start == "mean"
         widths = self.widths = config.widths
         self.rest = REST if neutral else 0.0
-        if not config.features:
-            channels = dict.fromkeys(channels, 3 * scale**2)
+        self.by_image = frozenset(name for name in channels if not (config.features and channels[name]))
+        channels = {name: 3 * scale**2 if name in self.by_image else n for name, n in channels.items()}
         if self.at_lr:
-            phases = _swift_phases(widths, channels, scale, neutral, with_images=config.features)
+            with_images = len(self.by_image) < len(channels)
+            phases = _swift_phases(widths, channels, scale, neutral, with_images=with_images)
         else:
             phases = _document_phases(widths, channels, scale, neutral, plain=config.profile == "direct")
         for name in PHASES:
@@ -61,8 +62,9 @@ class FusionNetwork(nn.Module):
     def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fused image, and the maps that led to it."""
         views = self.views(lr, images)
-        if not self.config.features:
-            features = dict(zip(self.experts, views.per_expert.unbind(1), strict=True))
+        if self.by_image:
+            by_image = zip(self.experts, views.per_expert.unbind(1), strict=True)
+            features = {**features, **{name: view for name, view in by_image if name in self.by_image}}
 
         bands, guidance = self.phase("frequency", lr)
         bands = self.phase("bands", bands)
@@ -126,13 +128,14 @@ class FusionNetwork(nn.Module):
         expected = lr.shape[0], len(self.experts), 3, lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
         if tuple(images.shape) != expected:
             raise ValueError(f"images {tuple(images.shape)}: expected {expected} for LR {tuple(lr.shape)}")
-        return Views(lr, images, self.scale) if self.at_lr or not self.config.features else None
+        return Views(lr, images, self.scale) if self.at_lr or self.by_image else None
 
 
 def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int) -> nn.Module:
     """The network of a configuration.
 
-    channels  expert -> channels of its features, in the order of the images
+    channels  expert -> channels of its features, in the order of the images; 0 for an expert without features, whose
+              image takes their place
     """
     if not channels:
         raise ConfigError("fusion: no experts to fuse")

@@ -23,8 +23,8 @@ class PlainCNN(nn.Module):
         self.config, self.scale, self.experts = config, scale, tuple(channels)
         pixel, n_experts = 3 * scale**2, len(channels)
         seen = [3, pixel * n_experts, pixel]
-        if config.features:
-            seen += [width for c in channels.values() for width in (c, 1)]
+        self.with_features = tuple(name for name, c in channels.items() if config.features and c)
+        seen += [width for name in self.with_features for width in (channels[name], 1)]
         self.enter = Join(seen, WIDTH)
         self.blocks = nn.Sequential(*(ResidualBlock(WIDTH) for _ in range(BLOCKS)))
         self.weights = conv3(WIDTH, n_experts * scale**2)
@@ -50,8 +50,7 @@ class PlainCNN(nn.Module):
 
     def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
-        if self.config.features:
-            seen += [first(part) for name in self.experts for part in scaled(last(features[name]))]
+        seen += [first(part) for name in self.with_features for part in scaled(last(features[name]))]
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def scale_of(entries: Mapping[str, Expert]) -> int:
 
 
 def feature_channels(entry: Expert) -> int:
-    """How many channels the expert's features have, all its taps together."""
+    """How many channels the expert's features have, all its taps together; 0 for an expert without features."""
     return sum(spec.channels for spec in entry.arrays if spec.name != "sr")
 
 

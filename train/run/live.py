@@ -43,7 +43,8 @@ class LiveExperts:
         for name, expert in self.experts.items():
             sr, taps = expert(lr)
             images.append(sr)
-            features[name] = torch.cat(list(taps.values()), dim=1)
+            if taps:
+                features[name] = torch.cat(list(taps.values()), dim=1)
         return torch.stack(images, dim=1), features
 
     def close(self) -> None:

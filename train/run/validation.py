@@ -124,13 +124,15 @@ def read_stored(
 ) -> WholeImage:
     """The image with this index, decoded on the device."""
 
+    taps = {name: [spec.name for spec in store.experts[name].arrays if spec.name != "sr"] for name in experts}
+    with_features = [name for name in experts if features and taps[name]]
+
     def joined(expert: str) -> Tensor:
-        arrays = [spec.name for spec in store.experts[expert].arrays if spec.name != "sr"]
-        return torch.cat([_read(store, image, expert, name, device) for name in arrays], dim=1)
+        return torch.cat([_read(store, image, expert, name, device) for name in taps[expert]], dim=1)
 
     lr, hr = read_pair(store, image, device)
     images = torch.stack([_read(store, image, name, "sr", device) for name in experts], dim=1)
-    return WholeImage(lr, hr, images, {name: joined(name) for name in experts} if features else {})
+    return WholeImage(lr, hr, images, {name: joined(name) for name in with_features})
 
 
 def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:

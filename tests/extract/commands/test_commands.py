@@ -54,6 +54,17 @@ def test_options_stand_over_the_file_and_alone(run, save_edsr, save_photos, tmp_
     assert len(store.images) == 2 and store.experts["tiny"].variants == ("identity", "mirror")
 
 
+def test_experts_are_chosen_by_name_by_file_and_among_those_of_the_package(run, config_file, save_edsr, tmp_path):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(save_edsr("other", seed=1)))
+    chosen = ("--expert", tmp_path / "other.yaml", "--expert", "tiny", "--expert", "edsr-xs")
+    made = json.loads(run(plan, "--config", config_file, *chosen, "--json").stdout)
+    assert [expert["name"] for expert in made["experts"]] == ["other", "tiny", "edsr-xs"]
+    run(extract, "--config", config_file, *chosen[:4], "--without-features", "--limit", 1)
+    store = Store(tmp_path / "store")
+    assert [len(expert.arrays) for expert in store.experts.values()] == [1, 1]
+    assert list(store.experts) == ["other", "tiny"]
+
+
 def test_wrong_options_are_refused_with_the_key(run, config_file):
     with pytest.raises(ConfigError, match=r"extract.tile: no such key"):
         run(extract, "--config", config_file, "--set", "extract.tile=3")

@@ -15,6 +15,7 @@ def test_bytes_are_those_of_the_arrays(make_config, save_edsr):
     assert expert.bytes_by_codec["float16 + uint8"] == px * (2 * 8 * 2 + 48)
     assert expert.bytes_by_codec["pca64-int8 + uint8"] == px * (2 * 64 + 48)
     assert made.total_bytes("int8 + uint8") == px * (51 + 2 * 8 + 48)
+    assert made.bytes_without_features == px * (51 + 48 * 2)  # SR in float16
 
 
 def test_a_planned_store_has_the_bytes_of_a_real_one(make_config):

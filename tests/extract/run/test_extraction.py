@@ -18,6 +18,7 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import transform
 from championship_sr.store.operations.merge import merge
+from championship_sr.store.operations.verify import verify
 from championship_sr.store.shards.reader import Store
 from tests.extract.stores import checksums
 
@@ -36,6 +37,20 @@ def test_the_store_holds_what_the_expert_says(make_config):
         stored = store.array(i, "tiny", "features").load()
         assert np.array_equal(stored, features["features"][0].permute(1, 2, 0).half().float().numpy())
         assert np.array_equal(store.array(i, "tiny", "sr").load(), sr[0].permute(1, 2, 0).half().float().numpy())
+
+
+@pytest.mark.parametrize("how", ["tap", "config"])
+def test_an_expert_without_features_keeps_its_images_alone(make_config, save_edsr, tmp_path, how):
+    extract(make_config(store=str(tmp_path / "full")))
+    entry = save_edsr() | ({"tap": "none"} if how == "tap" else {})
+    extract(make_config(experts=[entry], features=how == "tap"))
+    alone, full = checksums(tmp_path / "store"), checksums(tmp_path / "full")
+    assert alone == {key: value for key, value in full.items() if not key.endswith("/features")}
+    store = Store(tmp_path / "store")
+    assert [spec.name for spec in store.experts["tiny"].arrays] == ["sr"]
+    assert not verify(store.root).faults
+    with pytest.raises(StoreError, match=r"made differently: arrays.features is None there"):
+        extract(make_config())
 
 
 def test_pairs_are_the_images_and_their_hashes(make_config, tmp_path):
@@ -123,8 +138,10 @@ def test_only_the_experts_that_are_asked_for_run(make_config, save_edsr):
     config = make_config(experts=[save_edsr("one"), save_edsr("two", seed=1)])
     assert set(extract(config, experts=["two"]).experts) == {"two"}
     assert set(Manifest.load(Path(config.store)).experts) == {"two"}
-    with pytest.raises(ConfigError, match="expert three: not in this configuration"):
+    with pytest.raises(ConfigError, match=r"expert three: not in this configuration \(has: one, two\)"):
         extract(config, experts=["three"])
+    with pytest.raises(ConfigError, match="expert two: named twice"):
+        extract(config, experts=["two", "two"])
     with pytest.raises(ConfigError, match="three: not in this configuration"):
         extract(config, rebuild=["three"])
 

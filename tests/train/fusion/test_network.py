@@ -38,6 +38,28 @@ def test_every_parameter_learns(fusions, profile, features):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_experts_without_features_enter_as_in_a_fusion_without_any(fusions, profile):
+    none = dict.fromkeys("abc", 0)
+    network, other = fusions.build(profile, channels=none), fusions.build(profile, features=False)
+    fusions.train(other)
+    network.load_state_dict(other.state_dict())
+    lr, images, features = fusions.inputs()
+    assert torch.equal(network(lr, images, {}), other(lr, images, features))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_experts_with_and_without_features_are_fused_together(fusions, profile):
+    network = fusions.build(profile, channels={"a": 5, "b": 0, "c": 12})
+    lr, images, features = fusions.inputs()
+    del features["b"]
+    assert (network(lr, images, features) - images.mean(1)).abs().max() < 1e-5
+    fusions.train(network)
+    network.zero_grad()
+    (network(lr, images, features) - images[:, 0]).abs().mean().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.parameters())
+
+
 @pytest.mark.parametrize("profile", PHASED)
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_trained_output_depends_on_each_phase(fusions, profile, phase):

@@ -52,6 +52,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("profile", ["swift", "cnn"])
+def test_a_fusion_learns_from_experts_with_and_without_features(make_learnable, make_config, tmp_path, profile):
+    store = make_learnable(tmp_path / "store", channels={"one": 5, "two": 0})
+    fusion = {"profile": profile} if profile == "cnn" else {}
+    run = train(make_config(fusion=fusion, steps=4), store, tmp_path / "run")
+    loaded = load_fusion(run)
+    assert loaded.channels == {"one": 5, "two": 0}
+    assert [event["step"] for event in read_metrics(run) if event["event"] == "validation"] == [4]
+
+
 def runner(config, tmp_path: Path, *arguments: str | Path) -> list[str]:
     """The command of a run in a process of its own."""
     from championship_sr.store.config import dump_yaml, to_plain

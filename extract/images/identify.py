@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.store.format.layout import SOURCES_FILE
 
-SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 
 

@@ -1,8 +1,8 @@
 """The extraction: the pairs, then one expert after the other over the shards that no record says are done."""
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +11,15 @@ import torch
 
 from championship_sr.extract.config import ExtractConfig, chosen_experts
 from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.experts.weights_file import found_weights
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.run.job import ExpertSummary, Job
 from championship_sr.extract.run.prepare import PairsWriter, prepare
 from championship_sr.extract.run.shares import Part, Rank
 from championship_sr.store.codecs import get_codec
-from championship_sr.store.errors import ConfigError
-from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.entries import STORE_FILE
+from championship_sr.store.format.manifest import Manifest, take_back
 from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.staging import Staging
 
@@ -68,7 +70,11 @@ def extract(
         raise ConfigError(f"--rebuild {unknown[0]}: not in this configuration")
     for codec in config.codecs.values():
         get_codec(codec)
+    if not config.random_weights:
+        for entry in entries:
+            found_weights(entry)  # before any image is read
     with ExitStack() as stack:
+        stack.enter_context(_no_empty_store(config.store, rank))
         staged = stack.enter_context(Staging(config.store, staging)) if is_remote(config.store) else None
         with rank.first_goes_first():
             manifest, pairs = _prepared(config, limit, staged, rank)
@@ -87,6 +93,22 @@ def extract(
     return Summary(config.store, len(pairs), len(shards), done)
 
 
+@contextmanager
+def _no_empty_store(store: str, rank: Rank) -> Iterator[None]:
+    """Takes a new store back if the block fails before any shard of it has been begun."""
+    root = Path(store)
+    if is_remote(store) or (root / STORE_FILE).exists() or rank.world_size > 1:
+        yield
+        return
+    leave = root.exists()
+    try:
+        yield
+    except (ConfigError, StoreError, WeightsError, OSError):
+        if (root / STORE_FILE).exists():
+            take_back(root, leave)
+        raise
+
+
 def _prepared(
     config: ExtractConfig, limit: int | None, staged: Staging | None, rank: Rank
 ) -> tuple[Manifest, dict[str, Pair]]:
@@ -100,6 +122,7 @@ def _prepared(
         container=config.container,
         images_per_shard=config.images_per_shard,
         limit=limit,
+        grow=staged is None,
         progress=rank.first,
     )
     return staged.adopt(manifest) if staged else manifest, pairs

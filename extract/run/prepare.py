@@ -3,23 +3,24 @@
 import json
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.images.identify import SOURCES_FILE, _identify, _read_sources, in_threads, sha256_of
+from championship_sr.extract.images.identify import Source, _identify, _read_sources, in_threads, sha256_of
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.extract.run.shares import until_done
 from championship_sr.store.disk import leases
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import Image
-from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.entries import STORE_FILE, Image
+from championship_sr.store.format.layout import PAIRS, SOURCES_FILE
 from championship_sr.store.format.manifest import LOCK_FILE, Manifest, assign_shards
 from championship_sr.store.shards.writer import write_shard
 
@@ -36,11 +37,13 @@ def prepare(
     container: str,
     images_per_shard: int,
     limit: int | None = None,
+    grow: bool = True,
     progress: bool = True,
 ) -> tuple[Manifest, dict[str, Pair]]:
     """The store of these images, made or gone on with, and its pairs by image id.
 
     limit    only the first of the images
+    grow     a store of some of the images gets the others behind them, in shards of their own
     raises   StoreError listing every image that does not fit, or naming what the store in `root` has differently
     """
     faults: list[str] = []
@@ -49,22 +52,9 @@ def prepare(
     sources = _identify(pairs, known, faults, progress)
     if faults:
         raise StoreError(joined(faults))
-    images = assign_shards(
-        (
-            Image(
-                id=pair.id,
-                name=pair.name,
-                lr_size=sources[pair.id].lr_size,
-                lr_sha256=sources[pair.id].lr_sha256,
-                hr_sha256=sources[pair.id].hr_sha256,
-                shard=0,
-                lr_source=pair.lr_source,
-            )
-            for pair in pairs
-        ),
-        images_per_shard,
-    )
-    manifest = Manifest.create(root, scale=scale, container=container, images=images)
+    there = Manifest.load(root).images if grow and (root / STORE_FILE).exists() else ()
+    images = arranged(there, [_image(pair, sources[pair.id]) for pair in pairs], images_per_shard)
+    manifest = Manifest.create(root, scale=scale, container=container, images=images, grow=grow)
     if sources != known:
         content = {name: asdict(source) for name, source in sources.items()}
         with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
@@ -72,38 +62,70 @@ def prepare(
     return manifest, {pair.id: pair for pair in pairs}
 
 
+def _image(pair: Pair, source: Source) -> Image:
+    return Image(
+        id=pair.id,
+        name=pair.name,
+        lr_size=source.lr_size,
+        lr_sha256=source.lr_sha256,
+        hr_sha256=source.hr_sha256,
+        shard=0,
+        lr_source=pair.lr_source,
+    )
+
+
+def arranged(there: Sequence[Image], images: Sequence[Image], images_per_shard: int) -> tuple[Image, ...]:
+    """The images with shard numbers: those that a store has where they lie there, the new ones behind them."""
+    if not there:
+        return assign_shards(images, images_per_shard)
+    by_id, old = {image.id: image for image in images}, {image.id for image in there}
+    stay = (replace(by_id[image.id], shard=image.shard) for image in there if image.id in by_id)
+    new = assign_shards((image for image in images if image.id not in old), images_per_shard)
+    first = 1 + max(image.shard for image in there)
+    return (*stay, *(replace(image, shard=first + image.shard) for image in new))
+
+
 class PairsWriter:
     """Writes the shards of LR and HR images that are not there yet, in a thread, while experts read those that are.
 
-    A `with` block around the experts. What goes wrong in the thread, such as a file that is no longer what it was when
-    the store was made, is raised by `wait`, `finish` and at the end of the block; an exception in it stops the thread.
+    A `with` block around the experts. The thread begins when the first shard is waited for, so that nothing is written
+    for an expert that cannot be loaded. What goes wrong in it, such as a file that is no longer what it was when the
+    store was made, is raised by `wait`, `finish` and at the end of the block; an exception in the block stops it.
     """
 
     def __init__(self, manifest: Manifest, pairs: dict[str, Pair], shards: list[int], progress: bool = True) -> None:
         self._manifest, self._pairs, self._shards, self._progress = manifest, pairs, shards, progress
         self._stopped = False
+        self._thread: Future | None = None
 
     def wait(self, shard: int) -> None:
         """Returns when the shard's pairs are there."""
-        while not self._manifest.is_recorded(PAIRS, shard) and not self._written.done():
+        written = self._written()
+        while not self._manifest.is_recorded(PAIRS, shard) and not written.done():
             time.sleep(POLL_SECONDS)
-        if self._written.done():
-            self._written.result()
+        if written.done():
+            written.result()
 
     def finish(self) -> None:
         """Returns when all pairs are there."""
-        self._written.result()
+        self._written().result()
 
     def __enter__(self) -> "PairsWriter":
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="pairs")
-        self._written = self._pool.submit(self._write)
         return self
 
     def __exit__(self, kind: type | None, *_exception: object) -> None:
         self._stopped = kind is not None
+        if kind is None:
+            self._written()
         self._pool.shutdown()
         if kind is None:
             self.finish()
+
+    def _written(self) -> Future:
+        if self._thread is None:
+            self._thread = self._pool.submit(self._write)
+        return self._thread
 
     def _write(self) -> None:
         missing = set(self._manifest.missing_shards(PAIRS)) & set(self._shards)

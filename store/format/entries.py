@@ -106,15 +106,15 @@ def check_images(images: tuple[Image, ...], container: str) -> None:
         seen.add(image.id)
 
 
-def read_images(path: Path, sha256: str | None) -> tuple[Image, ...]:
-    """The images of images.jsonl.
+def read_images(path: Path, sha256: str | None, count: int | None) -> tuple[Image, ...]:
+    """The images of images.jsonl: its first `count` lines, as a store that is just growing may have more.
 
-    raises  StoreError if the file is not the one of this sha256
+    raises  StoreError if these lines are not those of this sha256
     """
-    content = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != sha256:
+    lines = path.read_bytes().splitlines(keepends=True)[:count] if path.exists() else []
+    if hashlib.sha256(b"".join(lines)).hexdigest() != sha256:
         raise StoreError(f"{path}: missing, damaged or of another store ({STORE_FILE} names another sha256)")
-    entries = (json.loads(line) for line in content.splitlines())
+    entries = (json.loads(line) for line in lines)
     return tuple(Image(**{**entry, "lr_size": tuple(entry["lr_size"])}) for entry in entries)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from championship_sr.store.errors import ConfigError
 
 FORMAT_VERSION = 1
+SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
 

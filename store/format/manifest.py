@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from championship_sr.store.format.layout import (
     CONTAINERS,
     FORMAT_VERSION,
     PAIRS,
+    SOURCES_FILE,
     checked_name,
     shard_number,
     shard_stem,
@@ -55,9 +56,12 @@ class Manifest:
             self._by_shard.setdefault(image.shard, []).append(image)
 
     @classmethod
-    def create(cls, root: Path, *, scale: int, container: str, images: Sequence[Image]) -> "Manifest":
+    def create(
+        cls, root: Path, *, scale: int, container: str, images: Sequence[Image], grow: bool = False
+    ) -> "Manifest":
         """A new store, or the one that is there if it is of the same images.
 
+        grow    a store of the first of these images gets the others too
         raises  StoreError naming what differs, or if the folder is something else
         """
         root, images = Path(root), tuple(images)
@@ -65,6 +69,9 @@ class Manifest:
         if not (root / STORE_FILE).exists():
             _begin(root, scale, container, images)
         found = cls.load(root)
+        if grow and images[: len(found.images)] == found.images != images:
+            _grow(found, images)
+            found = cls.load(root)
         different = different_stores(found, scale, container, images)
         if different:
             raise StoreError(
@@ -86,7 +93,7 @@ class Manifest:
             raise StoreError(f"{root}: format version {version!r}; this program knows {FORMAT_VERSION}: update it")
         if content.get("container") not in CONTAINERS or not isinstance(content.get("scale"), int):
             raise StoreError(f"{root / STORE_FILE}: damaged: container or scale is missing or impossible")
-        images = read_images(root / IMAGES_FILE, content.get("images_sha256"))
+        images = read_images(root / IMAGES_FILE, content.get("images_sha256"), content.get("images"))
         experts = _read_experts(root, damaged)
         return cls(root, content["scale"], content["container"], images, experts)
 
@@ -285,16 +292,48 @@ def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) ->
             raise StoreError(
                 f"{root}: not a feature store and not empty (it holds {foreign[0]}): choose another folder"
             )
-        # not asdict, which takes four times as long: a store may have a million images
-        entries = ({key: getattr(image, key) for key in Image.__slots__} for image in images)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
-        files.write_atomic(root / IMAGES_FILE, lines)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "scale": scale,
-            "container": container,
-            "images": len(images),
-            "images_sha256": hashlib.sha256(lines).hexdigest(),
-        }
-        files.write_atomic(root / STORE_FILE, dump_yaml(content).encode())
+        _describe(root, scale, container, images)
         files.sync(root.parent)
+
+
+def _grow(found: Manifest, images: tuple[Image, ...]) -> None:
+    """Put images behind those that the store has; killed at any moment it has these or all."""
+    root, there = found.root, {image.shard for image in found.images}
+    if there & {image.shard for image in images[len(found.images) :]}:
+        raise StoreError(f"{root}: new images belong into shards of their own")
+    with leases.held(root / LOCK_FILE, wait=True):
+        if Manifest.load(root).images == found.images:  # else another process has been faster
+            _describe(root, found.scale, found.container, images)
+
+
+def _describe(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
+    # not asdict, which takes four times as long: a store may have a million images
+    entries = ({key: getattr(image, key) for key in Image.__slots__} for image in images)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+    files.write_atomic(root / IMAGES_FILE, lines)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "scale": scale,
+        "container": container,
+        "images": len(images),
+        "images_sha256": hashlib.sha256(lines).hexdigest(),
+    }
+    files.write_atomic(root / STORE_FILE, dump_yaml(content).encode())
+
+
+def take_back(root: Path, leave: bool) -> None:
+    """Remove a store in which nobody has begun a shard.
+
+    leave  the folder itself, which was there before
+    """
+    with leases.held(root / LOCK_FILE, wait=True):
+        begun = (shard_number(path.name) for path in (*root.glob(f"{PAIRS}/*"), *root.glob("experts/*/*")))
+        if any(number is not None for number in begun):
+            return
+        files.remove(root / STORE_FILE)  # first: without it the folder is no store
+        for name in (IMAGES_FILE, SOURCES_FILE, PAIRS, "experts"):
+            files.remove(root / name)
+    files.remove(root / LOCK_FILE)
+    if not leave:
+        with suppress(OSError):  # another process has begun the store anew meanwhile
+            root.rmdir()

@@ -13,7 +13,7 @@ from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import Expert, different_experts, read_expert
-from championship_sr.store.format.layout import PAIRS, shard_stem, source_dir
+from championship_sr.store.format.layout import PAIRS, SOURCES_FILE, shard_stem, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import cache_folder
 from championship_sr.store.remote.objects import RemoteStore
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 WAITING = 2  # shards that may wait for their upload; who writes the next one waits as well
 KEPT = 3  # shards that are up already and stay in the folder, for whoever needs them next
 JOBS = 8  # files at a time
-SOURCES_FILE = "sources.json"  # what extract knows of the images' files; it only saves time
 
 
 class Staging:

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from championship_sr.extract.experts.expert import load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input, run_tiled
 from championship_sr.extract.run.extraction import extract
 from championship_sr.extract.run.shares import Part
-from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.disk import files
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import transform
@@ -229,6 +231,66 @@ def test_a_limit_makes_a_store_of_the_first_images(make_config):
     config = make_config()
     assert extract(config, limit=2).images == 2
     assert [image.id for image in Store(config.store).images] == ["photo0", "photo1"]
+
+
+def test_a_store_grows_by_the_new_images_in_shards_of_their_own(make_config, save_photos, tmp_path):
+    photos = save_photos()
+    config = make_config(images_per_shard=2)
+    (photos / "photo0.png").rename(tmp_path / "later.png")
+    extract(config)
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in Path(config.store).rglob("shard-*.json")}
+    images = Store(config.store).images
+    (tmp_path / "later.png").rename(photos / "photo0.png")
+    Picture.fromarray(np.full((32, 40, 3), 9, np.uint8)).save(photos / "photo4.png")
+    assert extract(config).experts["tiny"].shards_written == 1
+    store = Store(config.store)
+    assert store.images[:2] == images and [image.shard for image in store.images] == [0, 0, 1, 1]
+    assert [image.id for image in store.images] == ["photo1", "photo2", "photo0", "photo4"]
+    assert all((path.stat().st_ino, path.read_bytes()) == content for path, content in before.items())
+    assert not verify(store.root).faults
+    assert extract(config).experts["tiny"].shards_written == 0
+
+
+def test_growth_that_was_killed_half_way_leaves_the_store_as_it_was(make_config, monkeypatch):
+    config, written = make_config(), []
+    extract(config, limit=2)
+
+    def killed(path, content):
+        written.append(path.name)
+        if path.name == "store.yaml":
+            raise KeyboardInterrupt
+        files.write_atomic(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            "championship_sr.store.format.manifest.files", SimpleNamespace(**vars(files) | {"write_atomic": killed})
+        )
+        extract(config)
+    assert written == ["images.jsonl", "store.yaml"]
+    assert [image.id for image in Store(config.store).images] == ["photo0", "photo1"]
+    assert extract(config).images == 3
+    assert len(Store(config.store, ["tiny"]).images) == 3
+
+
+def test_a_store_with_fewer_images_than_before_is_refused(make_config):
+    config = make_config()
+    extract(config)
+    with pytest.raises(StoreError, match="a store of something else: with the extra photo2"):
+        extract(config, limit=2)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_extraction_that_fails_before_its_first_shard_leaves_no_store(make_config, save_edsr, there):
+    config = make_config(experts=[save_edsr() | {"tap": "nowhere"}])
+    root = Path(config.store)
+    if there:
+        root.mkdir()
+    with pytest.raises(ConfigError, match="there is no module nowhere"):
+        extract(config)
+    assert root.exists() == there and not list(root.rglob("*"))
+    with pytest.raises(WeightsError, match="expert gone: no weights at"):
+        extract(make_config(experts=[save_edsr(), save_edsr("gone") | {"weights": "gone.pth"}]))
+    assert not list(root.rglob("*"))
 
 
 def test_variants_are_the_experts_answers_to_transformed_images(make_config):

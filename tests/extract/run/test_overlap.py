@@ -87,12 +87,12 @@ def test_a_failing_expert_stops_the_decoding(make_config, monkeypatch):
             failed.wait(PATIENCE_SECONDS)
             time.sleep(0.2)  # until the block has been left
 
-    def failing(self, entry):
+    def failing(*_args):
         failed.set()
         raise StoreError("this expert fails")
 
     monkeypatch.setattr(PairsWriter, "_write_shard", counted)
-    monkeypatch.setattr(Job, "load", failing)
+    monkeypatch.setattr("championship_sr.extract.run.job.run_tiled", failing)
     with pytest.raises(StoreError, match="this expert fails"):
         extract(config)
     assert written == [0]

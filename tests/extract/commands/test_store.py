@@ -3,9 +3,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from championship_sr.extract.commands.store import store
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run.extraction import extract
-from championship_sr.store.commands import store
 
 
 @pytest.fixture

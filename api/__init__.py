@@ -1,14 +1,51 @@
-"""A feature store for frozen super-resolution experts, and the fusion that is trained from it."""
+"""A feature store for frozen super-resolution experts, and the fusion that is trained from it.
+
+The public names, each imported when it is first used (docs/api.md has examples that run):
+
+    extract, train, evaluate    the three stages; they are also the packages that hold them
+    load                        a trained run or an export, as a function of images
+    Store, Loader               a feature store, and batches of random windows of it
+    ConfigError, StoreError, WeightsError    the three kinds of bad input, each with a one-line message
+"""
 
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-# where each public name lives: a module is imported when its name is used, so that importing the package costs nothing
-_HOMES = {"load": "evaluate"}
-__all__ = ["load"]
+if TYPE_CHECKING:
+    from championship_sr.evaluate.model import load
+    from championship_sr.stages import evaluate, extract, train
+    from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+    from championship_sr.store.shards.reader import Store
+    from championship_sr.train.data.loader import Loader
+
+__all__ = ["ConfigError", "Loader", "Store", "StoreError", "WeightsError", "evaluate", "extract", "load", "train"]
+
+_STAGES = ("evaluate", "extract", "train")
+_HOMES = {
+    "ConfigError": "store.errors",
+    "Loader": "train.data.loader",
+    "Store": "store.shards.reader",
+    "StoreError": "store.errors",
+    "WeightsError": "store.errors",
+    "load": "evaluate.model",
+}
+
+
+class Stage(ModuleType):
+    """A package that is called like a function: `championship_sr.train(...)`, whose modules lie below it.
+
+    A function of a package's own name would be hidden by the package as soon as anything below it is imported.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        stages = import_module("championship_sr.stages")
+        return getattr(stages, self.__name__.rpartition(".")[2])(*args, **options)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,1 +1,10 @@
-"""Frozen experts, their taps, and the run that fills a store."""
+"""Frozen experts, their taps, and the run that fills a store.
+
+Called, it is the stage itself: championship_sr.stages.
+"""
+
+import sys
+
+from championship_sr import Stage
+
+sys.modules[__name__].__class__ = Stage

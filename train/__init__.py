@@ -1,1 +1,10 @@
-"""The fusion network, its losses, and the run that trains it from a store."""
+"""The fusion network, its losses, and the run that trains it from a store.
+
+Called, it is the stage itself: championship_sr.stages.
+"""
+
+import sys
+
+from championship_sr import Stage
+
+sys.modules[__name__].__class__ = Stage

@@ -77,7 +77,7 @@ features. {parameters:,} parameters, profile `{fusion.config.fusion.profile}`, c
 {fusion.checkpoint.step}{f", {psnr:.3f} dB PSNR-Y on its validation images" if psnr is not None else ""}.
 
 ```python
-from championship_sr.evaluate import load
+from championship_sr import load
 model = load("path/to/this/folder")
 sr = model("photo.png")
 ```

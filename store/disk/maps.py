@@ -95,14 +95,15 @@ class _Region:
     """Mapped memory, unmapped when its FileMap goes.
 
     Not by FileMap itself: a weak reference still gives an object back while its own __del__ runs, and munmap lets
-    other threads run. Nobody refers to this one weakly.
+    other threads run. Nobody refers to this one weakly. munmap is its own: when a script ends, the names of this
+    module may go before a store that the script still holds.
     """
 
     def __init__(self, address: int, n_bytes: int):
-        self._address, self._n_bytes = address, n_bytes
+        self._address, self._n_bytes, self._munmap = address, n_bytes, _libc.munmap
 
     def __del__(self) -> None:
-        _libc.munmap(self._address, self._n_bytes)
+        self._munmap(self._address, self._n_bytes)
 
 
 def _resident(start: int, n_bytes: int) -> bool:

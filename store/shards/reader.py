@@ -36,8 +36,8 @@ class Store:
     raises   StoreError naming what is missing and the command that makes it
     """
 
-    def __init__(self, root: Path, experts: Sequence[str] | None = None, whole: bool = True, check: bool = False):
-        self.manifest = Manifest.load(root)
+    def __init__(self, root: Path | str, experts: Sequence[str] | None = None, whole: bool = True, check: bool = False):
+        self.manifest = Manifest.load(Path(root))
         self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
         names = list(self.manifest.experts) if experts is None else list(experts)
         self._whole, self._check = whole, check

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from championship_sr.evaluate import load
+from championship_sr import load
 from championship_sr.evaluate.deliver import export
 from championship_sr.evaluate.deliver.export import export_graph, export_run
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
@@ -46,7 +46,7 @@ def test_the_model_card_names_the_experts_and_how_to_use_it(model, tmp_path):
     card = (export_run(model, tmp_path / "shared") / "README.md").read_text()
     for entry in model.fusion.expert_entries.values():
         assert entry.identity["weights_sha256"] in card
-    assert "from championship_sr.evaluate import load" in card and "20.000 dB" in card
+    assert "from championship_sr import load" in card and "20.000 dB" in card
 
 
 def test_a_folder_with_something_in_it_is_left_alone(model, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from championship_sr.evaluate import load
+from championship_sr import load
 from championship_sr.evaluate.deliver.submit import Facts, check, readme, submit
 from championship_sr.store.errors import ConfigError, StoreError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from championship_sr.evaluate import load
+from championship_sr import load
 from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, plan_outputs, upscale_files
 from championship_sr.evaluate.inference.pictures import Picture, read_picture, write_picture
 from championship_sr.extract.images.bicubic import upscale

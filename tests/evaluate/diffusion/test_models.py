@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from championship_sr.evaluate import load
+from championship_sr import load
 from championship_sr.evaluate.commands import evaluate, upscale
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner

@@ -1,0 +1,94 @@
+"""The three stages as functions, for notebooks and scripts: what the commands of the same names do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.scoring.evaluation import Wanted
+from championship_sr.evaluate.session import Results, evaluate_sets, write_results
+from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.run import extraction
+from championship_sr.store.config import build, load_section
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.commands import read_settings
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.run import loop
+
+Values = Mapping[str, Any] | str | Path | None
+
+
+def extract(config: Values, experts: Sequence[str] = (), **options: Any) -> extraction.Summary:
+    """Runs the frozen experts once over all images and fills the feature store; what is done stays.
+
+    config   the values of the section `extract` (docs/experts.md), or a YAML file that has it
+    experts  only these of the configuration; () for all
+    options  `rebuild`, `part`, `limit`: see extract.run.extraction.extract
+    returns  what was made: images, shards, and for each expert its shards and seconds
+    raises   ConfigError, StoreError, WeightsError
+    """
+    return extraction.extract(_section(ExtractConfig, config, "extract"), experts, **options)
+
+
+def train(store: str | Path, out: str | Path, config: Values = None, *, resume: bool = True) -> Path:
+    """Trains a fusion from a store and returns the run's folder, `out`.
+
+    config  the values of the section `train` (docs/training.md), or a YAML file that has it; None: the profile `swift`
+    resume  go on with the run that is in `out`; it ends as one that never stopped
+    raises  ConfigError, StoreError, WeightsError; KeyboardInterrupt once a checkpoint has been written
+    """
+    settings = read_settings(None, ()) if config is None else _section(TrainConfig, config, "train")
+    return loop.train(settings, store, Path(out), resume=resume)
+
+
+def evaluate(
+    run: str | Path | None = None,
+    *,
+    store: str | Path | None = None,
+    hr: Sequence[str | Path] | str | Path = (),
+    lr: Sequence[str | Path] | str | Path = (),
+    benchmarks: str | Path | None = None,
+    experts: Sequence[str] = (),
+    self_ensemble: bool | None = None,
+    report: str | Path | None = None,
+    config: Values = None,
+) -> Results:
+    """The scores of a run beside every expert, their mean, fitted weights and oracles, on the same images.
+
+    run            a run's folder or an export; None: the experts alone
+    store          a feature store whose images are scored; or
+    hr, lr         folders of image files; without lr, LR images are made by MATLAB's bicubic; or
+    benchmarks     a folder of benchmarks (Set5, Set14, ...)
+    experts        with files and no run: names or YAML files of the experts
+    self_ensemble  True: the eight turned and mirrored answers for the fusion too; None: for the best expert
+    report         a folder for the report, CSV, JSON and Markdown
+    returns        `.sets`: name of the set -> its scores; `.table()`: the printed table
+    raises         ConfigError, StoreError, WeightsError
+    """
+    results = evaluate_sets(
+        run=run and Path(run),
+        store=store and Path(store),
+        images=(),
+        hr=_paths(hr),
+        lr=_paths(lr),
+        benchmarks=benchmarks and Path(benchmarks),
+        experts=experts,
+        wanted=Wanted(self_ensemble),
+        config=_section(EvaluateConfig, config, "evaluate"),
+        with_gallery=report is not None,
+    )
+    if report is not None:
+        write_results(Path(report), results)
+    return results
+
+
+def _section(cls: type, values: Values, section: str) -> Any:
+    if values is None or isinstance(values, (str, Path)):
+        return load_section(cls, None if values is None else Path(values), section)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: expected a mapping or the path of a YAML file, found {type(values).__name__}")
+    return build(cls, values, "config", section)
+
+
+def _paths(given: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
+    return (Path(given),) if isinstance(given, (str, Path)) else tuple(map(Path, given))

@@ -1,5 +1,6 @@
 """Which file stands for which image, by the names that data sets, their scripts and other programs give."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,11 @@ def match_names(names: Sequence[str], files: Sequence[str], scale: int) -> Match
 def relative_stem(path: Path, folder: Path) -> str:
     """The file's name without its suffix, behind the names of its folders under `folder`: street/0801."""
     return path.relative_to(folder).with_suffix("").as_posix() if path.suffix else path.relative_to(folder).as_posix()
+
+
+def printable(name: str | Path) -> str:
+    """The name as text, even if its bytes are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def without_ending(name: str, scale: int) -> str:

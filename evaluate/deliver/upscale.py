@@ -10,16 +10,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from championship_sr.evaluate.inference.pictures import (
-    Picture,
-    check_writable,
-    format_of,
-    is_image,
-    read_picture,
-    write_picture,
-)
+from championship_sr.evaluate.inference.pictures import check_writable, format_of, write_picture
 from championship_sr.evaluate.model import Model
+from championship_sr.extract.decode import is_image, read_picture
 from championship_sr.extract.images.pairs import joined
+from championship_sr.extract.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)

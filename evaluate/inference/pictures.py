@@ -1,19 +1,20 @@
-"""Photographs in and out of files: transparency, 16 bits, EXIF and colour profile go through untouched."""
+"""Pictures into files: transparency, 16 bits, EXIF data and colour profile are kept where the format has them."""
 
 import io
 import logging
 import os
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from championship_sr.extract.images.decode import eight_bit
-from championship_sr.extract.images.png16 import Png16, is_png16, read_png16, write_png16
+from championship_sr.extract.decode import EXIF_START
+from championship_sr.extract.picture import BROKEN_EXIF, Picture, eight_bit
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)
@@ -22,65 +23,9 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".ti
            ".bmp": "BMP"}  # fmt: skip
 SIXTEEN_BIT = ("PNG", "TIFF")
 TRANSPARENT = ("PNG", "TIFF", "WEBP")
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_ICC = 34675
-EXIF_START = b"Exif\0\0"  # Pillow has it in front, PNG files do not
+PNG_HEADER_END, PNG_LEVEL = 33, 6  # the signature and the header chunk; what zlib takes by default
 EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT = 0x8769, 0xA002, 0xA003  # Exif 2.32, tables 3 and 4
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A photograph as its file holds it.
-
-    pixels  (h, w, 3), uint8 or uint16
-    alpha   (h, w) of the same type, or None
-    grey    whether the file had one channel
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    grey: bool = False
-    exif: bytes = b""
-    icc: bytes = b""
-
-
-def is_image(path: Path) -> bool:
-    """Whether the file's name says that it is an image of a format that is read and written."""
-    return path.suffix.lower() in FORMATS
-
-
-def read_picture(path: Path) -> Picture:
-    """The picture in a file.
-
-    raises  StoreError if it cannot be read to its last pixel
-    """
-    try:
-        picture = _read_16_bit(path)
-        if picture is not None:
-            return picture
-        with Image.open(path) as image:
-            return from_pil(image)
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise StoreError(f"{path}: not a readable image: {error}") from None
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error, tifffile.TiffFileError) as error:
-        # what Pillow, tifffile and our own reader raise on damaged files
-        raise StoreError(f"{path}: damaged image: {' '.join(str(error).split())}") from None
-
-
-def from_pil(image: Image.Image) -> Picture:
-    """The picture of a PIL image with 8 bits a channel."""
-    if getattr(image, "n_frames", 1) > 1:
-        log.warning("%s: %d frames; the first is used", getattr(image, "filename", "image"), image.n_frames)
-    image.load()
-    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    icc = b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b""  # of a colour space that is left
-    exif = image.info.get("exif") or b""
-    values = np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    alpha = np.ascontiguousarray(values[..., 3]) if transparent else None
-    return Picture(np.ascontiguousarray(values[..., :3]), alpha, grey, exif, icc)
 
 
 def to_pil(picture: Picture) -> Image.Image:
@@ -110,7 +55,7 @@ def write_picture(path: Path, picture: Picture, *, quality: int = 95, overwrite:
     if picture.pixels.dtype != np.uint8 and kind not in SIXTEEN_BIT:
         log.warning("%s: %s holds 8 bits a channel; 16-bit values are rounded", path, kind)
     picture = replace(picture, exif=_with_size(picture.exif, picture.pixels.shape))
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.tmp")  # the name itself may be the longest
     try:
         with open(temporary, "wb") as file:
             if picture.pixels.dtype != np.uint8 and kind in SIXTEEN_BIT:
@@ -158,45 +103,15 @@ def _with_size(exif: bytes, shape: tuple[int, ...]) -> bytes:
     if not exif:
         return exif
     data = Image.Exif()
-    data.load(exif)
-    inner = data.get_ifd(EXIF_IFD)
-    if EXIF_WIDTH not in inner and EXIF_HEIGHT not in inner:
-        return exif
-    inner[EXIF_WIDTH], inner[EXIF_HEIGHT] = shape[1], shape[0]
-    return data.tobytes()
-
-
-def _read_16_bit(path: Path) -> Picture | None:
-    """The picture in a PNG or TIFF file of 16 bits a channel; None for any other file."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start in TIFF_STARTS:
-        return _read_tiff16(path)
-    if not is_png16(path):
-        return None
-    png = read_png16(path)
-    return _from_channels(png.values, EXIF_START + png.exif if png.exif else b"", png.icc)
-
-
-def _read_tiff16(path: Path) -> Picture | None:
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        if page.dtype != np.uint16:
-            return None
-        icc = bytes(page.tags[TIFF_ICC].value) if TIFF_ICC in page.tags else b""
-        values = page.asarray()
-        if page.axes.startswith("S"):  # one plane a channel
-            values = np.moveaxis(values, 0, -1)
-    return _from_channels(np.atleast_3d(values), b"", icc)
-
-
-def _from_channels(values: np.ndarray, exif: bytes, icc: bytes) -> Picture:
-    channels = values.shape[-1]
-    if values.ndim != 3 or channels > 4:
-        raise ValueError(f"{values.shape} values; expected 1 to 4 channels")
-    pixels = values[..., :1].repeat(3, axis=-1) if channels < 3 else values[..., :3]
-    alpha = np.ascontiguousarray(values[..., -1]) if channels in (2, 4) else None
-    return Picture(np.ascontiguousarray(pixels), alpha, channels < 3, exif, icc)
+    try:
+        data.load(exif)
+        inner = data.get_ifd(EXIF_IFD)
+        if EXIF_WIDTH not in inner and EXIF_HEIGHT not in inner:
+            return exif
+        inner[EXIF_WIDTH], inner[EXIF_HEIGHT] = shape[1], shape[0]
+        return data.tobytes()
+    except BROKEN_EXIF:
+        return exif  # as it came
 
 
 def _channels(picture: Picture) -> np.ndarray:
@@ -222,4 +137,16 @@ def _write_tiff16(file: io.BufferedWriter, picture: Picture) -> None:
 
 
 def _write_png16(file: io.BufferedWriter, picture: Picture) -> None:
-    write_png16(file, Png16(_channels(picture), picture.exif.removeprefix(EXIF_START), picture.icc))
+    values = _channels(picture)
+    encoded = imagecodecs.png_encode(values[..., 0] if values.shape[-1] == 1 else values, level=PNG_LEVEL)
+    file.write(encoded[:PNG_HEADER_END])
+    if picture.icc:
+        _write_chunk(file, b"iCCP", b"icc\0\0" + zlib.compress(picture.icc))
+    if picture.exif:
+        _write_chunk(file, b"eXIf", picture.exif.removeprefix(EXIF_START))
+    file.write(memoryview(encoded)[PNG_HEADER_END:])
+
+
+def _write_chunk(file: io.BufferedWriter, kind: bytes, data: bytes) -> None:
+    """One chunk; PNG specification, third edition, section 5.3."""
+    file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))

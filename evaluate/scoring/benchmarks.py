@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from championship_sr.evaluate.inference.pictures import is_image
 from championship_sr.extract.config import DataConfig
+from championship_sr.extract.decode import is_image
 from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs
 from championship_sr.store.errors import StoreError
 

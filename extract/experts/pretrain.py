@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,8 +16,7 @@ from tqdm import tqdm
 from championship_sr.extract.config import PretrainConfig
 from championship_sr.extract.experts.networks import build_network
 from championship_sr.extract.images.bicubic import downscale
-from championship_sr.extract.images.decode import IMAGE_SUFFIXES
-from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +26,14 @@ GRL_SIZE_BUFFERS = ("table_w", "table_sh", "index_sh_a2w")
 
 def load_pairs(folders: tuple[str, ...], scale: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(LR, HR) of every image in the folders, (h, w, 3) and (H, W, 3) uint8; LR by the bicubic recipe."""
-    paths = [p for folder in folders for p in sorted(Path(folder).glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
-        raise StoreError(f"{', '.join(folders)}: no images found. Give folders of {', '.join(IMAGE_SUFFIXES)} files")
+    from championship_sr.extract.decode import decode  # not above: the configuration imports this module
+    from championship_sr.extract.images.pairs import image_files
+    from championship_sr.extract.picture import eight_bit
+
+    paths = [path for folder in folders for path in image_files(Path(folder))]
     pairs = []
     for path in tqdm(paths, desc="reading", unit="image", disable=None):
-        try:
-            image = np.asarray(Image.open(path).convert("RGB"))
-        except OSError as error:
-            raise StoreError(f"{path}: not a readable image: {error}") from None
+        image = eight_bit(decode(path))
         height, width = (n - n % scale for n in image.shape[:2])
         hr = np.ascontiguousarray(image[:height, :width])
         pairs.append((downscale(hr, scale), hr))

@@ -1,23 +1,28 @@
-"""LR/HR pairs on disk: found, matched by name, checked by their headers, decoded as BasicSR does."""
+"""LR/HR pairs on disk: found, matched by name, checked by their headers."""
 
+import hashlib
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from championship_sr.extract.config import DataConfig
+from championship_sr.extract.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
 from championship_sr.extract.images.bicubic import downscale
-from championship_sr.extract.images.decode import IMAGE_SUFFIXES, _reason, decode, eight_bit
+from championship_sr.extract.names import is_high_resolution, is_low_resolution, match_names, printable, relative_stem
+from championship_sr.extract.picture import eight_bit
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format.layout import UNFINISHED
 
 log = logging.getLogger(__name__)
 
 SHOWN_FAULTS = 10
+LONGEST_ID = 200  # a folder's name has at most 255 bytes
 # (split, HR folder, LR folder) under a root, in the layouts in use; {s} is the scale
 LAYOUTS = (
     ("train", "train_HR", "train_LR"),  # DF2K as the reference document has it
@@ -28,6 +33,7 @@ LAYOUTS = (
     ("train", "DF2K_train_HR", "DF2K_train_LR_bicubic/X{s}"),
     ("all", "HR", "LR_bicubic/X{s}"),  # benchmarks: the official EDSR repository's, ours, BasicSR's
     ("all", "HR", "LR_x{s}"),
+    ("all", "HR", "LR/X{s}"),
     ("all", "HR", "LR"),
     ("all", "GTmod12", "LRbicx{s}"),
     ("all", "HR", None),
@@ -44,6 +50,7 @@ class Pair:
     lr: Path | None
     scale: int
     lr_size: tuple[int, int] = (0, 0)  # rows and columns, by the headers
+    cut: bool = False  # whether HR is a little larger than `scale` times its LR file
 
     @property
     def lr_source(self) -> str:
@@ -56,15 +63,13 @@ class Pair:
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """LR (h, w, 3) uint8 and HR (scale*h, scale*w, 3) uint8 or uint16.
 
-        Without an LR file HR is cut to multiples of the scale and LR made by the bicubic recipe.
+        HR is cut to multiples of the scale; without an LR file LR is made of that by the bicubic recipe.
         raises  UnreadableImage
         """
         hr = decode(self.hr)
-        if self.lr is not None:
-            return eight_bit(decode(self.lr)), hr
         height, width = (n - n % self.scale for n in hr.shape[:2])
         hr = np.ascontiguousarray(hr[:height, :width])
-        return eight_bit(downscale(hr, self.scale)), hr
+        return eight_bit(downscale(hr, self.scale) if self.lr is None else decode(self.lr)), hr
 
 
 def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None) -> list[Pair]:
@@ -77,16 +82,19 @@ def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None) 
     folders = _folders(data, scale)
     faults: list[str] = []
     pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, faults)]
-    pairs = _with_ids(pairs, faults)
-    modes: Counter[str] = Counter()
-    sized = [(len(faults), _with_size(pair, modes, faults), len(faults)) for pair in pairs]
+    pairs = checked(_with_ids(pairs, faults), faults)
+    faults = [printable(fault) for fault in faults]
     if faults and left_out is None:
         raise StoreError(joined(faults))
     if left_out is not None:
         left_out += faults
-    pairs = [pair for before, pair, after in sized if before == after]
-    _say_once(pairs, modes)
     return pairs
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN_FAULTS} more" if len(names) > SHOWN_FAULTS else ""
+    return ", ".join(names[:SHOWN_FAULTS]) + more
 
 
 def joined(faults: Sequence[str]) -> str:
@@ -127,60 +135,97 @@ def _known_layouts(root: Path, split: str, scale: int) -> list[tuple[Path, Path 
     return list(found.items())
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The folder's images by name.
+def image_files(folder: Path, *, nested: bool = True) -> list[Path]:
+    """The images in the folder and, with `nested`, in the folders under it, by name; hidden ones are left out.
 
     raises  StoreError if there is no such folder, or no image in it
     """
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(_walk(folder, nested))
     if not files:
         raise StoreError(f"{folder}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
-def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[str]) -> Iterable[Pair]:
+def _walk(folder: Path, nested: bool) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = set()  # links may lead back to where they are
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=stop):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if nested and not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if is_image(Path(name)) and not name.startswith("."))
+
+
+def warn_of_nested(folder: Path) -> None:
+    """Says which folders under this one have images that are not read."""
+    skipped = sorted(
+        {path.relative_to(folder).parts[0] for path in _walk(folder, nested=True) if path.parent != folder}
+    )
+    if skipped:
+        log.warning("%s: images in folders under it are not read: %s", folder, in_short(skipped))
+
+
+def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[str]) -> list[Pair]:
     hr_files = image_files(hr_folder)
+    lr_files = image_files(lr_folder) if lr_folder else []
+    if not lr_folder or lr_folder.resolve() == hr_folder.resolve():
+        hr_files, lr_files = _of_one_folder(hr_files, scale)
+        lr_folder = hr_folder if lr_files else None
     if lr_folder is None:
-        return [Pair("", hr.name, hr, None, scale) for hr in hr_files]
-    partners: dict[str, Path] = {}
-    lr_files = image_files(lr_folder)
-    for lr in sorted(lr_files, key=lambda path: _key(path, scale) == path.stem):  # a name of its own wins over x4
-        if _key(lr, scale) in partners and _key(lr, scale) != lr.stem:
-            faults.append(f"{lr}: stands for the same image as {partners[_key(lr, scale)].name}")
-        partners[_key(lr, scale)] = lr
-        partners[lr.stem] = lr
-    pairs, used = [], set()
-    for hr in hr_files:
-        lr = partners.get(hr.stem) or partners.get(_key(hr, scale))
-        if lr is None:
-            faults.append(f"{hr}: has no LR image in {lr_folder}")
-        else:
-            used.add(lr)
-            pairs.append(Pair("", hr.name, hr, lr, scale))
-    faults += [f"{lr}: has no HR image in {hr_folder}" for lr in lr_files if lr not in used]
-    return pairs
+        return [_pair(hr, hr_folder, None, scale) for hr in hr_files]
+    names = {hr: relative_stem(hr, hr_folder) for hr in hr_files}
+    paths: dict[str, list[Path]] = {}
+    for lr in lr_files:
+        paths.setdefault(relative_stem(lr, lr_folder), []).append(lr)
+    matches = match_names(list(names.values()), [relative_stem(lr, lr_folder) for lr in lr_files], scale)
+    for stems in matches.twice.values():
+        first, *others = [path for stem in dict.fromkeys(stems) for path in paths[stem]]
+        faults += [f"{other}: stands for the same image as {first.name}" for other in others]
+    faults += [f"{hr}: has no LR image in {lr_folder}" for hr in hr_files if names[hr] in matches.missing]
+    faults += [f"{path}: has no HR image in {hr_folder}" for stem in matches.unused for path in paths[stem]]
+    return [
+        _pair(hr, hr_folder, paths[matches.files[name]][0], scale)
+        for hr, name in names.items()
+        if name in matches.files
+    ]
 
 
-def _key(path: Path, scale: int) -> str:
-    """The name without what tells an LR file from its HR file: 0001x4, img_x4, img_LR, img_HR."""
-    return re.sub(rf"(?:_?[xX]{scale})?(?:_(?:LR|HR))?$", "", path.stem) or path.stem
+def _of_one_folder(files: list[Path], scale: int) -> tuple[list[Path], list[Path]]:
+    """(HR files, LR files) of a folder; LR only where the name of every file says which of the two it is."""
+    low = [file for file in files if is_low_resolution(file.stem, scale)]
+    high = [file for file in files if is_high_resolution(file.stem)]
+    return (high, low) if low and len(low) + len(high) == len(files) else (files, [])
+
+
+def _pair(hr: Path, folder: Path, lr: Path | None, scale: int) -> Pair:
+    return Pair(relative_stem(hr, folder), printable(hr.name), hr, lr, scale)
 
 
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
-    """The pairs with ids: the HR file's name, after as many of its folders' as tell it from files of the same name."""
-    ids = {pair.hr: _safe(pair.hr.stem) for pair in pairs}
-    for depth in range(1, max((len(pair.hr.parts) for pair in pairs), default=1)):
-        taken = Counter(ids.values())
-        for path in ids:
-            if taken[ids[path]] > 1:
-                ids[path] = _safe("-".join([*path.parts[-1 - depth : -1], path.stem]))
+    """The pairs with ids: the HR file's path under its folder, after as many folders above it as tell it apart."""
+    paths = {pair.hr: pair.id for pair in pairs}
+    taken = Counter((folder, _safe(stem)) for folder, stem in {(path.parent, stem) for path, stem in paths.items()})
+    stems = {path: _distinct(stem, taken[path.parent, _safe(stem)] > 1) for path, stem in paths.items()}
+    above = {path: path.parts[: -1 - stem.count("/")] for path, stem in paths.items()}
+    ids = dict(stems)
+    for depth in range(1, max(map(len, above.values()), default=0) + 1):
+        counts = Counter(ids.values())
+        for path, stem in stems.items():
+            if counts[ids[path]] > 1:
+                ids[path] = _safe("-".join([*above[path][-depth:], stem]))
     seen: dict[str, Path] = {}
     for pair in pairs:
-        if ids[pair.hr] in seen:
-            faults.append(f"{pair.hr}: would have the same id as {seen[ids[pair.hr]]}: {ids[pair.hr]}")
-        seen[ids[pair.hr]] = pair.hr
+        name = ids[pair.hr]
+        if name in seen:
+            faults.append(f"{pair.hr}: would have the same id as {seen[name]}: {name}")
+        seen[name] = pair.hr
     return [replace(pair, id=ids[pair.hr]) for pair in pairs]
 
 
@@ -189,30 +234,52 @@ def _safe(name: str) -> str:
     return name if name[:1].isalnum() else f"i{name}"
 
 
-def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair:
-    """The pair with its LR size, if the headers of its files agree on it."""
-    sizes = []
-    for path in pair.files:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size[::-1])
-                modes[image.mode] += 1
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            faults.append(f"{path}: {_reason(error)}")
-            return pair
-    (height, width), scale = sizes[-1], pair.scale
-    if pair.lr is None and min(height, width) < scale:
+def _distinct(name: str, shared: bool) -> str:
+    """The name as an id; with a hash of it where others have the same, or nothing of it is left, or it is too long."""
+    safe = _safe(name)
+    if not shared and len(safe) <= LONGEST_ID and re.search("[A-Za-z0-9]", name) and not safe.endswith(UNFINISHED):
+        return safe
+    return f"{safe[:LONGEST_ID]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def checked(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:
+    """The pairs whose files' headers agree on a size, which is filled in; the others are added to `faults`."""
+    modes: Counter[str] = Counter()
+    sized = [_with_size(pair, modes, faults) for pair in pairs]
+    fitting = [pair for pair in sized if pair is not None]
+    _say_once(fitting, modes)
+    return fitting
+
+
+def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair | None:
+    try:
+        headers = [read_header(path) for path in pair.files]
+    except UnreadableImage as error:
+        faults.append(str(error))
+        return None
+    modes.update(header.mode for header in headers)
+    (height, width), scale = headers[-1].size, pair.scale
+    lr_size = headers[0].size if pair.lr else (height // scale, width // scale)
+    if not min(lr_size):
         faults.append(f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}")
-    if pair.lr is not None and (height, width) != tuple(n * scale for n in sizes[0]):
-        lr = f"{sizes[0][0]} x {sizes[0][1]}"
+        return None
+    if (height // scale, width // scale) != lr_size:
+        lr = f"{lr_size[0]} x {lr_size[1]}"
         faults.append(f"{pair.hr}: {height} x {width} is not {scale} times {pair.lr.name}, {lr}")
-    return replace(pair, lr_size=(height // scale, width // scale))
+        return None
+    return replace(pair, lr_size=lr_size, cut=pair.lr is not None and bool(height % scale or width % scale))
 
 
 def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
     made = sum(pair.lr is None for pair in pairs)
     if made:
         log.info("LR of %d images is made by bicubic x%d, HR cut to multiples of it", made, pairs[0].scale)
+    cut = [pair.name for pair in pairs if pair.cut]
+    if cut:
+        scale = pairs[0].scale
+        log.warning(
+            "HR of %d images is cut at the right and below to %d times its LR: %s", len(cut), scale, in_short(cut)
+        )
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
     if other:
         log.warning("converted to RGB (grey repeated, alpha left out): %s", other)

@@ -15,7 +15,9 @@ from championship_sr.evaluate.commands import evaluate, upscale
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
 from championship_sr.evaluate.diffusion.lora import merge_lora
-from championship_sr.evaluate.inference.pictures import Picture, read_picture, write_picture
+from championship_sr.evaluate.inference.pictures import write_picture
+from championship_sr.extract.decode import read_picture
+from championship_sr.extract.picture import Picture
 from championship_sr.store.errors import ConfigError, WeightsError
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusion")

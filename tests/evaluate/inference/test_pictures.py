@@ -7,16 +7,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from championship_sr.evaluate.inference.pictures import (
-    EXIF_HEIGHT,
-    EXIF_IFD,
-    EXIF_WIDTH,
-    Picture,
-    from_pil,
-    read_picture,
-    to_pil,
-    write_picture,
-)
+from championship_sr.evaluate.inference.pictures import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, to_pil, write_picture
+from championship_sr.extract.decode import read_picture
+from championship_sr.extract.picture import Picture, from_pil
 from championship_sr.store.errors import ConfigError, StoreError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -116,13 +109,13 @@ def test_a_truncated_image_is_refused(tmp_path, name, dtype):
     whole = tmp_path / name
     write_picture(whole, picture(dtype))
     whole.write_bytes(whole.read_bytes()[:-4000])
-    with pytest.raises(StoreError, match=rf"{name}: (damaged|not a readable) image"):
+    with pytest.raises(StoreError, match=rf"{name}: (truncated or damaged|not an) image"):
         read_picture(whole)
 
 
 def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"text")
-    with pytest.raises(StoreError, match="not a readable image"):
+    with pytest.raises(StoreError, match="not an image of a known format"):
         read_picture(tmp_path / "a.png")
     with pytest.raises(StoreError, match="no such file"):
         read_picture(tmp_path / "b.png")

@@ -1,6 +1,7 @@
 """The command line: `python pipeline.py COMMAND`, installed as `championship-sr`."""
 
 import importlib
+import io
 import logging
 import sys
 import warnings
@@ -71,13 +72,25 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more of what is done.")
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Read pictures of up to this size, in millions of pixels. Default: 179; larger ones are refused.",
+)
 @click.version_option(package_name="championship-sr")
-def cli(debug: bool, verbose: bool) -> None:
+def cli(debug: bool, verbose: bool, max_megapixels: float | None) -> None:
     """Train a fusion of frozen super-resolution experts from a feature store.
 
     extract runs the experts once, train maps what they said, evaluate shows what the fusion adds.
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged or large picture is said in one line
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are no UTF-8 are printed as they are
+    if max_megapixels:
+        from championship_sr.extract.picture import allow_megapixels
+
+        allow_megapixels(max_megapixels)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 

@@ -1,5 +1,6 @@
 """What evaluation adds to `train.metrics`: metrics by name, their protocol in words, and the learned ones."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from championship_sr.store.errors import ConfigError, WeightsError
-from championship_sr.train.metrics import psnr, rgb_to_y, ssim
+from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, ssim
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,13 @@ class Scorer:
         self._hr_y = rgb_to_y(self._hr)
 
     def __call__(self, sr: np.ndarray) -> dict[str, float]:
-        """Metric -> value of an image (H, W, 3) in uint8; inf where it equals HR."""
+        """Metric -> value of an image (H, W, 3) in uint8; inf where it equals HR, nan where SSIM has no window."""
         image = to_tensor(sr)
         return {name: self._score(name, image) for name in self.metrics}
 
     def _score(self, name: str, sr: Tensor) -> float:
+        if name.startswith("ssim") and min(sr.shape[-2:]) - 2 * self.border < SSIM_WINDOW:
+            return math.nan
         if name in ("psnr_y", "ssim_y"):
             metric = psnr if name == "psnr_y" else ssim
             return metric(rgb_to_y(sr), self._hr_y, border=self.border).item()

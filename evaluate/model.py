@@ -20,7 +20,7 @@ from championship_sr.extract.decode import read_picture
 from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
-from championship_sr.extract.picture import Picture, from_pil
+from championship_sr.extract.picture import Picture, filled, from_pil
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
 
@@ -75,13 +75,13 @@ class Model:
 
         progress  called with the number of LR pixels after each tile
         """
-        return self._like(picture, self._image(chw(picture.pixels), self_ensemble, progress))
+        return self._like(picture, self._image(chw(filled(picture)), self_ensemble, progress))
 
     def upscale_by_experts(
         self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None
     ) -> dict[str, Picture]:
         """Expert -> its own SR picture."""
-        result = self.run(chw(picture.pixels), networks=False, self_ensemble=self_ensemble, progress=progress)
+        result = self.run(chw(filled(picture)), networks=False, self_ensemble=self_ensemble, progress=progress)
         return {name: self._like(picture, image) for name, image in result.images.items()}
 
     def run(

@@ -74,7 +74,8 @@ def read_header(path: Path) -> Header:
         if page is not None:
             return Header(size_of_page(page), page.photometric.name)
         with Image.open(path, formats=CONTENTS) as image:
-            return Header(upright_size(image.height, image.width, _exif_of(image, path)[1]), image.mode)
+            orientation = 1 if image.format == "TIFF" else _exif_of(image, path)[1]  # Pillow turns TIFF itself
+            return Header(upright_size(image.height, image.width, orientation), image.mode)
 
 
 def read_picture(path: Path) -> Picture:

@@ -9,6 +9,7 @@ import tifffile
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffPage
 
 from championship_sr.extract.picture import Picture, check_size, from_channels, log, sixteen_bit, upright, upright_size
+from championship_sr.store.errors import StoreError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION, ICC = 274, 34675  # TIFF 6.0, section 8; ICC.1:2022, annex B.4
@@ -39,13 +40,13 @@ def size_of_page(page: TiffPage) -> tuple[int, int]:
 def picture_of_page(page: TiffPage) -> Picture:
     """The picture, with 16 bits a channel.
 
-    raises  ValueError for what has no agreed range of values or no agreed colours, or is damaged
+    raises  StoreError for what has no agreed range of values or no agreed colours
     """
     check_size(page.imagelength, page.imagewidth)
     if page.photometric not in KNOWN or page.samplesperpixel > 4 or page.imagedepth != 1:
-        raise ValueError(_kind(page) + "; convert it to grey or RGB")
+        raise StoreError(_kind(page) + "; convert it to grey or RGB")
     if page.dtype is None or not (page.dtype.kind == "f" or (page.dtype == np.uint16 and page.bitspersample == 16)):
-        raise ValueError(_kind(page) + "; expected 8 or 16 bits, or floating point in 0..1")
+        raise StoreError(_kind(page) + "; expected 8 or 16 bits, or floating point in 0..1")
     values = page.asarray()
     values = sixteen_bit(values) if page.dtype.kind == "f" else values
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)

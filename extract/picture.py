@@ -1,16 +1,19 @@
 """A photograph in memory: upright, 8 or 16 bits a channel, with what its file says beside the pixels."""
 
 import logging
+import os
 import struct
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import ExifTags, Image
+from scipy.ndimage import distance_transform_edt
 
 from championship_sr.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
+LIMIT_VARIABLE = "CHAMPIONSHIP_SR_MAX_MEGAPIXELS"
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height; Exif 2.32, table 6
 ORIENTATION = ExifTags.Base.Orientation
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -46,6 +49,16 @@ def limit_megapixels() -> float:
     return 2 * Image.MAX_IMAGE_PIXELS / 1e6 if Image.MAX_IMAGE_PIXELS else float("inf")
 
 
+def allow_megapixels(limit: float) -> None:
+    """Reads pictures of up to `limit` million pixels, here and in processes that are started from here."""
+    os.environ[LIMIT_VARIABLE] = str(limit)
+    Image.MAX_IMAGE_PIXELS = max(1, int(limit * 1e6 / 2))  # Pillow warns of more, and refuses more than twice as many
+
+
+if LIMIT_VARIABLE in os.environ:
+    allow_megapixels(float(os.environ[LIMIT_VARIABLE]))
+
+
 def check_size(rows: int, columns: int) -> None:
     """Raises DecompressionBombError for a picture over Pillow's limit, where Pillow has not looked."""
     if rows * columns > limit_megapixels() * 1e6:
@@ -77,6 +90,17 @@ def _pixels_of(image: Image.Image) -> Picture:
     values = np.asarray(image.convert("RGBA" if transparent else "RGB"))
     alpha = np.ascontiguousarray(values[..., 3]) if transparent else None
     return Picture(np.ascontiguousarray(values[..., :3]), alpha, image.mode in ("1", "L", "LA", "La"))
+
+
+def filled(picture: Picture) -> np.ndarray:
+    """The pixels, those that cannot be seen having the colour of the nearest one that can.
+
+    Editors leave black under transparent parts; a network would draw it into the rim.
+    """
+    if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
+        return picture.pixels
+    rows, columns = distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
+    return picture.pixels[rows, columns]
 
 
 def from_channels(values: np.ndarray, icc: bytes = b"") -> Picture:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
-from championship_sr.extract.decode import is_image, read_picture
-from championship_sr.extract.images.pairs import joined
+from championship_sr.extract.decode import UnreadableImage, read_header, read_picture
+from championship_sr.extract.images.pairs import image_files, joined, warn_of_nested
+from championship_sr.extract.names import printable
 from championship_sr.extract.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
@@ -42,9 +42,9 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
 
     raises  StoreError if an input cannot be read, or names, number or sizes of the results do not fit the inputs
     """
-    inputs = sorted(path for path in lr.iterdir() if is_image(path))
-    if not inputs:
-        raise StoreError(f"{lr}: no images in it")
+    inputs = image_files(lr, nested=False)
+    warn_of_nested(lr)
+    _check_names(inputs)
     results = out / RESULTS
     check_writable(results)
     seconds = _seconds(out)
@@ -62,6 +62,18 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
     each = sum(seconds[path.name] for path in inputs) / len(inputs)
     (out / README).write_text(readme(each, model.device.type != "cpu", facts), encoding="utf-8")
     return Submission(_pack(inputs, out), len(inputs), each)
+
+
+def _check_names(inputs: Sequence[Path]) -> None:
+    """Raises StoreError listing the inputs whose results would have one name, or one that a zip cannot hold."""
+    faults = [f"{printable(path.name)}: the name is no UTF-8" for path in inputs if printable(path.name) != path.name]
+    first: dict[str, Path] = {}
+    for path in inputs:
+        other = first.setdefault(path.stem, path)
+        if other != path:
+            faults.append(f"{path.name} and {other.name}: both results would be {path.stem}.png; leave one out")
+    if faults:
+        raise StoreError(f"{inputs[0].parent}: {joined(faults)}")
 
 
 def readme(seconds: float, gpu: bool, facts: Facts) -> str:
@@ -89,16 +101,15 @@ def check(inputs: Sequence[Path], results: Path, scale: int) -> None:
 
 
 def _faults(result: Path, source: Path, scale: int) -> list[str]:
-    with Image.open(source) as image:
-        size = tuple(n * scale for n in image.size)
+    rows, columns = (n * scale for n in read_header(source).size)
     try:
-        with Image.open(result) as image:
-            image.load()
-            if image.size != size:
-                return [f"{result.name}: {image.size[0]} x {image.size[1]}, expected {size[0]} x {size[1]}"]
-            return [] if image.mode == "RGB" else [f"{result.name}: of mode {image.mode}, expected RGB"]
-    except (OSError, SyntaxError) as error:
-        return [f"{result.name}: unreadable: {' '.join(str(error).split())}"]
+        read_picture(result)
+        header = read_header(result)
+    except UnreadableImage as error:
+        return [f"{result.name}: unreadable: {str(error).removeprefix(f'{result}: ')}"]
+    if header.size != (rows, columns):
+        return [f"{result.name}: {header.size[1]} x {header.size[0]}, expected {columns} x {rows}"]
+    return [] if header.mode == "RGB" else [f"{result.name}: of mode {header.mode}, expected RGB"]
 
 
 def _pack(inputs: Sequence[Path], out: Path) -> Path:

@@ -5,15 +5,15 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from championship_sr.evaluate.inference.pictures import check_writable, format_of, write_picture
 from championship_sr.evaluate.model import Model
-from championship_sr.extract.decode import is_image, read_picture
-from championship_sr.extract.images.pairs import joined
+from championship_sr.extract.decode import UnreadableImage, is_image, read_header, read_picture
+from championship_sr.extract.images.pairs import joined, warn_of_nested
 from championship_sr.extract.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
@@ -38,7 +38,8 @@ def find_inputs(given: str) -> list[Path]:
     """
     path = Path(given)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if is_image(file))
+        found = sorted(file for file in path.iterdir() if is_image(file) and not file.is_dir())
+        warn_of_nested(path)
     elif path.exists():
         found = [path]
     else:
@@ -116,7 +117,6 @@ def _results(model: Model, picture: Picture, options: UpscaleOptions, bar: tqdm)
 
 def _pixels(path: Path) -> int:
     try:
-        with Image.open(path) as image:
-            return image.width * image.height
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return prod(read_header(path).size)
+    except UnreadableImage:
         return 0  # found out, and said, when it is read

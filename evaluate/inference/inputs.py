@@ -82,8 +82,8 @@ class LiveInputs:
         return lr, torch.stack(images, dim=1), features
 
     def _answer(self, expert: LoadedExpert, y: int, x: int, rows: int, cols: int) -> tuple[Tensor, dict[str, Tensor]]:
-        # begun where one of the expert's attention windows begins, so that they lie as in the whole image
-        up, left, s = y % expert.multiple_px, x % expert.multiple_px, self.scale
+        # begun where extraction's tiles may begin, so that attention windows lie as in the whole image
+        up, left, s = y % expert.align_px, x % expert.align_px, self.scale
         image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols].to(self._device))
         return image[..., up * s :, left * s :], {name: tap[..., up:, left:] for name, tap in taps.items()}
 

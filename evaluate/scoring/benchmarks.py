@@ -5,7 +5,7 @@ from pathlib import Path
 
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.decode import is_image
-from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs
+from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs, joined
 from championship_sr.store.errors import StoreError
 
 # HR folder, LR folder, under a benchmark's own folder, besides those that extraction knows
@@ -26,15 +26,17 @@ def find_benchmarks(folder: Path, scale: int, left_out: list[str]) -> dict[str, 
     left_out  takes what does not fit
     raises    StoreError if there is none
     """
-    found: dict[str, list[Pair]] = {}
+    sets: dict[str, list[Pair]] = {}
     for child in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        inside = any(path.is_relative_to(child) for pairs in found.values() for pair in pairs for path in pair.files)
+        inside = any(path.is_relative_to(child) for pairs in sets.values() for pair in pairs for path in pair.files)
         pairs = [] if inside else benchmark_pairs(child, scale, left_out)
         if pairs:
-            found[child.resolve().name] = pairs
-    if not found:
+            sets[child.resolve().name] = pairs
+    if not sets and left_out:
+        raise StoreError(f"{folder}: no image can be scored: {joined(left_out)}")
+    if not sets:
         raise StoreError(f"{folder}: no benchmark in a known layout, such as Set5/HR with Set5/LR_bicubic/X{scale}")
-    return found
+    return sets
 
 
 def benchmark_pairs(folder: Path, scale: int, left_out: list[str]) -> list[Pair]:
@@ -43,24 +45,15 @@ def benchmark_pairs(folder: Path, scale: int, left_out: list[str]) -> list[Pair]
         return find_pairs(DataConfig(roots=(str(folder),), split="val"), scale, left_out)
     same = folder / SAME_FOLDER.format(s=scale)
     if same.is_dir():
-        return list(_pairs_in_one_folder(same, scale, left_out))
+        return find_pairs(DataConfig(hr=(str(same),), lr=(str(same),)), scale, left_out)
     for hr, lr in _more_layouts(folder, scale):
         if hr.is_dir() and (lr is None or lr.is_dir()):
             return find_pairs(DataConfig(hr=(str(hr),), lr=(str(lr),) if lr else ()), scale, left_out)
     if folder.is_dir() and any(is_image(path) for path in folder.iterdir()):
-        return find_pairs(DataConfig(hr=(str(folder),)), scale, left_out)
+        return find_pairs(DataConfig(hr=(str(folder),)), scale, left_out, nested=False)
     return []
 
 
 def _more_layouts(folder: Path, scale: int) -> Iterator[tuple[Path, Path | None]]:
     for hr, lr in MORE_LAYOUTS:
         yield folder / hr.format(s=scale), folder / lr.format(s=scale) if lr else None
-
-
-def _pairs_in_one_folder(folder: Path, scale: int, left_out: list[str]) -> Iterator[Pair]:
-    for hr in sorted(path for path in folder.iterdir() if is_image(path) and path.stem.endswith("_HR")):
-        lr = hr.with_stem(hr.stem.removesuffix("_HR") + "_LR")
-        if lr.exists():
-            yield Pair(hr.stem.removesuffix(f"_SRF_{scale}_HR"), hr.name, hr, lr, scale)
-        else:
-            left_out.append(f"{hr}: has no LR image {lr.name}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8,
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from championship_sr.evaluate.scoring.baselines import images_of
 from championship_sr.evaluate.scoring.cases import Case
-from championship_sr.evaluate.scoring.scores import Scores, best_per_image
+from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean_of
 from championship_sr.extract.decode import UnreadableImage
 from championship_sr.extract.experts.expert import resolve_device
-from championship_sr.extract.images.pairs import joined
+from championship_sr.extract.images.pairs import in_short, joined
 from championship_sr.store.errors import StoreError
 
 
@@ -102,6 +103,9 @@ class _Comparison:
         """Scores the image, one of `total`, by every method that needs it only once."""
         lr, hr = case.pair()
         _check_sizes(case.name, lr, hr, self.scale)
+        if min(hr.shape[:2]) <= 2 * self.border:
+            size = f"{hr.shape[1]} x {hr.shape[0]}"
+            raise UnreadableImage(f"{case.name}: of {size} pixels nothing is left after cutting {self.border}")
         inputs = case.inputs("identity", self.plan.experts)
         with peak_memory(self.device) as peak:
             result = run(inputs, self.networks, self.tiling, keep_experts=True)
@@ -138,7 +142,7 @@ class _Comparison:
             seconds={part: tuple(values) for part, values in table.seconds.items()},
             peak_mib=tuple(table.peaks),
             weights=dict(self.plan.weights) if self.plan.weights else None,
-            notes=tuple(self.plan.notes),
+            notes=(*self.plan.notes, *_notes_on_small_images(table)),
             left_out=tuple(left_out),
             bootstrap=config.bootstrap,
             seed=config.seed,
@@ -174,6 +178,15 @@ def _check_sizes(name: str, lr: np.ndarray, hr: np.ndarray, scale: int) -> None:
         )
 
 
+def _notes_on_small_images(table: "_Table") -> list[str]:
+    notes = []
+    for metric, methods in table.values.items():
+        without = [name for name, value in zip(table.names, next(iter(methods.values())), strict=True) if isnan(value)]
+        if without:
+            notes.append(f"no {METRICS[metric].title} of images smaller than its window: {in_short(without)}")
+    return notes
+
+
 class _Table:
     """Scores as they come in."""
 
@@ -200,4 +213,4 @@ class _Table:
         metric, methods = next(iter(self.values.items()))
         sign = 1 if METRICS[metric].higher_is_better else -1
         experts = [method for method in methods if method.startswith(EXPERT)]
-        return max(experts, key=lambda method: sign * np.mean(methods[method])).removeprefix(EXPERT)
+        return max(experts, key=lambda method: sign * mean_of(methods[method])).removeprefix(EXPERT)

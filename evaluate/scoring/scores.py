@@ -30,7 +30,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Scores:
-    """One value per metric, method and image; nothing is left out of a mean, not even inf."""
+    """One value per metric, method and image; nothing that was scored is left out of a mean, not even inf.
+
+    An image too small for a metric has nan there, for every method.
+    """
 
     protocol: str
     images: tuple[str, ...]
@@ -61,10 +64,10 @@ class Scores:
 
     def mean(self, metric: str, method: str) -> float:
         """The mean over images."""
-        return float(np.mean(self.values[metric][method]))
+        return mean_of(self.values[metric][method])
 
     def differences(self, metric: str, method: str, against: str) -> np.ndarray:
-        """How much better `method` is on each image; 0 where both are infinitely good."""
+        """How much better `method` is on each image; 0 where both are infinitely good, nan without a score."""
         ours, theirs = (np.asarray(self.values[metric][name]) for name in (method, against))
         with np.errstate(invalid="ignore"):
             difference = np.where(ours == theirs, 0.0, ours - theirs)
@@ -79,6 +82,9 @@ class Scores:
 
     def _bootstrapped(self, metric: str, method: str, against: str) -> Gain:
         difference = self.differences(metric, method, against)
+        difference = difference[~np.isnan(difference)]
+        if not difference.size:
+            return Gain(math.nan, math.nan, math.nan, 0, 0, 0)
         rng = np.random.default_rng(self.seed)
         picked = rng.integers(len(difference), size=(self.bootstrap, len(difference)))
         # inverted_cdf does not interpolate: between inf and inf there would be nan
@@ -189,6 +195,12 @@ class Scores:
             experts = {row(k).title: v for k, v in means.items() if row(k).kind == "expert"}
             result[metric] = {k: v for k, v in means.items() if row(k).kind != "expert"} | {"experts": experts}
         return finite(result)
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean of the values that there are; nan where there is none."""
+    scored = [value for value in values if not math.isnan(value)]
+    return float(np.mean(scored)) if scored else math.nan
 
 
 def labelled(method: str) -> str:

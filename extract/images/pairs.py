@@ -14,7 +14,14 @@ import numpy as np
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
 from championship_sr.extract.images.bicubic import downscale
-from championship_sr.extract.names import is_high_resolution, is_low_resolution, match_names, printable, relative_stem
+from championship_sr.extract.names import (
+    is_high_resolution,
+    is_low_resolution,
+    match_names,
+    printable,
+    relative_stem,
+    without_ending,
+)
 from championship_sr.extract.picture import eight_bit
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import UNFINISHED
@@ -69,19 +76,24 @@ class Pair:
         hr = decode(self.hr)
         height, width = (n - n % self.scale for n in hr.shape[:2])
         hr = np.ascontiguousarray(hr[:height, :width])
-        return eight_bit(downscale(hr, self.scale) if self.lr is None else decode(self.lr)), hr
+        lr = eight_bit(downscale(hr, self.scale) if self.lr is None else decode(self.lr))
+        if tuple(n * self.scale for n in lr.shape[:2]) != hr.shape[:2]:
+            sizes = " and ".join(f"{image.shape[0]} x {image.shape[1]}" for image in (hr, lr))
+            raise UnreadableImage(f"{self.hr}: it and {self.lr} have {sizes} pixels, which is not {self.scale} times")
+        return lr, hr
 
 
-def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None) -> list[Pair]:
+def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None, *, nested: bool = True) -> list[Pair]:
     """Every pair of the data, in the order of the folders, then of the names.
 
+    nested    also the images in the folders under those that are named
     left_out  takes what does not fit, for those who go on without it
     raises    StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
               files that are no images; for empty folders always
     """
     folders = _folders(data, scale)
     faults: list[str] = []
-    pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, faults)]
+    pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, nested, faults)]
     pairs = checked(_with_ids(pairs, faults), faults)
     faults = [printable(fault) for fault in faults]
     if faults and left_out is None:
@@ -172,14 +184,15 @@ def warn_of_nested(folder: Path) -> None:
         log.warning("%s: images in folders under it are not read: %s", folder, in_short(skipped))
 
 
-def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[str]) -> list[Pair]:
-    hr_files = image_files(hr_folder)
-    lr_files = image_files(lr_folder) if lr_folder else []
-    if not lr_folder or lr_folder.resolve() == hr_folder.resolve():
-        hr_files, lr_files = _of_one_folder(hr_files, scale)
-        lr_folder = hr_folder if lr_files else None
+def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, nested: bool, faults: list[str]) -> list[Pair]:
+    hr_files = image_files(hr_folder, nested=nested)
+    lr_files = image_files(lr_folder, nested=nested) if lr_folder else []
+    high, low = _of_one_folder(hr_files, scale)
+    shared = bool(low) and (lr_folder is None or lr_folder.resolve() == hr_folder.resolve())
+    if shared:
+        hr_files, lr_files, lr_folder = high, low, hr_folder
     if lr_folder is None:
-        return [_pair(hr, hr_folder, None, scale) for hr in hr_files]
+        return [_pair(hr, relative_stem(hr, hr_folder), None, scale) for hr in hr_files]
     names = {hr: relative_stem(hr, hr_folder) for hr in hr_files}
     paths: dict[str, list[Path]] = {}
     for lr in lr_files:
@@ -191,7 +204,7 @@ def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, faults: list[
     faults += [f"{hr}: has no LR image in {lr_folder}" for hr in hr_files if names[hr] in matches.missing]
     faults += [f"{path}: has no HR image in {hr_folder}" for stem in matches.unused for path in paths[stem]]
     return [
-        _pair(hr, hr_folder, paths[matches.files[name]][0], scale)
+        _pair(hr, without_ending(name, scale) if shared else name, paths[matches.files[name]][0], scale)
         for hr, name in names.items()
         if name in matches.files
     ]
@@ -204,8 +217,8 @@ def _of_one_folder(files: list[Path], scale: int) -> tuple[list[Path], list[Path
     return (high, low) if low and len(low) + len(high) == len(files) else (files, [])
 
 
-def _pair(hr: Path, folder: Path, lr: Path | None, scale: int) -> Pair:
-    return Pair(relative_stem(hr, folder), printable(hr.name), hr, lr, scale)
+def _pair(hr: Path, stem: str, lr: Path | None, scale: int) -> Pair:
+    return Pair(stem, printable(hr.name), hr, lr, scale)
 
 
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:

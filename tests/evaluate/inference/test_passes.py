@@ -18,7 +18,7 @@ WHOLE = Tiling(tile_px=1000, halo_px=0, blend_px=0)
 class Expert:
     """Nearest-neighbour enlargement plus what a 5 x 5 blur says, so that it sees two pixels around."""
 
-    scale, multiple_px = SCALE, 1
+    scale, align_px = SCALE, 1
 
     def __init__(self, name: str, gain: float) -> None:
         self.name, self.gain = name, gain

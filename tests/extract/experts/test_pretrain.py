@@ -91,7 +91,7 @@ def test_unknown_networks_and_folders_without_images_are_refused(make_config, tm
     with pytest.raises(ConfigError, match=r"pretrain.network=extract.edsr:EDRS"):
         build_network("extract.edsr:EDRS", {})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="empty: no images found"):
+    with pytest.raises(StoreError, match="empty: no images in it"):
         load_pairs((str(tmp_path / "empty"),), 4)
 
 

@@ -88,7 +88,7 @@ def cli(debug: bool, verbose: bool, max_megapixels: float | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are no UTF-8 are printed as they are
     if max_megapixels:
-        from championship_sr.extract.picture import allow_megapixels
+        from championship_sr.extract.images.picture import allow_megapixels
 
         allow_megapixels(max_megapixels)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")

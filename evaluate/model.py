@@ -16,11 +16,11 @@ from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc
 from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
-from championship_sr.extract.decode import read_picture
 from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
-from championship_sr.extract.picture import Picture, filled, from_pil
+from championship_sr.extract.images.decode import read_picture
+from championship_sr.extract.images.picture import Picture, filled, from_pil
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
-from championship_sr.extract.decode import UnreadableImage, read_header, read_picture
+from championship_sr.extract.images.decode import UnreadableImage, read_header, read_picture
+from championship_sr.extract.images.names import printable
 from championship_sr.extract.images.pairs import image_files, joined, warn_of_nested
-from championship_sr.extract.names import printable
-from championship_sr.extract.picture import Picture
+from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
 RESULTS, README, TIMES, ZIP = "results", "readme.txt", "seconds.csv", "submission.zip"

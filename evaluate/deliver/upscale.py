@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from championship_sr.evaluate.inference.pictures import check_writable, format_of, write_picture
 from championship_sr.evaluate.model import Model
-from championship_sr.extract.decode import UnreadableImage, is_image, read_header, read_picture
+from championship_sr.extract.images.decode import UnreadableImage, is_image, read_header, read_picture
 from championship_sr.extract.images.pairs import joined, warn_of_nested
-from championship_sr.extract.picture import Picture
+from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from championship_sr.extract.decode import EXIF_START
-from championship_sr.extract.picture import BROKEN_EXIF, Picture, eight_bit
+from championship_sr.extract.images.decode import EXIF_START
+from championship_sr.extract.images.picture import BROKEN_EXIF, Picture, eight_bit
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, row
 from championship_sr.evaluate.metrics import to_tensor
 from championship_sr.evaluate.report.colours import categories, data_uri
 from championship_sr.evaluate.scoring.comparison import Pictures
-from championship_sr.extract.picture import eight_bit
+from championship_sr.extract.images.picture import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
 PAGE_BYTES = 27_000_000  # of all pictures of a page; with the rest of it less than 30 MB

@@ -10,7 +10,7 @@ from championship_sr.evaluate.inference.inputs import hwc
 from championship_sr.evaluate.methods import BICUBIC, CONVEX, EXPERT, MEAN, PER_PIXEL
 from championship_sr.evaluate.metrics import to_tensor
 from championship_sr.extract.images.bicubic import upscale
-from championship_sr.extract.picture import eight_bit
+from championship_sr.extract.images.picture import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
 

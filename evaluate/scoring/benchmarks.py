@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.decode import is_image
+from championship_sr.extract.images.decode import is_image
 from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs, joined
 from championship_sr.store.errors import StoreError
 

@@ -18,8 +18,8 @@ from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_le
 from championship_sr.evaluate.scoring.baselines import images_of
 from championship_sr.evaluate.scoring.cases import Case
 from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean_of
-from championship_sr.extract.decode import UnreadableImage
 from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import in_short, joined
 from championship_sr.store.errors import StoreError
 

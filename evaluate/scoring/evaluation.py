@@ -23,9 +23,9 @@ from championship_sr.evaluate.scoring.cases import (
 )
 from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
 from championship_sr.evaluate.scoring.scores import Scores
-from championship_sr.extract.decode import UnreadableImage
 from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
 from championship_sr.extract.experts.recorded import live_expert
+from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.identify import sha256_of
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError

@@ -78,12 +78,12 @@ def check(entries, path, assignments, scale, precision, turned, image, random_we
     """Load each expert, run a small image, and check scale, taps, finiteness and determinism."""
     import torch
 
-    from championship_sr.extract.decode import decode
     from championship_sr.extract.experts.check import check as run
     from championship_sr.extract.experts.check import equivariance
     from championship_sr.extract.experts.expert import load_expert, resolve_device
     from championship_sr.extract.experts.tiling import as_input
-    from championship_sr.extract.picture import eight_bit
+    from championship_sr.extract.images.decode import decode
+    from championship_sr.extract.images.picture import eight_bit
 
     lr = eight_bit(decode(image)) if image else np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     results = []
@@ -153,11 +153,11 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
     import torch
 
     from championship_sr.extract.bench.tiling_error import tiling_errors
-    from championship_sr.extract.decode import decode
     from championship_sr.extract.experts.expert import load_expert, resolve_device
     from championship_sr.extract.experts.tiling import as_input
+    from championship_sr.extract.images.decode import decode
     from championship_sr.extract.images.pairs import image_files
-    from championship_sr.extract.picture import eight_bit
+    from championship_sr.extract.images.picture import eight_bit
 
     lrs = [as_input(eight_bit(decode(path))) for path in image_files(folder)]
     lrs = [lr for lr in lrs if max(lr.shape[-2:]) > tile_px][:limit]

@@ -16,6 +16,9 @@ from tqdm import tqdm
 from championship_sr.extract.config import PretrainConfig
 from championship_sr.extract.experts.networks import build_network
 from championship_sr.extract.images.bicubic import downscale
+from championship_sr.extract.images.decode import decode
+from championship_sr.extract.images.pairs import image_files
+from championship_sr.extract.images.picture import eight_bit
 from championship_sr.store.errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -26,10 +29,6 @@ GRL_SIZE_BUFFERS = ("table_w", "table_sh", "index_sh_a2w")
 
 def load_pairs(folders: tuple[str, ...], scale: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(LR, HR) of every image in the folders, (h, w, 3) and (H, W, 3) uint8; LR by the bicubic recipe."""
-    from championship_sr.extract.decode import decode  # not above: the configuration imports this module
-    from championship_sr.extract.images.pairs import image_files
-    from championship_sr.extract.picture import eight_bit
-
     paths = [path for folder in folders for path in image_files(Path(folder))]
     pairs = []
     for path in tqdm(paths, desc="reading", unit="image", disable=None):

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from championship_sr.extract.decode import UnreadableImage
+from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.store.format.layout import SOURCES_FILE
 

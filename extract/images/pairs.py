@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
 from championship_sr.extract.images.bicubic import downscale
-from championship_sr.extract.names import (
+from championship_sr.extract.images.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
+from championship_sr.extract.images.names import (
     is_high_resolution,
     is_low_resolution,
     match_names,
@@ -22,7 +22,7 @@ from championship_sr.extract.names import (
     relative_stem,
     without_ending,
 )
-from championship_sr.extract.picture import eight_bit
+from championship_sr.extract.images.picture import eight_bit
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import UNFINISHED
 

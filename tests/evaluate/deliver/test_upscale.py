@@ -8,9 +8,9 @@ from PIL import Image
 from championship_sr import load
 from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, plan_outputs, upscale_files
 from championship_sr.evaluate.inference.pictures import write_picture
-from championship_sr.extract.decode import read_picture
 from championship_sr.extract.images.bicubic import upscale
-from championship_sr.extract.picture import Picture
+from championship_sr.extract.images.decode import read_picture
+from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import ConfigError, StoreError
 
 

@@ -16,8 +16,8 @@ from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
 from championship_sr.evaluate.diffusion.lora import merge_lora
 from championship_sr.evaluate.inference.pictures import write_picture
-from championship_sr.extract.decode import read_picture
-from championship_sr.extract.picture import Picture
+from championship_sr.extract.images.decode import read_picture
+from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import ConfigError, WeightsError
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusion")

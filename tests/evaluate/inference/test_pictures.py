@@ -8,8 +8,8 @@ import tifffile
 from PIL import Image, ImageCms
 
 from championship_sr.evaluate.inference.pictures import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, to_pil, write_picture
-from championship_sr.extract.decode import read_picture
-from championship_sr.extract.picture import Picture, from_pil
+from championship_sr.extract.images.decode import read_picture
+from championship_sr.extract.images.picture import Picture, from_pil
 from championship_sr.store.errors import ConfigError, StoreError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

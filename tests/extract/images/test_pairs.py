@@ -8,8 +8,8 @@ import tifffile
 from PIL import Image
 
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.decode import UnreadableImage, decode
 from championship_sr.extract.images.bicubic import downscale
+from championship_sr.extract.images.decode import UnreadableImage, decode
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import StoreError
 

@@ -10,8 +10,8 @@ from hypothesis.strategies import booleans, integers
 from PIL import Image, ImageCms
 
 from championship_sr.evaluate.inference.pictures import write_picture
-from championship_sr.extract.decode import UnreadableImage, read_picture
-from championship_sr.extract.picture import Picture
+from championship_sr.extract.images.decode import UnreadableImage, read_picture
+from championship_sr.extract.images.picture import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXIF = Image.Exif()

@@ -8,7 +8,15 @@ import numpy as np
 import tifffile
 from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffPage
 
-from championship_sr.extract.picture import Picture, check_size, from_channels, log, sixteen_bit, upright, upright_size
+from championship_sr.extract.images.picture import (
+    Picture,
+    check_size,
+    from_channels,
+    log,
+    sixteen_bit,
+    upright,
+    upright_size,
+)
 from championship_sr.store.errors import StoreError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

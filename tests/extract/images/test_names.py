@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import lists, sampled_from, text
 
-from championship_sr.extract.names import is_high_resolution, is_low_resolution, match_names, without_ending
+from championship_sr.extract.images.names import is_high_resolution, is_low_resolution, match_names, without_ending
 
 LR_ENDINGS = ("x4", "_x4", "X4", "_LR", "_LR4", "_bicLRx4", "_LRBI_x4", "x4m", "x4d", "_LRx4", "_lq", "x4_LR")
 RESULT_ENDINGS = (

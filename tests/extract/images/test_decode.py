@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import data, integers, sampled_from
 from PIL import Image, ImageOps
 
-from championship_sr.extract.decode import UnreadableImage, decode, read_header, read_picture
-from championship_sr.extract.picture import ORIENTATION, Picture, allow_megapixels, filled, from_pil
+from championship_sr.extract.images.decode import UnreadableImage, decode, read_header, read_picture
+from championship_sr.extract.images.picture import ORIENTATION, Picture, allow_megapixels, filled, from_pil
 from championship_sr.store.errors import StoreError
 
 RNG = np.random.default_rng(0)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +169,13 @@ def _table(scores: Scores) -> dict[str, Any]:
 def _images(scores: Scores) -> dict[str, str]:
     """The gain over the best expert, image by image."""
     metric, best = scores.metrics[0], headline.best_expert(scores)
-    differences = scores.differences(metric, FUSION, best).tolist()
+    differences = dict(zip(scores.images, scores.differences(metric, FUSION, best).tolist(), strict=True))
+    differences = {image: gain for image, gain in differences.items() if not isnan(gain)}
     unit = f"{METRICS[metric].title} over {row(best).title}"
     return {
         "best": row(best).title,
-        "bars": charts.bars(dict(zip(scores.images, differences, strict=True)), y_title=unit),
-        "histogram": charts.histogram(differences, x_title=unit),
+        "bars": charts.bars(differences, y_title=unit),
+        "histogram": charts.histogram(list(differences.values()), x_title=unit),
     }
 
 

@@ -45,6 +45,7 @@ class PretrainConfig:
 BUNDLED = "bundled:"  # weights that are package data, in extract/weights
 FEATURES = "features"  # the tap that training reads
 NO_TAP = "none"  # only the expert's SR images are kept
+NETWORK_KEYS = ("taps", "architecture", "hyperparameters", "window_px", "sha256", "pretrain")
 RESERVED_NAMES = ("lr", "hr", "sr")
 FULL_SIZE = ("hat-l", "drct-l", "grl-b", "edsr-l")
 
@@ -62,10 +63,11 @@ class TapConfig:
 
 @config_dataclass
 class ExpertConfig:
-    """A frozen network, its weights and its taps; docs/experts.md explains each key."""
+    """A frozen network, its weights and its taps, or the images that it made; docs/experts.md explains each key."""
 
     name: str
-    weights: str  # a path, or `bundled:file`
+    weights: str | None = None  # a path, or `bundled:file`
+    images: str | None = None  # in place of weights: a folder of SR images that another program has made
     tap: str | TapConfig | None = None  # short for taps: {features: ...}; `none`: only the SR images are kept
     taps: dict[str, str | TapConfig] = field(default_factory=dict)
     architecture: str | None = None  # package.module:factory; absent: spandrel recognises the file
@@ -79,6 +81,11 @@ class ExpertConfig:
 
     def __post_init__(self) -> None:
         checked_name(self.name, "name")
+        if bool(self.weights) == bool(self.images):
+            raise ValueError("give one of weights and images")
+        if self.images:
+            self._check_images()
+            return
         if bool(self.tap) == bool(self.taps):
             raise ValueError("give one of tap and taps")
         if self.points and FEATURES not in self.points:
@@ -94,10 +101,15 @@ class ExpertConfig:
         if self.window_px is not None and self.window_px < 1:
             raise ValueError(f"window_px must be at least 1, found {self.window_px}")
 
+    def _check_images(self) -> None:
+        given = [key for key in NETWORK_KEYS if getattr(self, key)]
+        if given or self.tap not in (None, NO_TAP):
+            raise ValueError(f"{given[0] if given else 'tap'} is of a network, and images have none; leave it out")
+
     @property
     def points(self) -> dict[str, TapConfig]:
         """Array name -> tap; none for an expert without features."""
-        if self.tap == NO_TAP:
+        if self.images or self.tap == NO_TAP:
             return {}
         taps = {FEATURES: self.tap} if self.tap else self.taps
         return {name: TapConfig(path=tap) if isinstance(tap, str) else tap for name, tap in taps.items()}

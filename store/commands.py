@@ -254,6 +254,8 @@ def _provenance(identity: Mapping[str, Any]) -> list[str]:
     shown = []
     if "weights_sha256" in identity:
         shown.append(f"weights {str(identity['weights_sha256'])[:12]}")
+    if "images" in identity:
+        shown.append(f"images of another program, sha256 {str(identity['images']['sha256'])[:12]}")
     if identity.get("random_weights"):
         shown.append("RANDOM WEIGHTS")
     if "recoded" in identity:

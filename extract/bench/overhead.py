@@ -82,7 +82,7 @@ class Bench:
 
     def _pairs(self) -> None:
         run = self.run
-        self.manifest, pairs = prepare(
+        self.manifest, pairs, _ = prepare(
             Path(run.store),
             run.data,
             scale=run.scale,

@@ -54,8 +54,8 @@ def list_experts(entries, path, assignments, scale, as_json):
     for item in found:
         millions = f"{item.parameters / 1e6:.2f} M" if item.parameters else "?"
         several = len(item.taps) > 1
-        taps = ", ".join(f"{name}: {path}" if several else path for name, path in item.taps.items())
-        channels = ", ".join(str(item.channels.get(name, "?")) for name in item.taps)
+        taps = ", ".join(f"{name}: {path}" if several else path for name, path in item.taps.items()) or "none"
+        channels = ", ".join(str(item.channels.get(name, "?")) for name in item.taps) or "none"
         where = f"on disk: {item.weights}" if item.state == "there" else item.state
         if item.state == "missing":
             where = f"missing: {item.weights}" + (f" from {item.url}" if item.url else "")

@@ -22,6 +22,7 @@ from championship_sr.extract.commands.options import (
     size_text,
     table,
 )
+from championship_sr.extract.config import chosen_experts
 from championship_sr.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def plan(
     if images:
         options |= {"store": store or ".", "data.hr": hr or ["."]}
     config = extract_config(path, assignments, options)
-    sizes = [_size(lr_size)] * images if images else planned_sizes(config)
+    sizes = [_size(lr_size)] * images if images else planned_sizes(config, chosen_experts(config, names))
     made = make(config, sizes, names, given_speeds(speeds))
     shared = None
     if nodes or gpus_per_node > 1:
@@ -166,13 +167,14 @@ def plan_text(made: "Plan") -> str:
     measured = any(expert.measured for expert in made.experts)
     rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec, "without features"]]
     for expert in made.experts:
-        notes = ["random weights"] * expert.random_weights + ["speed given"] * (measured and not expert.measured)
+        notes = ["random weights"] * expert.random_weights + ["images"] * (expert.px_per_second is None)
+        notes += ["speed given"] * (measured and not expert.measured and expert.px_per_second is not None)
         sizes = [size_text(n) for n in expert.bytes_by_codec.values()]
         rows.append(
             [
                 expert.name + (f" ({', '.join(notes)})" if notes else ""),
                 " ".join(map(str, expert.channels.values())) or "none",
-                f"{expert.px_per_second:,.0f}",
+                "" if expert.px_per_second is None else f"{expert.px_per_second:,.0f}",
                 f"{expert.hours:,.1f}",
                 *sizes,
                 size_text(expert.bytes_without_features),

@@ -100,7 +100,7 @@ def plan_cluster(
     choices = tuple(_choice(n, plan, config, seconds, cluster, seed) for n in wanted)
     best = min(choice.hours for choice in choices)
     advised = min(choice.images_per_shard for choice in choices if choice.hours <= best * WORTH)
-    rates = [expert.bytes / s.sum() for expert, s in zip(plan.experts, seconds, strict=True)]
+    rates = [expert.bytes / s.sum() for expert, s in zip(plan.experts, seconds, strict=True) if s.any()]
     return ClusterPlan(
         cluster=cluster,
         choices=choices,
@@ -108,13 +108,15 @@ def plan_cluster(
         ideal_hours=float(sum(s.sum() for s in seconds)) / 3600 / cluster.gpus,
         price=price,
         bytes=plan.bytes,
-        fastest_bytes_per_second=max(rates) * cluster.gpus,
+        fastest_bytes_per_second=max(rates, default=0.0) * cluster.gpus,
         manifest_bytes=len(sizes) * IMAGE_LINE_BYTES,
     )
 
 
 def image_seconds(expert: ExpertPlan, config: ExtractConfig, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     """Seconds that each image takes the expert, all variants together."""
+    if expert.px_per_second is None:
+        return np.zeros(len(sizes))
 
     @cache  # a million images have few sizes
     def px(size: tuple[int, int]) -> int:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from championship_sr.extract.config import ExtractConfig, chosen_experts
+from championship_sr.extract.config import ExpertConfig, ExtractConfig, chosen_experts
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
 from championship_sr.extract.experts.tiling import spans
 from championship_sr.extract.experts.weights_file import weights_path
-from championship_sr.extract.images.pairs import find_pairs
+from championship_sr.extract.images.pairs import find_pairs, joined
+from championship_sr.extract.images.results import asked_of, match_results
 from championship_sr.extract.run.register import DEFAULT_CODEC
 from championship_sr.store.codecs import get_codec
-from championship_sr.store.errors import ConfigError
+from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.remote.bucket import is_remote
 
 # features and SR images, as one would choose them together
@@ -29,6 +30,7 @@ CODECS = (
     ("pca64-int8", "uint8"),
     ("pca150-int4", "uint8"),
 )
+SR_CODECS = tuple(sr for _, sr in CODECS)
 MEASURED_PX = 64
 MEASURED_TIMES, MEASURED_SECONDS = 3, 1.0  # what only the first forward of a size costs is not counted
 
@@ -40,8 +42,8 @@ class ExpertPlan:
     name: str
     random_weights: bool
     channels: dict[str, int]
-    px_per_second: float  # LR pixels through the network
-    measured: bool  # here, on windows of 64 x 64; False: given
+    px_per_second: float | None  # LR pixels through the network; None for a folder of images
+    measured: bool  # here, on windows of 64 x 64; False: given, or nothing to measure
     multiple_px: int  # what sides are padded to
     align_px: int  # what tiles begin at multiples of
     hours: float
@@ -93,15 +95,18 @@ def plan(
 
     Experts whose weights are missing are loaded with random ones, where their entry allows.
     """
-    sizes, speeds = planned_sizes(config) if sizes is None else sizes, dict(speeds or {})
+    entries = chosen_experts(config, names)
+    sizes, speeds = planned_sizes(config, entries) if sizes is None else sizes, dict(speeds or {})
     device = resolve_device(config.device)
     lr_px = sum(height * width for height, width in sizes)
-    entries = chosen_experts(config, names)
     unknown = sorted(speeds.keys() - {entry.name for entry in entries})
     if unknown:
         raise ConfigError(f"--px-per-second {unknown[0]}: no such expert (has: {', '.join(e.name for e in entries)})")
     experts = []
     for entry in entries:
+        if entry.images:
+            experts.append(_images_plan(entry, config, lr_px))
+            continue
         random = config.random_weights or not weights_path(entry).is_file()
         with load_expert(
             entry,
@@ -123,9 +128,18 @@ def plan(
     )
 
 
-def planned_sizes(config: ExtractConfig) -> list[tuple[int, int]]:
-    """The LR sizes of the configuration's images, by their headers."""
-    return [pair.lr_size for pair in find_pairs(config.data, config.scale)]
+def planned_sizes(config: ExtractConfig, entries: Sequence[ExpertConfig] = ()) -> list[tuple[int, int]]:
+    """The LR sizes of the configuration's images, by their headers.
+
+    raises  StoreError listing what does not fit, also of experts that are folders of images
+    """
+    pairs, faults = find_pairs(config.data, config.scale), []
+    for entry in entries:
+        if entry.images:
+            match_results(entry, asked_of(pairs), config.scale, faults)
+    if faults:
+        raise StoreError(joined(faults))
+    return [pair.lr_size for pair in pairs]
 
 
 def _expert_plan(
@@ -136,7 +150,7 @@ def _expert_plan(
     work = sum(
         count * worked_px(size, config, expert.multiple_px, expert.align_px) for size, count in Counter(sizes).items()
     )
-    own = {name: config.codecs.get(name, DEFAULT_CODEC) for name in ("sr", *expert.channels)}
+    own = {name: _own(name, config) for name in ("sr", *expert.channels)}
     return ExpertPlan(
         name=expert.name,
         random_weights=random,
@@ -152,6 +166,25 @@ def _expert_plan(
         },
         bytes=n_px * _bytes_per_px(expert, own),
         bytes_without_features=n_px * _bytes_per_px(expert, {"sr": own["sr"]}),
+    )
+
+
+def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> ExpertPlan:
+    """The plan of an expert that is a folder of images: nothing is run, and each image is kept in one variant."""
+    sr_bytes = {codec: lr_px * config.scale**2 * _coded_bytes(3, codec) for codec in (_own("sr", config), *SR_CODECS)}
+    own = sr_bytes[_own("sr", config)]
+    return ExpertPlan(
+        name=entry.name,
+        random_weights=False,
+        channels={},
+        px_per_second=None,
+        measured=False,
+        multiple_px=1,
+        align_px=1,
+        hours=0.0,
+        bytes_by_codec={f"{features} + {sr}": sr_bytes[sr] for features, sr in CODECS},
+        bytes=own,
+        bytes_without_features=own,
     )
 
 
@@ -184,8 +217,13 @@ def free_bytes(store: Path) -> int:
 def _bytes_per_px(expert: LoadedExpert, codecs: Mapping[str, str]) -> int:
     """Bytes for one LR pixel of the arrays with these codecs, before compression."""
     channels = {name: (n, 1) for name, n in expert.channels.items()} | {"sr": (3, expert.scale**2)}
-    return sum(
-        factor * codec.raw_channels(n) * codec.raw_dtype.itemsize
-        for name, codec in ((name, get_codec(codec)) for name, codec in codecs.items())
-        for n, factor in [channels[name]]
-    )
+    return sum(factor * _coded_bytes(n, codecs[name]) for name, (n, factor) in channels.items() if name in codecs)
+
+
+def _coded_bytes(channels: int, codec: str) -> int:
+    return get_codec(codec).raw_channels(channels) * get_codec(codec).raw_dtype.itemsize
+
+
+def _own(array: str, config: ExtractConfig) -> str:
+    """The configuration's codec of an array."""
+    return config.codecs.get(array, DEFAULT_CODEC)

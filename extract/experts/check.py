@@ -15,7 +15,8 @@ from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.extract.experts.taps import captured, possible_shapes
 from championship_sr.extract.experts.weights_file import weights_path
-from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.extract.images.pairs import image_files
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
 CHECKED_PX = 32  # side of the image that `experts check` runs
@@ -27,7 +28,7 @@ class Listed:
     """One line of `experts list`."""
 
     name: str
-    weights: str
+    weights: str  # or the folder of its images
     state: str  # "there", "missing", or what is wrong with the file or the entry
     parameters: int | None  # None where only the missing file could tell
     taps: dict[str, str]  # name -> path
@@ -38,6 +39,8 @@ class Listed:
 
 def listed(config: ExpertConfig, scale: int) -> Listed:
     """What the entry says, what is on disk, and the network's size, without a forward pass of real numbers."""
+    if config.images:
+        return _listed_images(config)
     path, network, channels, state = weights_path(config), None, {}, "missing"
     if path.is_file():
         try:
@@ -55,6 +58,15 @@ def listed(config: ExpertConfig, scale: int) -> Listed:
             state = str(error)
     paths = {name: tap.path for name, tap in config.points.items()}
     return Listed(config.name, str(path), state, parameters, paths, channels, config.licence, config.url)
+
+
+def _listed_images(config: ExpertConfig) -> Listed:
+    folder, state = Path(config.images).expanduser(), "there"
+    try:
+        image_files(folder)
+    except StoreError as error:
+        state = str(error)
+    return Listed(config.name, str(folder), state, None, {}, {}, config.licence, config.url)
 
 
 def _tap_channels(config: ExpertConfig, network: Network) -> dict[str, int]:

@@ -47,7 +47,7 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
 
     raises  WeightsError saying whether the file is of another network, of half of it, or of another scale
     """
-    if random_weights:
+    if random_weights and not config.images:
         return _described(config, _declared(config), None, None)
     path, digest = found_weights(config)
     state = read_state(path)

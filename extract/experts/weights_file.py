@@ -13,13 +13,20 @@ from spandrel import canonicalize_state_dict
 from torch import Tensor
 
 from championship_sr.extract.config import BUNDLED, ExpertConfig
-from championship_sr.store.errors import WeightsError
+from championship_sr.store.errors import ConfigError, WeightsError
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def weights_path(config: ExpertConfig) -> Path:
-    """Where the expert's weights are or should be."""
+    """Where the expert's weights are or should be.
+
+    raises  ConfigError if it has none, being a folder of images
+    """
+    if config.images:
+        raise ConfigError(
+            f"expert {config.name}: its images are those of another program ({config.images}); it cannot be run here"
+        )
     if config.weights.startswith(BUNDLED):
         return Path(
             str(resources.files("championship_sr.extract.weights").joinpath(config.weights.removeprefix(BUNDLED)))
@@ -30,7 +37,7 @@ def weights_path(config: ExpertConfig) -> Path:
 def found_weights(config: ExpertConfig) -> tuple[Path, str]:
     """The expert's weights file and its sha256.
 
-    raises  WeightsError if it is missing
+    raises  WeightsError if it is missing, ConfigError if the expert has none
     """
     path = weights_path(config)
     if not path.is_file():

@@ -5,16 +5,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.images.results import Result, look_at, stamp_of
 from championship_sr.store.format.layout import SOURCES_FILE
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
@@ -32,6 +33,7 @@ class Source:
     lr_size: tuple[int, int]
     lr_sha256: str
     hr_sha256: str
+    results: dict[str, Result] = field(default_factory=dict)  # expert -> what another program made of the image
 
 
 def sha256_of(array: np.ndarray) -> str:
@@ -53,29 +55,58 @@ def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
             pool.shutdown(cancel_futures=True)
 
 
-def _identify(pairs: list[Pair], known: dict[str, Source], faults: list[str], progress: bool) -> dict[str, Source]:
-    """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read."""
+def identify(
+    pairs: list[Pair], files: dict[str, dict[str, Path]], known: dict[str, Source], faults: list[str], progress: bool
+) -> dict[str, Source]:
+    """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read.
 
-    def work(pair: Pair) -> Source | UnreadableImage:
-        stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in pair.files]
-        if pair.id in known and known[pair.id].stamps == stamps:
-            return known[pair.id]
+    files  expert -> image id -> the result of it that another program made
+    """
+
+    def work(pair: Pair) -> tuple[Source | None, list[str]]:
+        own = {expert: paths[pair.id] for expert, paths in files.items() if pair.id in paths}
+        stamps, there = [stamp_of(path) for path in pair.files], known.get(pair.id)
+        there = there if there and there.stamps == stamps else None
+        new = {name: path for name, path in own.items() if not (there and _is_known(there.results.get(name), path))}
+        if there and not new:
+            return there, []
         try:
             lr, hr = pair.read()
         except UnreadableImage as error:
-            return error
-        return Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
+            return None, [str(error)]
+        source = there or Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
+        seen, unreadable = _results(new, lr, pair.scale)
+        return replace(source, results=source.results | seen), unreadable
 
     disable = None if progress else True
-    results = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=disable))
-    faults += [str(result) for result in results if isinstance(result, UnreadableImage)]
-    return {p.id: source for p, source in zip(pairs, results, strict=True) if isinstance(source, Source)}
+    found = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=disable))
+    faults += [fault for _, unreadable in found for fault in unreadable]
+    return {pair.id: source for pair, (source, _) in zip(pairs, found, strict=True) if source}
 
 
-def _read_sources(root: Path) -> dict[str, Source]:
+def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[str, Result], list[str]]:
+    """What is known of each expert's result of one image, and what is wrong with those that cannot be read."""
+    seen, unreadable = {}, []
+    for expert, path in files.items():
+        try:
+            seen[expert] = look_at(path, lr, scale)
+        except UnreadableImage as error:
+            unreadable.append(f"expert {expert}: {error}")
+    return seen, unreadable
+
+
+def _is_known(result: Result | None, path: Path) -> bool:
+    return result is not None and result.stamp == stamp_of(path)
+
+
+def _source(results: dict[str, dict] | None = None, **values: Any) -> Source:
+    return Source(**values, results={name: Result(**result) for name, result in (results or {}).items()})
+
+
+def read_sources(root: Path) -> dict[str, Source]:
     try:
         content = json.loads((root / SOURCES_FILE).read_text(encoding="utf-8"))
-        sources = {name: Source(**source) for name, source in content.items()}
+        sources = {name: _source(**source) for name, source in content.items()}
     except (OSError, ValueError, TypeError):
         return {}  # it only saves time
-    return {name: Source(s.stamps, tuple(s.lr_size), s.lr_sha256, s.hr_sha256) for name, s in sources.items()}
+    return {name: replace(source, lr_size=tuple(source.lr_size)) for name, source in sources.items()}

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from championship_sr.extract.config import ExtractConfig, chosen_experts
+from championship_sr.extract.config import ExpertConfig, ExtractConfig, chosen_experts
 from championship_sr.extract.experts.expert import resolve_device
 from championship_sr.extract.experts.weights_file import found_weights
-from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.run.job import ExpertSummary, Job
-from championship_sr.extract.run.prepare import PairsWriter, prepare
+from championship_sr.extract.run.prepare import PairsWriter, Prepared, prepare
 from championship_sr.extract.run.shares import Part, Rank
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.entries import STORE_FILE
-from championship_sr.store.format.manifest import Manifest, take_back
+from championship_sr.store.format.manifest import take_back
 from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.staging import Staging
 
@@ -71,13 +70,13 @@ def extract(
     for codec in config.codecs.values():
         get_codec(codec)
     if not config.random_weights:
-        for entry in entries:
+        for entry in (entry for entry in entries if not entry.images):
             found_weights(entry)  # before any image is read
     with ExitStack() as stack:
         stack.enter_context(_no_empty_store(config.store, rank))
         staged = stack.enter_context(Staging(config.store, staging)) if is_remote(config.store) else None
         with rank.first_goes_first():
-            manifest, pairs = _prepared(config, limit, staged, rank)
+            manifest, pairs, results = _prepared(config, entries, limit, staged, rank)
         shards = (part or Part()).shards(manifest)
         order = rank.part.shards(manifest, shards)
         order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
@@ -87,8 +86,9 @@ def extract(
             written.finish()  # uploads are one after the other, and other nodes see only what is there
         done = {}
         for entry in entries:
-            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait)
-            done[entry.name] = run_on_ray(job, entry, cluster, staging) if cluster else job.run(entry)
+            job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait, results)
+            elsewhere = cluster and not entry.images  # there is nothing to compute in copying images
+            done[entry.name] = run_on_ray(job, entry, cluster, staging) if elsewhere else job.run(entry)
         manifest.flush()
     return Summary(config.store, len(pairs), len(shards), done)
 
@@ -110,12 +110,12 @@ def _no_empty_store(store: str, rank: Rank) -> Iterator[None]:
 
 
 def _prepared(
-    config: ExtractConfig, limit: int | None, staged: Staging | None, rank: Rank
-) -> tuple[Manifest, dict[str, Pair]]:
-    """The store, begun or gone on with, and its pairs by image id."""
+    config: ExtractConfig, entries: Sequence[ExpertConfig], limit: int | None, staged: Staging | None, rank: Rank
+) -> Prepared:
+    """The store, begun or gone on with, and what it is filled from."""
     if staged:
         staged.describe()
-    manifest, pairs = prepare(
+    prepared = prepare(
         staged.root if staged else Path(config.store),
         config.data,
         scale=config.scale,
@@ -123,6 +123,7 @@ def _prepared(
         images_per_shard=config.images_per_shard,
         limit=limit,
         grow=staged is None,
+        results=[entry for entry in entries if entry.images],
         progress=rank.first,
     )
-    return staged.adopt(manifest) if staged else manifest, pairs
+    return prepared._replace(manifest=staged.adopt(prepared.manifest)) if staged else prepared

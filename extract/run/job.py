@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, NonFiniteError, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input, run_tiled
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.images.results import ResultImages
 from championship_sr.extract.run.progress import Progress
-from championship_sr.extract.run.register import describe, fit_bases, fit_tiling
+from championship_sr.extract.run.register import describe, fit_bases, fit_tiling, register_results
 from championship_sr.extract.run.shares import Rank, pixels, unless_busy, until_done
 from championship_sr.extract.run.sink import Sink
 from championship_sr.store.errors import StoreError
@@ -63,10 +64,11 @@ class Job:
     device: torch.device
     rebuild: bool
     ready: Callable[[int], object] = lambda shard: None  # returns when a shard's pairs are there
+    results: Mapping[str, ResultImages] = field(default_factory=dict)  # the experts that are folders of images
 
     def run(self, entry: ExpertConfig) -> ExpertSummary:
         """The expert's missing shards, written; its rebuilt ones put in place if they are all there."""
-        with self.load(entry) as expert:
+        with self.results.get(entry.name) or self.load(entry) as expert:
             with self.rank.first_goes_first():
                 tiling = self.register(expert)
             summary = run_expert(
@@ -74,7 +76,7 @@ class Job:
                 expert,
                 self.order,
                 tiling,
-                self.config.variants,
+                ("identity",) if entry.images else self.config.variants,
                 rebuild=self.rebuild,
                 rank=self.rank,
                 ready=self.ready,
@@ -107,9 +109,12 @@ class Job:
         else:
             self.manifest.swap_rebuilt(name)
 
-    def register(self, expert: LoadedExpert) -> Tiling:
+    def register(self, expert: LoadedExpert | ResultImages) -> Tiling:
         """Makes room for the expert in the store; the tiling that was settled on."""
         config, manifest = self.config, self.manifest
+        if isinstance(expert, ResultImages):
+            register_results(expert, config, manifest, self.rebuild)
+            return Tiling(config.tile_px, config.halo_px)
         # a batch changes the last bits of a float; what the CPU makes is the same for all of them
         batch = 1 if self.device.type == "cpu" else config.batch_size
         tiling = Tiling(config.tile_px, config.halo_px, batch)
@@ -127,7 +132,7 @@ class Job:
 
 def run_expert(
     manifest: Manifest,
-    expert: LoadedExpert,
+    expert: LoadedExpert | ResultImages,
     shards: list[int],
     tiling: Tiling,
     variants: Sequence[str] = ("identity",),
@@ -161,6 +166,8 @@ def run_expert(
                 with manifest.needed(PAIRS, shard):
                     images = [(i, store.array(index[i.id], PAIRS, "lr").load()) for i in manifest.images_of(shard)]
                 store.forget(PAIRS, shard)
+                if isinstance(expert, ResultImages):
+                    sink.made_from({image.id: expert.digests[image.id] for image, _ in images})
                 for image, lr in images:
                     for variant, outputs in _outputs(expert, image, lr, tiling, variants):
                         sink.add(image.id, outputs, variant)
@@ -174,9 +181,12 @@ def run_expert(
 
 
 def _outputs(
-    expert: LoadedExpert, image: Image, lr: np.ndarray, tiling: Tiling, variants: Sequence[str]
+    expert: LoadedExpert | ResultImages, image: Image, lr: np.ndarray, tiling: Tiling, variants: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Variant and what the expert makes of the image so transformed: "sr" and each tap, (1, C, rows, cols)."""
+    if isinstance(expert, ResultImages):
+        yield "identity", {"sr": expert.given(image.id).image}
+        return
     for variant in variants:
         try:
             sr, features = _run(expert, as_input(transform(lr, variant)), tiling)

@@ -8,12 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from championship_sr.extract.config import DataConfig
-from championship_sr.extract.images.identify import Source, _identify, _read_sources, in_threads, sha256_of
+from championship_sr.extract.config import DataConfig, ExpertConfig
+from championship_sr.extract.images.identify import Source, identify, in_threads, read_sources, sha256_of
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
+from championship_sr.extract.images.results import (
+    ResultImages,
+    asked_of,
+    match_results,
+    warn_of_artefacts,
+)
 from championship_sr.extract.run.shares import until_done
 from championship_sr.store.disk import leases
 from championship_sr.store.disk.files import write_atomic
@@ -29,6 +36,14 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.01
 
 
+class Prepared(NamedTuple):
+    """A store and what its shards are made from: image id -> pair, and the experts that are folders of images."""
+
+    manifest: Manifest
+    pairs: dict[str, Pair]
+    results: dict[str, ResultImages]
+
+
 def prepare(
     root: Path,
     data: DataConfig,
@@ -38,20 +53,25 @@ def prepare(
     images_per_shard: int,
     limit: int | None = None,
     grow: bool = True,
+    results: Sequence[ExpertConfig] = (),
     progress: bool = True,
-) -> tuple[Manifest, dict[str, Pair]]:
-    """The store of these images, made or gone on with, and its pairs by image id.
+) -> Prepared:
+    """The store of these images, made or gone on with, and what it is filled from.
 
     limit    only the first of the images
     grow     a store of some of the images gets the others behind them, in shards of their own
+    results  experts that are folders of images; each must have one for every image
     raises   StoreError listing every image that does not fit, or naming what the store in `root` has differently
     """
     faults: list[str] = []
     pairs = find_pairs(data, scale, left_out=faults)[:limit]
-    known = _read_sources(root)
-    sources = _identify(pairs, known, faults, progress)
+    known = read_sources(root)
+    asked = asked_of(pairs)
+    files = {entry.name: match_results(entry, asked, scale, faults) for entry in results}
+    sources = identify(pairs, files, known, faults, progress)
     if faults:
         raise StoreError(joined(faults))
+    warn_of_artefacts({name: {id_: sources[id_].results[name] for id_ in files[name]} for name in files})
     there = Manifest.load(root).images if grow and (root / STORE_FILE).exists() else ()
     images = arranged(there, [_image(pair, sources[pair.id]) for pair in pairs], images_per_shard)
     manifest = Manifest.create(root, scale=scale, container=container, images=images, grow=grow)
@@ -59,7 +79,9 @@ def prepare(
         content = {name: asdict(source) for name, source in sources.items()}
         with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
             write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
-    return manifest, {pair.id: pair for pair in pairs}
+    digests = {name: {id_: sources[id_].results[name].sha256 for id_ in files[name]} for name in files}
+    made = {entry.name: ResultImages(entry, scale, files[entry.name], digests[entry.name]) for entry in results}
+    return Prepared(manifest, {pair.id: pair for pair in pairs}, made)
 
 
 def _image(pair: Pair, source: Source) -> Image:

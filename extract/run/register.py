@@ -13,11 +13,13 @@ from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.codecs import Params, fit_pca, get_codec
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import ArraySpec, Expert, Image
+from championship_sr.store.format.entries import ArraySpec, Expert, Image, listed
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.record import read_record
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,41 @@ def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling) -> Exp
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     return Expert(expert.name, tuple(arrays), identity, notes)
+
+
+def register_results(results: ResultImages, config: ExtractConfig, manifest: Manifest, rebuild: bool) -> None:
+    """Makes room in the store for an expert that is a folder of images.
+
+    raises  StoreError naming the files that are not those any more that recorded shards were made from
+    """
+    there = None if rebuild else manifest.experts.get(results.name)
+    if there:
+        _check_files(results, manifest)
+    # a store that has grown since keeps the identity that the expert had when it was added
+    count = there.identity.get("images", {}).get("count") if there else None
+    codec = config.codecs.get("sr", DEFAULT_CODEC)
+    notes = {"config": to_plain(results.config), "host": platform.node(), "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    described = Expert(
+        results.name,
+        (ArraySpec("sr", 3, results.scale, codec),),
+        results.identity(manifest.images[:count]),
+        notes,
+    )
+    manifest.add_expert(described, rebuild=rebuild)
+
+
+def _check_files(results: ResultImages, manifest: Manifest) -> None:
+    changed = []
+    for shard in manifest.recorded_shards(results.name):
+        if manifest.record_path(results.name, shard).exists():  # else it lies in a bucket
+            made_from = read_record(manifest, results.name, shard).get("files", {})
+            other = (name for name, sha256 in made_from.items() if results.digests[name] != sha256)
+            changed += [results.files[name].name for name in other]
+    if changed:
+        raise StoreError(
+            f"{manifest.root}: expert {results.name} was made from other files: {listed(changed)} changed since. "
+            f"To make it anew: pipeline.py extract --rebuild {results.name}"
+        )
 
 
 def fit_tiling(expert: LoadedExpert, images: Sequence[Image], tiling: Tiling) -> Tiling:

@@ -38,6 +38,10 @@ class Sink:
         """
         self._open = _Shard(self._manifest, self._source, shard, self._rebuild)
 
+    def made_from(self, files: dict[str, str]) -> None:
+        """Says of which files the open shard's images are read: image id -> sha256."""
+        self._open.made_from(files)
+
     def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more."""
         self._submit(self._open.add, image_id, outputs, variant)
@@ -90,6 +94,9 @@ class _Shard:
         self.number, self.lost = number, False
         self._context = ExitStack()
         self._out = self._context.enter_context(write_shard(manifest, source, number, rebuild=rebuild))
+
+    def made_from(self, files: dict[str, str]) -> None:
+        self._out.files = files
 
     def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
         if self.lost:

@@ -1,7 +1,7 @@
 """A store in another form: container, codecs, chunks, images per shard."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,7 @@ def convert(
         reader = _Reader(store, source)
         for shard in manifest.missing_shards(source):
             with write_shard(manifest, source, shard, chunks=chunks, watch=True) as out:
+                out.files = reader.files(image.id for image in manifest.images_of(shard))
                 for n_bytes in _copy_shard(manifest, reader, changed, shard, out):
                     progress(n_bytes)
     return manifest
@@ -117,13 +118,19 @@ class _Reader:
     def __init__(self, store: Store, source: str):
         self._store, self._source = store, source
         self._index = {image.id: i for i, image in enumerate(store.images)}
-        self._records = lru_cache(maxsize=4)(lambda shard: read_record(store.manifest, source, shard)["arrays"])
+        self._records = lru_cache(maxsize=4)(lambda shard: read_record(store.manifest, source, shard))
+
+    def files(self, image_ids: Iterable[str]) -> dict[str, str]:
+        """What the records say of the files that these images' arrays were read from."""
+        shards = {name: self._store.images[self._index[name]].shard for name in image_ids}
+        known = {name: self._records(shard).get("files", {}).get(name) for name, shard in shards.items()}
+        return {name: sha256 for name, sha256 in known.items() if sha256}
 
     def read(self, image_id: str, name: str, variant: str) -> tuple[StoredArray, np.ndarray, dict[str, Any]]:
         """The array, its raw numbers and its entry in the record."""
         array = self._store.array(self._index[image_id], self._source, name, variant)
         array.prefetch(0, 0, *array.shape[:2])
-        raw, entry = array.read(), self._records(array.shard)[array.key]
+        raw, entry = array.read(), self._records(array.shard)["arrays"][array.key]
         if hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
             raise StoreError(f"{self._store.root}: {self._source}: {array.key} is damaged; run store verify --repair")
         return array, raw, entry

@@ -120,6 +120,7 @@ class ShardWriter:
         self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
         self._claim, self._final = claim, claim.final
         self._arrays: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, str] = {}  # image id -> sha256 of the file that its arrays were read from, if they were
         _check_space(self._final.parent, self.expected_bytes(), self._final.name)
         self._writer = _WRITERS[manifest.container](claim.unfinished)
 
@@ -197,6 +198,7 @@ class ShardWriter:
             "shard": self._shard,
             "fingerprint": self._fingerprint,
             "images": self._manifest.lr_identity(self._shard),
+            **({"files": self.files} if self.files else {}),
             "arrays": dict(sorted(self._arrays.items())),
         }
 

@@ -37,7 +37,7 @@ class FusionConfig:
     """The fusion network of phases 2 to 7; a width of None is the profile's own."""
 
     profile: Literal["swift", "paper", "direct", "cnn"] = "swift"
-    start: Literal["mean", "document"] = "mean"
+    start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md
     features: bool = True  # False: the experts' images take the place of their features, as for experts without any
     without: tuple[str, ...] = ()
     checkpointing: bool = False  # recompute each phase in the backward pass

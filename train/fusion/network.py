@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion.config import PHASES, FusionConfig, Widths, check_phases
-from championship_sr.train.fusion.layers.blocks import resize
+from championship_sr.train.fusion.layers.blocks import blend, resize
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.bands import CrossBand
 from championship_sr.train.fusion.phases.collaboration import REST, Collaboration, modulated
@@ -19,6 +19,7 @@ from championship_sr.train.fusion.phases.hierarchy import ROUTING, Hierarchy, Sw
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
 from championship_sr.train.fusion.phases.selection import Selection
 from championship_sr.train.fusion.plain_cnn import PlainCNN
+from championship_sr.train.fusion.start import start_weights
 
 SWIFT_BAND_FACTOR = 2  # the bands are attended at half of the LR resolution
 
@@ -34,7 +35,7 @@ class FusionNetwork(nn.Module):
         self.config, self.scale, self.experts = config, scale, tuple(channels)
         self.off = frozenset(config.without)
         self.at_lr = config.profile == "swift"
-        neutral = config.start == "mean"
+        neutral = config.start != "document"
         widths = self.widths = config.widths
         self.rest = REST if neutral else 0.0
         self.by_image = frozenset(name for name in channels if not (config.features and channels[name]))
@@ -47,6 +48,7 @@ class FusionNetwork(nn.Module):
         for name in PHASES:
             setattr(self, name, None if name in self.off else phases[name])
         self.residual_scale = nn.Parameter(torch.tensor(0.0 if neutral else RESIDUAL_SCALE))
+        self.register_buffer("start_weights", start_weights(config, len(channels)))
         if config.profile != "direct":
             self.to(memory_format=torch.channels_last)
 
@@ -70,13 +72,23 @@ class FusionNetwork(nn.Module):
         bands = self.phase("bands", bands)
         routing = torch.cat([bands, guidance], dim=1).flatten(1, 2)
         consensus, modulation = self.phase("collaboration", features, views, images.shape[-2:])
-        images = images * modulated(modulation, self.rest).unsqueeze(2)
-        fused, guide = self.phase("hierarchy", images, consensus, routing, views)
-        fused, difficulty, gates = self.phase("selection", fused, images, lr, guide)
+        scaled = images * modulated(modulation, self.rest).unsqueeze(2)
+        fused, guide = self.phase("hierarchy", scaled, consensus, routing, views)
+        fused, difficulty, gates = self.phase("selection", fused, scaled, lr, guide)
+        fused = self.from_start(fused, images)
         fused = self.phase("refinement", fused, views, guide, consensus, routing)
         fused = self.phase("edges", fused)
         image = fused + self.residual_scale * resize(lr, fused.shape[-2:])
         return {"image": image, "difficulty": difficulty, "gates": gates, "modulation": modulation}
+
+    def from_start(self, fused: Tensor, images: Tensor) -> Tensor:
+        """What phases 4 to 6 made of the experts' mean, made of the fitted combination instead.
+
+        Their weights add up to 1, so that moving every image moves their result by as much.
+        """
+        if self.start_weights is None:
+            return fused
+        return fused + blend(images, (self.start_weights - 1 / len(self.experts)).view(1, -1, 1, 1))
 
     def phase(self, name: str, *inputs: Any) -> Any:
         """What the phase makes of its inputs, or what stands for it where it is switched off."""

@@ -10,6 +10,7 @@ from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, blen
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.collaboration import scaled
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE
+from championship_sr.train.fusion.start import start_weights
 
 BLOCKS = 6
 WIDTH = 96
@@ -31,6 +32,7 @@ class PlainCNN(nn.Module):
         self.residual = conv3(WIDTH, pixel)
         zero(self.weights)
         zero(self.residual)
+        self.register_buffer("start_weights", start_weights(config, n_experts))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
@@ -54,4 +56,7 @@ class PlainCNN(nn.Module):
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:
-        return torch.softmax(shuffle(self.weights(x), self.scale), dim=1)
+        gates = torch.softmax(shuffle(self.weights(x), self.scale), dim=1)
+        if self.start_weights is None:
+            return gates
+        return gates + (self.start_weights - 1 / len(self.experts)).view(1, -1, 1, 1)

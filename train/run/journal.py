@@ -25,7 +25,7 @@ class Journal:
     """Appends to a run's log, from a step on; what the log says about later steps, before a kill, goes.
 
     Each event is a line {"event": ..., "step": ..., "time": ...} with
-      reference   psnr, ssim: method -> mean over the validation images
+      reference   psnr, ssim: method -> mean over the validation images; weights: expert -> its fitted weight
       train       loss, losses, learning_rate, gradient_norm, stage, epoch, steps_per_second, waiting: means
                   over the steps since the last such line; `waiting` is the share of the time spent on the loader
       validation  psnr, ssim, seconds, images: id -> [psnr, ssim]

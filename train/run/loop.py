@@ -5,7 +5,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from championship_sr.train.config import TrainConfig, learning_rate, loss_stages
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.mixing import cutblur, mixup
 from championship_sr.train.data.sampler import step_rng
+from championship_sr.train.fitting import fit_start
 from championship_sr.train.fusion import build_fusion
+from championship_sr.train.fusion.start import start_from
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.folder import begin, feature_channels
@@ -69,8 +71,10 @@ class Run:
         self.span = span(config, self.loader.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
+        # of a run that goes on they are in its checkpoint
+        self.fitted = {} if checkpoint.checkpoints(out) else fit_start(source, training, config, processes)
         self.trainer = Trainer(
-            new_network(config, source, processes.device),
+            new_network(config, source, processes.device, self.fitted),
             new_criterion(config, processes.device),
             config.optimiser,
             ema_decay=config.ema_decay,
@@ -163,11 +167,12 @@ class Run:
         bar.set_postfix({"loss": f"{means['loss']:.5f}", **best})
 
     def _reference_lines(self) -> None:
-        scores = self.validation.references()
+        scores = self.validation.references(self.fitted)
         self._write(
             "reference",
             psnr={method: each.mean.psnr for method, each in scores.items()},
             ssim={method: each.mean.ssim for method, each in scores.items()},
+            weights=self.fitted,
         )
 
     def _validate(self) -> float:
@@ -221,11 +226,19 @@ class Run:
         return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
 
 
-def new_network(config: TrainConfig, source: Source, device: torch.device) -> nn.Module:
-    """The untrained network for the source's experts, the same for the same seed."""
+def new_network(
+    config: TrainConfig, source: Source, device: torch.device, fitted: Mapping[str, float] | None = None
+) -> nn.Module:
+    """The untrained network for the source's experts, the same for the same seed.
+
+    fitted  expert -> weight, of which `start: fitted` makes its first output
+    """
     seed_everything(config.seed)
     channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
-    return build_fusion(config.fusion, channels, source.store.scale).to(device)
+    network = build_fusion(config.fusion, channels, source.store.scale)
+    if fitted and config.fusion.start == "fitted":
+        start_from(network, torch.tensor([fitted[name] for name in channels]))
+    return network.to(device)
 
 
 def seed_everything(seed: int) -> None:

@@ -12,6 +12,7 @@ from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.combination import combined
 from championship_sr.train.config import ValidationConfig
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
 from championship_sr.train.run.processes import World
@@ -76,12 +77,17 @@ class Validation:
             if min(image.lr_size) * store.scale < least:
                 raise StoreError(f"{store.root}: validation image {image.id} has sides below {least} HR pixels")
 
-    def references(self) -> dict[str, Scores]:
-        """What each expert and the experts' mean score: the lines that the fusion has to pass."""
+    def references(self, fitted: Mapping[str, float]) -> dict[str, Scores]:
+        """What each expert, the experts' mean and fitted weights score: the lines that the fusion has to pass.
+
+        fitted  expert -> weight, fitted to images that are not scored here
+        """
         methods: dict[str, Callable[[WholeImage], Tensor]] = {
             name: lambda whole, row=row: whole.images[:, row] for row, name in enumerate(self.experts)
         }
         methods["mean"] = lambda whole: whole.images.mean(1)
+        weights = torch.tensor([fitted[name] for name in self.experts])
+        methods["fitted"] = lambda whole: combined(whole.images, weights)
         return self._scores(methods)
 
     def score(self, network: nn.Module) -> Scores:

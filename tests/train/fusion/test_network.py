@@ -8,6 +8,7 @@ from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion import PHASES, FusionConfig, build_fusion
 from championship_sr.train.fusion.phases.frequency import N_BANDS
+from championship_sr.train.fusion.start import start_from
 
 PROFILES = ["swift", "paper", "direct", "cnn"]
 PHASED = ["swift", "paper", "direct"]
@@ -22,6 +23,38 @@ def test_untrained_it_is_the_mean_of_its_experts(fusions, profile, experts, size
     network = fusions.build(profile, channels=channels, scale=scale)
     lr, images, features = fusions.inputs(*size, channels=channels, scale=scale)
     assert (network(lr, images, features) - images.mean(1)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("weights", [(1.0,), (1.4, -0.4), (0.5, -0.2, 0.1, 0.9, -0.3)])
+def test_untrained_it_is_the_combination_that_it_starts_from(fusions, profile, weights):
+    channels = {f"expert{i}": 3 + 4 * i for i in range(len(weights))}
+    network = fusions.build(profile, channels=channels)
+    start_from(network, torch.tensor(weights))
+    lr, images, features = fusions.inputs(9, 13, channels=channels)
+    expected = sum(weight * image for weight, image in zip(weights, images.unbind(1), strict=True))
+    assert (network(lr, images, features) - expected).abs().max() < 1e-5
+    again = fusions.build(profile, channels=channels)
+    again.load_state_dict(network.state_dict())
+    assert (again(lr, images, features) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_the_phases_choose_is_relative_to_the_start(fusions, profile):
+    network = fusions.build(profile)
+    fusions.train(network)
+    lr, images, features = fusions.inputs()
+    with torch.no_grad():
+        of_mean = network(lr, images, features)
+        start_from(network, torch.tensor([0.6, 0.6, -0.2]))
+        moved = network(lr, images, features) - of_mean
+    by = (images * (torch.tensor([0.6, 0.6, -0.2]) - 1 / 3).view(1, 3, 1, 1, 1)).sum(1)
+    assert (moved - by).abs().mean() < 0.3 * by.abs().mean()
+
+
+@pytest.mark.parametrize("start", ["mean", "document"])
+def test_other_starts_have_no_fitted_weights(fusions, start):
+    assert "start_weights" not in fusions.build("swift", start=start).state_dict()
 
 
 @pytest.mark.parametrize("profile", PROFILES)

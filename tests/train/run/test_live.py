@@ -126,3 +126,11 @@ def test_a_rescaled_window_keeps_lr_and_hr_in_place():
         assert new_lr.shape[-1] == 16 and new_hr.shape[-1] == 64
         assert torch.allclose(F.avg_pool2d(new_hr, 4)[..., 2:-2], new_lr[..., 2:-2], atol=5e-3)
     assert window_px(LiveConfig(crop_scale=(0.9, 1.1)), 16) == 18
+
+
+def test_live_experts_start_from_the_weights_that_the_store_gives(edsr_store, make_config, tmp_path):
+    changes = {"steps": 1, "data": {"crop_px": SIDE}}
+    runs = [train(make_config(**changes, live={"enabled": on}), edsr_store, tmp_path / str(on)) for on in (False, True)]
+    stored, live = (read_metrics(run)[0] for run in runs)
+    assert live["weights"] == pytest.approx(stored["weights"], abs=1e-5)
+    assert live["psnr"]["fitted"] == pytest.approx(stored["psnr"]["fitted"], abs=1e-4)

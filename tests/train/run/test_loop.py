@@ -85,7 +85,7 @@ def finished(shared_store, make_config, tmp_path_factory):
 def test_the_trained_network_passes_every_expert_and_their_mean(finished):
     events = read_metrics(finished)
     lines = events[0]["psnr"]
-    assert events[0]["event"] == "reference" and set(lines) == {"one", "two", "mean"}
+    assert events[0]["event"] == "reference" and set(lines) == {"one", "two", "mean", "fitted"}
     assert load_fusion(finished).checkpoint.psnr > max(lines.values()) + 0.5
 
 

@@ -1,0 +1,19 @@
+"""Where a network starts: the combination of the experts that its first output is, and that its phases depart from."""
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.train.fusion.config import FusionConfig
+
+
+def start_weights(config: FusionConfig, n_experts: int) -> Tensor | None:
+    """The buffer (E,) that keeps the fitted weights with the network's own; equal until they are fitted.
+
+    None where the start is another.
+    """
+    return torch.full((n_experts,), 1 / n_experts) if config.start == "fitted" else None
+
+
+def start_from(network: nn.Module, weights: Tensor) -> None:
+    """Makes the untrained network return the experts' images combined by these weights (E,) of sum 1."""
+    network.start_weights.copy_(weights)

@@ -15,7 +15,7 @@ from championship_sr.train.run.sources import Source, make_loader
 
 log = logging.getLogger(__name__)
 
-WINDOWS, LIVE_WINDOWS = 256, 64  # as good as ten times as many, see docs/log.md; live, each is a forward of all experts
+WINDOWS, LIVE_WINDOWS = 256, 64  # live, each is a forward of all experts
 WINDOW_PX = 64  # their side at most, LR pixels
 FETCHED_SHARDS = 8  # of a store in object storage: the first step should not wait for all of it
 

@@ -41,7 +41,7 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.option("--expert", "experts", multiple=True, metavar="NAME", help="With files and no run: these experts.")
 @click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")
 @click.option("--ablation", is_flag=True, help="A row for each phase switched off (not retrained).")
-@click.option("--fit-store", type=FOLDER, help="Fit the convex weights on this store's images.")
+@click.option("--fit-store", type=FOLDER, help="Fit the row of fitted weights to this store's images.")
 @click.option("--report", type=OUT, help="Write report, CSV, JSON and Markdown into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 @configured
@@ -53,6 +53,7 @@ def evaluate(
     if ctx.invoked_subcommand:
         return
     from championship_sr.evaluate.inference.pictures import check_writable
+    from championship_sr.evaluate.methods import FUSION
     from championship_sr.evaluate.scoring.evaluation import Wanted
     from championship_sr.evaluate.session import evaluate_sets, write_results
 
@@ -66,7 +67,8 @@ def evaluate(
     files = write_results(report, results) if report else []
     if as_json:
         sets = {
-            name: scored.scores.summary() | {"scores": scored.scores.to_plain()}
+            name: scored.scores.summary()
+            | {"gain": {FUSION: scored.scores.headline_gains()}, "scores": scored.scores.to_plain()}
             for name, scored in results.sets.items()
         }
         click.echo(json.dumps({"sets": sets, "files": [str(path) for path in files]}))

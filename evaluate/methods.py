@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-BICUBIC, MEAN, CONVEX, FUSION = "bicubic", "mean", "convex", "fusion"
+BICUBIC, MEAN, FITTED, FUSION = "bicubic", "mean", "fitted", "fusion"
 BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"
 PER_IMAGE, PER_PIXEL = "best_expert_per_image", "best_expert_per_pixel"
 EXPERT, SWITCHED_OFF = "expert:", "without:"  # in front of an expert's or a phase's name
@@ -20,7 +20,7 @@ class Row:
 ROWS = {
     BICUBIC: Row("bicubic", "floor"),
     MEAN: Row("mean of experts", "baseline"),
-    CONVEX: Row("fitted convex weights", "baseline"),
+    FITTED: Row("fitted weights", "baseline", "of sum 1, negative allowed, fitted to images that are not scored"),
     BEST_X8: Row("best expert, x8 self-ensemble", "baseline"),
     PER_IMAGE: Row("best expert per image", "upper bound", "an oracle: needs the HR image to choose"),
     PER_PIXEL: Row("best expert per pixel", "upper bound", "an oracle: needs the HR image to choose"),

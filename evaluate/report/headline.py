@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from championship_sr.evaluate.methods import BICUBIC, CONVEX, EXPERT, FUSION, row
+from championship_sr.evaluate.methods import BICUBIC, FITTED, FUSION, row
 from championship_sr.evaluate.metrics import METRICS, Metric
 from championship_sr.evaluate.scoring.scores import Gain, Scores
 
@@ -27,18 +27,10 @@ class Rival:
     title: str
 
 
-def best_expert(scores: Scores) -> str:
-    """The expert (as a method) with the best mean by the first metric."""
-    metric = scores.metrics[0]
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    experts = [method for method in scores.methods if method.startswith(EXPERT)]
-    return max(experts, key=lambda method: sign * scores.mean(metric, method))
-
-
 def rivals(scores: Scores) -> list[Rival]:
     """The best expert; and fitted weights, where they were scored."""
-    best = best_expert(scores)
-    both = [Rival(best, f"the best expert, {row(best).title}"), Rival(CONVEX, "fitted weights")]
+    best = scores.best_expert
+    both = [Rival(best, f"the best expert, {row(best).title}"), Rival(FITTED, "fitted weights")]
     return [rival for rival in both if rival.method in scores.methods]
 
 

@@ -66,7 +66,7 @@ def _content(scores: Scores, gallery: Gallery, model: Model, data: str) -> dict[
         **_heading(scores, model, data),
         "sentence": headline.sentence(scores),
         "facts": headline.facts(scores),
-        "comparison": _comparison(gallery, headline.best_expert(scores)),
+        "comparison": _comparison(gallery, scores.best_expert),
         "table": _table(scores),
         "images": _images(scores),
         "wins": _wins(gallery),
@@ -168,7 +168,7 @@ def _table(scores: Scores) -> dict[str, Any]:
 
 def _images(scores: Scores) -> dict[str, str]:
     """The gain over the best expert, image by image."""
-    metric, best = scores.metrics[0], headline.best_expert(scores)
+    metric, best = scores.metrics[0], scores.best_expert
     differences = dict(zip(scores.images, scores.differences(metric, FUSION, best).tolist(), strict=True))
     differences = {image: gain for image, gain in differences.items() if not isnan(gain)}
     unit = f"{METRICS[metric].title} over {row(best).title}"

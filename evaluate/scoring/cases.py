@@ -15,7 +15,7 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 
-MAX_FIT_IMAGES = 32  # the convex weights have one degree of freedom an expert
+MAX_FIT_IMAGES = 32  # fitted weights have one degree of freedom an expert
 
 
 @dataclass(frozen=True)

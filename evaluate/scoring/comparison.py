@@ -50,7 +50,7 @@ class Plan:
     """What is scored: the baselines of these experts, and the networks.
 
     ensemble   whether the best expert's x8 self-ensemble is scored; fusion_x8 whether the fusion's is too
-    weights    of the convex combination; None leaves it out
+    weights    of the row of fitted weights; None leaves it out
     observe    called with the pictures of each image
     notes      what a reader of the table must know
     """

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.methods import FUSION, SWITCHED_OFF
 from championship_sr.evaluate.model import Model, load
-from championship_sr.evaluate.scoring.baselines import fit_convex
+from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.cases import (
     chosen_images,
     fit_images,
@@ -29,8 +30,10 @@ from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.identify import sha256_of
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.entries import counted
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.combination import equal_experts, fit_weights
 from championship_sr.train.fusion import PHASES
 from championship_sr.train.run.folder import RUN_FILE, read_store
 
@@ -45,8 +48,8 @@ class Wanted:
 
     self_ensemble  None: the best expert's, where its eight answers can be had; True: the fusion's too; False: none
     ablation       the fusion with each of its phases switched off
-    fit_store      whose images the convex weights are fitted on; None: the store of the run, or the scored one;
-                   images that are scored are never fitted on
+    fit_store      to whose images weights are fitted; None: the store of the run, or the scored one;
+                   never to images that are scored
     observe        called with the pictures of each image
     """
 
@@ -194,13 +197,28 @@ def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str])
 def _fitted(
     wanted: Wanted, model: Model | None, scored_store: Store | None, names: Sequence[str], scored: set[str], border: int
 ) -> tuple[dict[str, float] | None, str]:
-    """The fitted convex weights, None where there is nothing to fit them on; and a note on where they are from."""
-    store = _fit_store(wanted, model, names) or scored_store
+    """The weights of the row of fitted weights, None where there is nothing to fit them to; and where they are from."""
+    if len(names) == 1:
+        return {names[0]: 1.0}, "one expert alone: there are no weights to fit"
+    own = _fit_store(wanted, model, names)
+    store = own or scored_store
     images = fit_images(store, scored) if store else []
-    if not images:
-        return None, "fitted convex weights left out: no images but the scored ones; give --fit-store"
-    weights = fit_convex(fit_pairs(store, images, names), border)
-    return weights, f"convex weights fitted on {len(images)} images of {store.root.name} that are not scored"
+    if images:
+        pairs = fit_pairs(store, images, names)
+        products = np.mean([products_of(hr, experts, border) for hr, experts in pairs], axis=0)
+        note = f"fitted weights: of sum 1, negative allowed, from {counted(len(images), 'image')} of {store.root.name}"
+        note += f" that are not scored{_equal_in_words(names, products)}"
+        return dict(zip(names, fit_weights(products).tolist(), strict=True)), note
+    started = getattr(model.network, "start_weights", None) if model and not own else None
+    if started is not None:
+        note = "fitted weights: those that the run started from, of its training images"
+        return dict(zip(names, started.tolist(), strict=True)), note
+    return None, "fitted weights left out: no images but the scored ones to fit them to; give --fit-store"
+
+
+def _equal_in_words(names: Sequence[str], products: np.ndarray) -> str:
+    pairs = equal_experts(products)
+    return "".join(f"; {names[a]} and {names[b]} have equal images and get equal weights" for a, b in pairs)
 
 
 def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Store | None:
@@ -212,7 +230,7 @@ def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Sto
     try:
         return Store(read_store(model.root), names)
     except StoreError as error:
-        log.info("the run's store cannot be used to fit convex weights: %s", error)
+        log.info("the run's store cannot be used to fit weights: %s", error)
         return None
 
 

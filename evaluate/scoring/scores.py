@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.evaluate.methods import FUSION, ROWS, row
+from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, ROWS, row
 from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 
 CONFIDENCE = 0.95
@@ -40,7 +40,7 @@ class Scores:
     values: dict[str, dict[str, tuple[float, ...]]]  # metric -> method -> one value an image
     seconds: dict[str, tuple[float, ...]] = field(default_factory=dict)  # part -> one value an image
     peak_mib: tuple[float, ...] = ()
-    weights: dict[str, float] | None = None  # of the fitted convex combination
+    weights: dict[str, float] | None = None  # of the row of fitted weights
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # images that could not be read
     bootstrap: int = 10_000
@@ -99,6 +99,46 @@ class Scores:
             ties=int((difference == 0).sum()),
         )
 
+    @property
+    def best_expert(self) -> str | None:
+        """The expert (as a method) of the best mean by the first metric, on the scored images themselves."""
+        metric = self.metrics[0]
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        experts = [method for method in self.methods if method.startswith(EXPERT)]
+        return max(experts, key=lambda method: sign * self.mean(metric, method), default=None)
+
+    def over_best(self, method: str = FUSION) -> Gain | None:
+        """What the method gains over the best expert, by the first metric; None without experts."""
+        return self._over(self.best_expert, method)
+
+    def over_fitted(self, method: str = FUSION) -> Gain | None:
+        """What the method gains over fitted weights, by the first metric; None where there were none to fit to."""
+        return self._over(FITTED, method)
+
+    def _over(self, other: str | None, method: str) -> Gain | None:
+        return self.gain(self.metrics[0], method, other) if other in self.methods else None
+
+    def headline_gains(self, method: str = FUSION) -> dict[str, list[float] | None]:
+        """{over_best, over_fitted}, each [mean, low, high] of its interval, for JSON; empty without the method."""
+        if method not in self.methods:
+            return {}
+        gains = {"over_best": self.over_best(method), "over_fitted": self.over_fitted(method)}
+        return finite({name: gain and [gain.mean, gain.low, gain.high] for name, gain in gains.items()})
+
+    def headline(self) -> list[str]:
+        """What the fusion gains over fitted weights, its honest rival, and over the best expert; a line each."""
+        if FUSION not in self.methods:
+            return []
+        best = f"{labelled(self.best_expert)}, the best expert" if self.best_expert else ""
+        gains = {"fitted weights": self.over_fitted(), best: self.over_best()}
+        return [f"fusion over {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain]
+
+    def _in_words(self, gain: Gain) -> str:
+        metric = METRICS[self.metrics[0]]
+        mean, low, high = (f"{value:+.{metric.digits}f}" for value in (gain.mean, gain.low, gain.high))
+        unit = " dB" if metric.title.startswith("PSNR") else ""
+        return f"{mean}{unit} {metric.title} (95 % interval {low} .. {high}), {gain.wins} won, {gain.losses} lost"
+
     def perceptual_score(self, method: str) -> float | None:
         """The NTIRE perceptual score, where all its parts were computed."""
         if not set(PERCEPTUAL_PARTS) <= set(self.metrics):
@@ -106,13 +146,13 @@ class Scores:
         return ntire_perceptual({part: self.mean(part, method) for part in PERCEPTUAL_PARTS})
 
     def table(self) -> str:
-        """The table for a terminal, the protocol and the notes under it."""
+        """The table for a terminal, above it what the fusion gains, under it the protocol and the notes."""
         lines = aligned([self.header(), *self.rows()])
-        return "\n".join([*lines, *self._footer()])
+        return "\n".join([*_apart(self.headline()), *lines, *self._footer()])
 
     def markdown(self) -> str:
         """The table in Markdown, to be pasted into a paper or a README."""
-        return "\n".join([*markdown_rows([self.header(), *self.rows()]), "", *self._footer()])
+        return "\n".join([*markdown_rows([self.header(), *self.rows()]), "", *self.headline(), *self._footer()])
 
     def header(self) -> list[str]:
         """The titles of the columns."""
@@ -173,7 +213,7 @@ class Scores:
             "gains": self._gains(),
             "seconds": {name: list(values) for name, values in self.seconds.items()},
             "peak_mib": list(self.peak_mib),
-            "convex_weights": self.weights,
+            "fitted_weights": self.weights,
             "notes": list(self.notes),
             "left_out": list(self.left_out),
         }
@@ -221,7 +261,7 @@ def best_per_image(values: Mapping[str, Mapping[str, float]], metrics: Sequence[
 
 
 def benchmarks_table(sets: Mapping[str, Scores], style: str = "plain") -> str:
-    """One table over several benchmarks: a column per set and metric."""
+    """One table over several benchmarks: a column per set and metric, under what the fusion gains on each."""
     first = next(iter(sets.values()))
     methods = [m for m in first.methods if all(m in scores.methods for scores in sets.values())]
     header = ["method", *(f"{name} {METRICS[m].title}" for name, scores in sets.items() for m in scores.metrics)]
@@ -229,9 +269,15 @@ def benchmarks_table(sets: Mapping[str, Scores], style: str = "plain") -> str:
         [labelled(k), *(f"{s.mean(m, k):.{METRICS[m].digits}f}" for s in sets.values() for m in s.metrics)]
         for k in methods
     ]
-    lines = aligned([header, *rows]) if style == "plain" else [*markdown_rows([header, *rows]), ""]
+    gains = [f"{name}: {line}" for name, scores in sets.items() for line in scores.headline()]
     footer = [f"{name}: {len(scores.images)} images; {scores.protocol}" for name, scores in sets.items()]
-    return "\n".join([*lines, *footer])
+    if style == "plain":
+        return "\n".join([*_apart(gains), *aligned([header, *rows]), *footer])
+    return "\n".join([*markdown_rows([header, *rows]), "", *gains, *footer])
+
+
+def _apart(lines: Sequence[str]) -> list[str]:
+    return [*lines, ""] if lines else []
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,11 +21,11 @@ from championship_sr.train.config import TrainConfig, learning_rate, loss_stages
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.mixing import cutblur, mixup
 from championship_sr.train.data.sampler import step_rng
-from championship_sr.train.fitting import fit_start
 from championship_sr.train.fusion import build_fusion
 from championship_sr.train.fusion.start import start_from
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
+from championship_sr.train.run.fitting import fit_start
 from championship_sr.train.run.folder import begin, feature_channels
 from championship_sr.train.run.journal import Journal
 from championship_sr.train.run.processes import World, world

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from championship_sr.evaluate.methods import CONVEX, EXPERT, FUSION, MEAN
+from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, MEAN
 from championship_sr.evaluate.report import charts
 from championship_sr.evaluate.report.colours import INFERNO, categories, coloured, data_uri
 from championship_sr.evaluate.report.gallery import HR, WINDOW_LR_PX, Gallery, nearest_expert
@@ -191,7 +191,7 @@ def test_what_an_image_leaves_of_its_share_goes_to_those_after_it():
 
 
 @pytest.mark.parametrize(
-    ("expert", "convex", "words"),
+    ("expert", "fitted", "words"),
     [
         (0.3, 0.2, "is 0.300 dB better than the best expert, one and 0.200 dB better than fitted weights."),
         (-0.3, 0.2, "is 0.300 dB worse than the best expert, one and 0.200 dB better than fitted weights."),
@@ -200,10 +200,10 @@ def test_what_an_image_leaves_of_its_share_goes_to_those_after_it():
         (0.3, None, "is 0.300 dB better than the best expert, one."),
     ],
 )
-def test_the_headline_says_what_is_shown_and_what_is_not(expert, convex, words):
+def test_the_headline_says_what_is_shown_and_what_is_not(expert, fitted, words):
     base = np.array([30.0, 31.0, 33.0])
     values = {EXPERT + "one": base - expert, FUSION: base}
-    values |= {} if convex is None else {CONVEX: base - convex}
+    values |= {} if fitted is None else {FITTED: base - fitted}
     plain = {method: tuple(numbers.tolist()) for method, numbers in values.items()}
     text = sentence(Scores("protocol", ("a", "b", "c"), {"psnr_y": plain}))
     assert text.startswith("By PSNR-Y on 3 images, the fusion ") and words in text

@@ -3,20 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis.strategies import integers
 
 from championship_sr.evaluate.inference.inputs import hwc
 from championship_sr.evaluate.methods import EXPERT, MEAN, PER_PIXEL
 from championship_sr.evaluate.metrics import Scorer
-from championship_sr.evaluate.scoring.baselines import (
-    best_per_pixel,
-    fit_convex,
-    images_of,
-    minimise_on_simplex,
-    project_to_simplex,
-)
+from championship_sr.evaluate.scoring.baselines import best_per_pixel, images_of, products_of
 from championship_sr.extract.images.bicubic import downscale, upscale
+from championship_sr.train.combination import fit_weights, psnr_of, squared_error
 
 
 def photo(seed: int = 0, height: int = 32, width: int = 44) -> np.ndarray:
@@ -36,7 +29,7 @@ def test_every_method_is_an_8_bit_image_of_hrs_size():
     images = images_of(downscale(hr, 4), hr, experts_of(hr), 4, {"e0": 1.0, "e1": 0.0, "e2": 0.0})
     assert {(image.shape, image.dtype.name) for image in images.values()} == {(hr.shape, "uint8")}
     assert np.array_equal(images["bicubic"], upscale(downscale(hr, 4), 4))
-    assert np.array_equal(images["convex"], images[EXPERT + "e0"])
+    assert np.array_equal(images["fitted"], images[EXPERT + "e0"])
 
 
 def test_mean_is_taken_before_rounding():
@@ -62,35 +55,23 @@ def test_best_per_pixel_has_the_least_luma_error_of_all_choices():
     assert np.allclose(chosen, errors.min(axis=0))
 
 
-@settings(max_examples=50, deadline=None)
-@given(seed=integers(0, 2**32 - 1), n=integers(1, 6))
-def test_projection_is_the_nearest_point_of_the_simplex(seed, n):
-    rng = np.random.default_rng(seed)
-    point = rng.normal(size=n) * 3
-    nearest = project_to_simplex(point)
-    assert nearest.sum() == pytest.approx(1) and nearest.min() >= 0
-    others = rng.dirichlet(np.ones(n), size=500)
-    assert ((others - point) ** 2).sum(axis=1).min() >= ((nearest - point) ** 2).sum() - 1e-9
-
-
-def test_convex_weights_are_the_best_on_a_grid():
-    hr = photo(height=40, width=40)
+def test_products_give_the_psnr_of_the_combined_image_and_its_best_weights():
+    hr = photo(height=40, width=36)
     experts = experts_of(hr)
-    weights = fit_convex([(hr, experts)], border=4)
-    assert sum(weights.values()) == pytest.approx(1) and min(weights.values()) >= 0
+    products = products_of(hr, experts, border=4)
 
-    def error(w):
-        mixed = sum(a * e for a, e in zip(w, experts.values(), strict=True)).permute(1, 2, 0).numpy()
-        luma = (mixed - hr / 255)[4:-4, 4:-4] @ [65.481, 128.553, 24.966]
-        return float((luma**2).mean())
+    def luma(image):
+        return image.double().permute(1, 2, 0).numpy()[4:-4, 4:-4] @ [65.481, 128.553, 24.966]
 
-    grid = [(a / 20, b / 20, 1 - (a + b) / 20) for a in range(21) for b in range(21 - a)]
-    assert error(weights.values()) <= min(map(error, grid)) + 1e-9
+    weights = np.array([1.2, -0.5, 0.3])
+    mixed = sum(w * image.double() for w, image in zip(weights, experts.values(), strict=True))
+    truth = (hr / 255)[4:-4, 4:-4] @ [65.481, 128.553, 24.966]
+    expected = 10 * np.log10(255**2 / ((luma(mixed) - truth) ** 2).mean())
+    assert psnr_of(squared_error(weights, products)) == pytest.approx(expected, abs=1e-6)
 
-
-def test_an_expert_that_only_adds_noise_gets_no_weight():
-    gram = np.array([[1.0, 1.2], [1.2, 4.0]])
-    assert minimise_on_simplex(gram) == pytest.approx([1, 0])
+    columns = np.stack([luma(image).ravel() for image in experts.values()], axis=1)
+    others = np.linalg.lstsq(columns[:, :2] - columns[:, 2:], truth.ravel() - columns[:, 2], rcond=None)[0]
+    assert fit_weights(products, pull=1e-12) == pytest.approx([*others, 1 - others.sum()], abs=1e-6)
 
 
 def test_the_upper_bound_is_above_every_expert():

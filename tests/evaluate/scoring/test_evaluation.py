@@ -1,6 +1,7 @@
 """Scores of a real run on a real store, against the same figures worked out by hand."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from championship_sr.evaluate.methods import (  # fmt: skip
+from championship_sr.evaluate.methods import (
     BEST_X8,
     BICUBIC,
-    CONVEX,
     EXPERT,
+    FITTED,
     FUSION,
     FUSION_X8,
     MEAN,
@@ -30,6 +31,7 @@ from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.combination import PULL
 from championship_sr.train.fusion import PHASES
 from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
 
@@ -119,21 +121,65 @@ def test_tiles_change_the_fusion_little_and_the_stored_experts_not_at_all(scores
     assert tiled.values["psnr_y"][FUSION] != scores.values["psnr_y"][FUSION]
 
 
-def test_convex_weights_come_only_from_images_that_are_not_scored(run_root, store_root, config):
+def least_squares(store: Store, images: list[int]) -> list[float]:
+    """The weights of sum 1 of the least squared luma error on these images, each as much as another.
+
+    As equal ones and a departure, whose square costs PULL of the mean's squared error.
+    """
+    apart, left = [], []
+    for index in images:
+        _, hr, sr, _ = read_whole(store, index)
+        inside = (..., slice(4, -4), slice(4, -4))
+        truth, one, two = (rgb_to_y(image)[inside].flatten().numpy() for image in (hr[0], sr[0, 0], sr[0, 1]))
+        share = (len(truth) * len(images)) ** -0.5
+        apart.append((one - two) * share)
+        left.append((truth - (one + two) / 2) * share)
+    apart, left = np.concatenate(apart), np.concatenate(left)
+    [[departure], *_] = np.linalg.lstsq(
+        np.append(apart, np.sqrt(2 * PULL) * np.linalg.norm(left))[:, None], np.append(left, 0), rcond=None
+    )
+    return [0.5 + departure, 0.5 - departure]
+
+
+def test_weights_are_fitted_to_images_that_are_not_scored(run_root, store_root, config):
     part = evaluate_store(run_root, store_root, ["photo1"], wanted=Wanted(self_ensemble=False), config=config)
-    assert part.images == ("photo1",) and CONVEX in part.methods
-    assert sum(part.weights.values()) == pytest.approx(1)
-    assert any("fitted on 3 images" in note for note in part.notes)
+    assert part.images == ("photo1",) and FITTED in part.methods
+    store = Store(store_root)
+    others = [index for index, image in enumerate(store.images) if image.id != "photo1"]
+    assert list(part.weights.values()) == pytest.approx(least_squares(store, others), abs=1e-3)
+    _, hr, images, _ = read_whole(store, next(i for i, image in enumerate(store.images) if image.id == "photo1"))
+    mixed = sum(weight * images[:, i] for i, weight in enumerate(part.weights.values()))
+    assert part.values["psnr_y"][FITTED] == pytest.approx([psnr_y(mixed, hr)], abs=1e-3)
+    assert any("from 3 images of plain.store that are not scored" in note for note in part.notes)
     everything = evaluate_store(run_root, store_root, wanted=Wanted(self_ensemble=False), config=config)
-    assert CONVEX not in everything.methods and any("left out" in note for note in everything.notes)
+    assert FITTED not in everything.methods and any("left out" in note for note in everything.notes)
 
 
-def test_files_of_the_runs_own_store_are_not_fitted_on(run_root, hr_folder, config):
+def test_weights_are_not_fitted_to_files_that_the_runs_own_store_has(run_root, hr_folder, config):
     pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
     some = evaluate_pairs(run_root, pairs[:1], wanted=Wanted(self_ensemble=False), config=config)
-    assert any("fitted on 3 images of plain.store" in note for note in some.notes)
+    assert any("from 3 images of plain.store" in note for note in some.notes)
     every = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
-    assert CONVEX not in every.methods
+    assert FITTED not in every.methods
+
+
+def test_a_run_without_its_store_has_the_weights_that_it_started_from(tmp_path, run_root, store_root, config):
+    moved = shutil.copytree(run_root, tmp_path / "moved")
+    (moved / "run.yaml").unlink()
+    found = evaluate_store(moved, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    assert found.weights == {"one": 0.5, "two": 0.5} and any("that the run started from" in n for n in found.notes)
+    assert found.over_fitted().mean == found.gain("psnr_y", FUSION, MEAN).mean
+
+
+def test_one_expert_alone_has_no_weights_to_fit(hr_folder, expert_entries, config):
+    from championship_sr.extract.config import load_expert_config
+    from championship_sr.extract.experts.expert import load_expert
+
+    expert = load_expert(load_expert_config(expert_entries[0]), torch.device("cpu"), 4)
+    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
+    found = evaluate_pairs(None, pairs, experts=[expert], wanted=Wanted(self_ensemble=False), config=config)
+    assert found.weights == {"one": 1.0} and any("one expert alone" in note for note in found.notes)
+    assert found.values["psnr_y"][FITTED] == found.values["psnr_y"][EXPERT + "one"]
 
 
 def test_without_a_run_the_experts_are_scored(store_root, config):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, PER_IMAGE, SWITCHED_OFF
+from championship_sr.evaluate.methods import BICUBIC, EXPERT, FITTED, FUSION, PER_IMAGE, SWITCHED_OFF
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table, best_per_image
 
 
@@ -43,6 +43,31 @@ def test_gain_counts_wins_and_losses_and_contains_its_mean():
     assert gain.mean == pytest.approx((0.25 + 0.5 - 0.25) / 3)
     assert (gain.wins, gain.losses, gain.ties) == (2, 1, 0)
     assert -0.25 <= gain.low <= gain.mean <= gain.high <= 0.5
+
+
+def with_fitted() -> Scores:
+    values = scores().values["psnr_y"]
+    return scores(values={"psnr_y": {**values, EXPERT + "span": (30.0, 30.0, 30.0), FITTED: (31.2, 32.4, 32.7)}})
+
+
+def test_the_gain_over_fitted_weights_comes_first():
+    some = with_fitted()
+    assert some.best_expert == EXPERT + "hat"
+    assert some.over_best() == some.gain("psnr_y", FUSION, EXPERT + "hat")
+    assert some.over_fitted().mean == pytest.approx((0.05 + 0.1 + 0.05) / 3)
+    first, second, blank, *_ = some.table().splitlines()
+    assert first.startswith("fusion over fitted weights: +0.067 dB PSNR-Y (95 % interval +0.050 .. +0.100), 3 won, 0")
+    assert second.startswith("fusion over hat, the best expert: +0.167 dB PSNR-Y") and not blank
+    assert first in some.markdown()
+    assert benchmarks_table({"Set5": some, "Set14": some}).startswith(f"Set5: {first}")
+
+
+def test_headline_gains_are_a_mean_and_its_interval():
+    gains = with_fitted().headline_gains()
+    assert gains["over_fitted"] == pytest.approx([0.2 / 3, 0.05, 0.1])
+    assert gains["over_best"][0] == pytest.approx(0.5 / 3)
+    assert scores().headline_gains()["over_fitted"] is None
+    assert scores(values={"psnr_y": {BICUBIC: (1.0, 2.0, 3.0)}}).headline_gains() == {}
 
 
 def test_a_smaller_value_wins_where_smaller_is_better():

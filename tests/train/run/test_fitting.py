@@ -10,8 +10,8 @@ import torch
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig
-from championship_sr.train.fitting import fit_start, sampled_images, sampled_windows
 from championship_sr.train.run.checkpoint import load_fusion
+from championship_sr.train.run.fitting import fit_start, sampled_images, sampled_windows
 from championship_sr.train.run.journal import read_metrics
 from championship_sr.train.run.loop import new_network, train
 from championship_sr.train.run.processes import World

@@ -7,6 +7,9 @@ from html import escape
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 42
 MAX_BINS = 24
+MAX_MARKED = 12  # points of a line that are also dots: one alone would not be seen
+MAX_NAMED = 24  # bars with a name each
+ROW, BAR, CHARACTER = 24, 14, 7.4  # of a named row: its height, its bar's, and the width of a letter
 
 Point = tuple[float, float]
 
@@ -31,11 +34,12 @@ def line_chart(
     parts = [frame.axes(x_title, y_title, log_y)]
     for index, (name, y) in enumerate(levels.items()):
         parts.append(_level(frame, name, value(y), index))
-    for index, (name, line) in enumerate(lines.items()):
-        path = " ".join(
-            f"{frame.x(x):.1f},{frame.y(value(y)):.1f}" for x, y in line if math.isfinite(y) and (y > 0 or not log_y)
-        )
-        parts.append(f'<polyline class="line s{index}" points="{path}"><title>{escape(name)}</title></polyline>')
+    for name, line in lines.items():
+        drawn = [(frame.x(x), frame.y(value(y))) for x, y in line if math.isfinite(y) and (y > 0 or not log_y)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
+        parts.append(f'<polyline class="line" points="{path}"><title>{escape(name)}</title></polyline>')
+        if len(drawn) <= MAX_MARKED:
+            parts += [f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in drawn]
     return _svg(parts, y_title)
 
 
@@ -59,13 +63,42 @@ def histogram(values: Sequence[float], *, x_title: str, y_title: str = "images")
     return _svg(parts, x_title)
 
 
-def bars(values: Mapping[str, float], *, y_title: str) -> str:
-    """One bar a name, sorted, up from 0 or down; below 0 in another colour."""
+def bars(values: Mapping[str, float], *, title: str) -> str:
+    """One bar a name, the largest first, to both sides of 0; below 0 in another colour. Many bars go without names."""
     ordered = sorted(((v, k) for k, v in values.items() if math.isfinite(v)), reverse=True)
     if not ordered:
         return ""
+    if len(ordered) > MAX_NAMED:
+        return _columns(ordered, title)
+    rows = _Rows([name for _, name in ordered], [0.0, *(value for value, _ in ordered)])
+    parts = [rows.axes(title)]
+    for index, (value, name) in enumerate(ordered):
+        left, right = sorted((rows.x(value), rows.x(0)))
+        kind = "good" if value >= 0 else "bad"
+        label = f"{name}: {value:+.3f}"
+        parts.append(_rect(left, rows.middle(index) - BAR / 2, max(right - left, 0.5), BAR, kind, label))
+    return _svg(parts, title, rows.height)
+
+
+def intervals(values: Mapping[str, tuple[float, float, float]], *, x_title: str) -> str:
+    """One row a name: a point at the middle value, and a line from the low one to the high one."""
+    finite = {name: value for name, value in values.items() if all(map(math.isfinite, value))}
+    if not finite:
+        return ""
+    rows = _Rows(list(finite), [0.0, *(number for value in finite.values() for number in value)])
+    parts = [rows.axes(x_title)]
+    for index, (name, (low, value, high)) in enumerate(finite.items()):
+        y, label = rows.middle(index), f"{name}: {value:+.3f} ({low:+.3f} to {high:+.3f})"
+        parts.append(
+            f'<g><title>{escape(label)}</title><line class="whisker" x1="{rows.x(low):.1f}" x2="{rows.x(high):.1f}" '
+            f'y1="{y:.1f}" y2="{y:.1f}"/><circle class="point" cx="{rows.x(value):.1f}" cy="{y:.1f}" r="4.5"/></g>'
+        )
+    return _svg(parts, x_title, rows.height)
+
+
+def _columns(ordered: Sequence[tuple[float, str]], title: str) -> str:
     frame = _Frame((0, len(ordered)), _padded(min(ordered[-1][0], 0), max(ordered[0][0], 0), 0.06))
-    parts = [frame.axes("images, sorted", y_title, x_ticks=False)]
+    parts = [frame.axes("images, sorted", title, x_ticks=False)]
     for index, (value, name) in enumerate(ordered):
         left, right = frame.x(index), frame.x(index + 1)
         top, bottom = sorted((frame.y(value), frame.y(0)))
@@ -74,17 +107,44 @@ def bars(values: Mapping[str, float], *, y_title: str) -> str:
         label = f"{name}: {value:+.3f}"
         parts.append(_rect(left + gap, top, right - left - 2 * gap, max(bottom - top, 0.5), kind, label))
     parts.append(f'<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(0):.1f}" y2="{frame.y(0):.1f}"/>')
-    return _svg(parts, y_title)
+    return _svg(parts, title)
 
 
-def shares(values: Mapping[str, float]) -> str:
-    """One bar that is divided as the values are; they add up to 1."""
-    parts, place = [], 0.0
-    for index, (name, value) in enumerate(values.items()):
-        label = f"{name}: {100 * value:.1f} %"
-        parts.append(_rect(place * WIDTH, 0, value * WIDTH, 30, f"fill s{index % 8}", label))
-        place += value
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} 30" role="img" aria-label="shares">{"".join(parts)}</svg>'
+class _Rows:
+    """Named rows over one horizontal axis."""
+
+    def __init__(self, names: Sequence[str], values: Sequence[float]) -> None:
+        self.names = names
+        self.left = min(WIDTH / 2, 16 + CHARACTER * max(len(name) for name in names))
+        self.low, self.high = _padded(min(values), max(values), 0.04)
+        self.height = TOP + ROW * len(names) + BOTTOM
+
+    def x(self, value: float) -> float:
+        return self.left + (value - self.low) / (self.high - self.low) * (WIDTH - RIGHT - self.left)
+
+    def middle(self, index: int) -> float:
+        return TOP + ROW * (index + 0.5)
+
+    def axes(self, title: str) -> str:
+        bottom = self.height - BOTTOM
+        parts = []
+        for value in _ticks(self.low, self.high):
+            x = self.x(value)
+            kind = "zero" if value == 0 else "grid"
+            parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{_label(value)}</text>'
+            )
+        for index, name in enumerate(self.names):
+            y = self.middle(index) + 4.5
+            parts.append(
+                f'<text class="label" x="{self.left - 10:.1f}" y="{y}" text-anchor="end">{escape(name)}</text>'
+            )
+        middle = (self.left + WIDTH - RIGHT) / 2
+        parts.append(
+            f'<text class="name" x="{middle}" y="{self.height - 3}" text-anchor="middle">{escape(title)}</text>'
+        )
+        return "".join(parts)
 
 
 class _Frame:
@@ -136,8 +196,8 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, label: str
     return f'<rect class="{kind}" {size}><title>{escape(label)}</title></rect>'
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+def _svg(parts: Sequence[str], label: str, height: float = HEIGHT) -> str:
+    box = f'viewBox="0 0 {WIDTH} {height}"'
     return f'<svg class="chart" {box} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 

@@ -81,8 +81,9 @@ class Region:
 class Window:
     """Where the fusion gains or loses much.
 
-    y, x  in its region, HR pixels
-    gain  mean squared luma error of the best expert on the image less that of the fusion, in levels of 8 bits
+    y, x      in its region, HR pixels
+    gain      mean squared luma error of the best expert on the image less that of the fusion, in levels of 8 bits
+    decibels  the same as PSNR of the fusion less that of the best expert
     """
 
     region: Region
@@ -90,6 +91,7 @@ class Window:
     x: int
     size: int
     gain: float
+    decibels: float
     best: str
     thumbnail: str
 
@@ -145,8 +147,9 @@ class Gallery:
                 region, inside = image.region(_square(y, x, size)), (0, 0)
             else:
                 continue
-            thumbnail = image.thumbnail(_square(y, x, size))
-            self.windows.append(Window(region, *inside, size, gain, image.best, thumbnail))
+            place = _square(y, x, size)
+            decibels, thumbnail = image.decibels(place), image.thumbnail(place)
+            self.windows.append(Window(region, *inside, size, gain, decibels, image.best, thumbnail))
         self._shrink()
 
     def _share(self, total: int) -> int:
@@ -181,17 +184,23 @@ class _Image:
         self.shown = {k: v for k, v in pictures.images.items() if row(k).kind in KINDS_SHOWN}
         self.shown[HR] = eight_bit(pictures.hr)
         self.height, self.width = self.shown[HR].shape[:2]
+        truth = _luma(self.shown[HR])
+        self.best_squares = (_luma(self.shown[EXPERT + best]) - truth) ** 2
+        self.squares = (_luma(self.shown[FUSION]) - truth) ** 2
 
     def places(self) -> Iterator[tuple[int, int, int, float]]:
         """(y, x, size, gain) of the windows of most gain and most loss, at whole LR pixels; HR pixels."""
-        truth = _luma(self.shown[HR])
-        squares = {k: (_luma(self.shown[k]) - truth) ** 2 for k in (EXPERT + self.best, FUSION)}
-        difference = torch.from_numpy(squares[EXPERT + self.best] - squares[FUSION])
+        difference = torch.from_numpy(self.best_squares - self.squares)
         size = min(WINDOW_LR_PX, self.height // self.scale, self.width // self.scale)
         means = F.avg_pool2d(difference[None, None], size * self.scale, stride=self.scale)[0, 0]
         for sign in (1, -1):
             for y, x, value in _peaks(sign * means, size):
                 yield y * self.scale, x * self.scale, size * self.scale, sign * value
+
+    def decibels(self, place: Place) -> float:
+        """How much the fusion is better than the best expert at this place."""
+        with np.errstate(divide="ignore"):
+            return float(10 * np.log10(self.best_squares[place].mean() / self.squares[place].mean()))
 
     def whole(self, most_bytes: int) -> Region | None:
         """The whole image, if it takes no more than this."""
@@ -239,9 +248,8 @@ class _Image:
                 yield Layer(title, title, "map", source, low, high)
 
     def _brightest(self, place: Place) -> float:
-        truth = _luma(self.shown[HR][place])
-        errors = [np.abs(_luma(self.shown[k][place]) - truth) for k in (EXPERT + self.best, FUSION)]
-        return max(1.0, float(np.percentile(np.stack(errors), ERROR_PERCENTILE)))
+        squares = np.stack([self.best_squares[place], self.squares[place]])
+        return max(1.0, float(np.sqrt(np.percentile(squares, ERROR_PERCENTILE))))
 
 
 def title_of(method: str) -> str:

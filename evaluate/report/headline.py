@@ -37,42 +37,36 @@ def rivals(scores: Scores) -> list[Rival]:
 def facts(scores: Scores) -> list[Fact]:
     """The fusion's score, and its gains with their intervals."""
     metric = METRICS[scores.metrics[0]]
-    unit, number = unit_of(metric.title), len(scores.images)
-    result = [
-        Fact(f"{scores.mean(scores.metrics[0], FUSION):.{metric.digits}f}", unit, f"{metric.title} of the fusion")
-    ]
-    for rival in rivals(scores):
-        gain = scores.gain(scores.metrics[0], FUSION, rival.method)
-        text = f"{interval(gain, metric.digits)}; better on {gain.wins} of {counted(number, 'image')}"
-        result.append(Fact(signed(gain.mean, metric.digits), unit, f"over {rival.title}", text))
-    over_bicubic = scores.gain(scores.metrics[0], FUSION, BICUBIC)
-    result.append(
-        Fact(signed(over_bicubic.mean, metric.digits), unit, "over bicubic", interval(over_bicubic, metric.digits))
-    )
-    return result
+    score = f"{scores.mean(scores.metrics[0], FUSION):.{metric.digits}f}"
+    against = [*rivals(scores), Rival(BICUBIC, "bicubic")]
+    return [Fact(score, unit_of(metric.title), f"{metric.title} of the fusion"), *(_fact(scores, x) for x in against)]
+
+
+def _fact(scores: Scores, rival: Rival) -> Fact:
+    metric, number = METRICS[scores.metrics[0]], len(scores.images)
+    gain = scores.gain(scores.metrics[0], FUSION, rival.method)
+    limits = f"95\u00a0% interval {signed(gain.low, metric.digits)} to {signed(gain.high, metric.digits)}"
+    better = f"better on {gain.wins} of {counted(number, 'image')}"
+    text = f"{limits}; {better}" if number > 1 else "one image gives no interval"
+    return Fact(signed(gain.mean, metric.digits), unit_of(metric.title), f"over {rival.title}", text)
 
 
 def sentence(scores: Scores) -> str:
     """The facts in words."""
     metric = METRICS[scores.metrics[0]]
     gains = {rival: scores.gain(scores.metrics[0], FUSION, rival.method) for rival in rivals(scores)}
-    open_ = [rival.title for rival, gain in gains.items() if gain.low <= 0 <= gain.high]
-    shown = [_said(gain, rival, metric) for rival, gain in gains.items() if rival.title not in open_]
+    even = [rival.title for rival, gain in gains.items() if gain.low <= 0 <= gain.high]
+    shown = [_said(gain, rival, metric) for rival, gain in gains.items() if rival.title not in even]
     parts = [f"is {' and '.join(shown)}"] if shown else []
-    if open_:
-        reason = "the intervals contain" if len(open_) > 1 else "the interval contains"
-        parts.append(f"cannot be told from {' or from '.join(open_)}: {reason} 0")
+    if even:
+        reason = "both intervals contain" if len(even) > 1 else "the interval contains"
+        parts.append(f"cannot be told from {' or from '.join(even)}: {reason} 0")
     return f"By {metric.title} on {counted(len(scores.images), 'image')}, the fusion {', but '.join(parts)}."
 
 
 def _said(gain: Gain, rival: Rival, metric: Metric) -> str:
     amount = f"{abs(gain.mean):.{metric.digits}f} {unit_of(metric.title)}".strip()
     return f"{amount} {'better' if gain.mean > 0 else 'worse'} than {rival.title}"
-
-
-def interval(gain: Gain, digits: int) -> str:
-    """The interval in words."""
-    return f"95\u00a0% interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"
 
 
 def signed(value: float, digits: int) -> str:

@@ -29,6 +29,7 @@ REPORT = "report.html"
 PAGE = "page"  # the folder of the page's templates, style sheets and scripts
 STYLES = ("page.css", "compare/compare.css")
 SCRIPTS = ("compare/pixels.js", "compare/view.js", "compare/stage.js", "compare/compare.js")
+LEAST_BINNED = 8  # images; a histogram of fewer says nothing
 MANY_EXPERTS = 5  # more are counted in a title, not named
 
 
@@ -126,9 +127,9 @@ def _window(window: Window, numbers: Mapping[Region, int]) -> dict[str, Any]:
         "place": [window.y, window.x, window.size, window.size],
         "thumbnail": window.thumbnail,
         "title": window.region.image,
-        "text": headline.signed(-window.gain, 1),
-        "label": f"{window.region.image}, window at row {y}, column {x}: squared luma error of the fusion "
-        f"{headline.signed(-window.gain, 1)} against {window.best}",
+        "text": f"{headline.signed(window.decibels, 2)} dB",
+        "label": f"{window.region.image}, window at row {y}, column {x}: the fusion has "
+        f"{headline.signed(window.decibels, 2)} dB over {window.best}",
     }
 
 
@@ -161,9 +162,19 @@ def _table(scores: Scores) -> dict[str, Any]:
         "header": scores.header(),
         "rows": [{"cells": cells, "kind": row(method).kind.replace(" ", "-")} for method, cells in rows],
         "protocol": scores.protocol,
+        "gains": _gain_chart(scores),
         "notes": scores.notes,
         "weights": scores.weights,
     }
+
+
+def _gain_chart(scores: Scores) -> str:
+    """The fusion's gain over everything that can be had without it, with its intervals."""
+    metric = scores.metrics[0]
+    others = [method for method in scores.methods if row(method).kind in ("expert", "baseline")]
+    gains = {row(method).title: scores.gain(metric, FUSION, method) for method in others}
+    intervals = {title: (gain.low, gain.mean, gain.high) for title, gain in gains.items()}
+    return charts.intervals(intervals, x_title=f"fusion's gain, {METRICS[metric].title}")
 
 
 def _images(scores: Scores) -> dict[str, str]:
@@ -172,10 +183,12 @@ def _images(scores: Scores) -> dict[str, str]:
     differences = dict(zip(scores.images, scores.differences(metric, FUSION, best).tolist(), strict=True))
     differences = {image: gain for image, gain in differences.items() if not isnan(gain)}
     unit = f"{METRICS[metric].title} over {row(best).title}"
+    values = list(differences.values())
+    histogram = charts.histogram(values, x_title=unit) if len(values) >= LEAST_BINNED else ""
     return {
         "best": row(best).title,
-        "bars": charts.bars(differences, y_title=unit),
-        "histogram": charts.histogram(list(differences.values()), x_title=unit),
+        "bars": charts.bars(differences, title=unit),
+        "histogram": histogram,
     }
 
 

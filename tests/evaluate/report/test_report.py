@@ -196,7 +196,7 @@ def test_what_an_image_leaves_of_its_share_goes_to_those_after_it():
         (0.3, 0.2, "is 0.300 dB better than the best expert, one and 0.200 dB better than fitted weights."),
         (-0.3, 0.2, "is 0.300 dB worse than the best expert, one and 0.200 dB better than fitted weights."),
         (0.3, 0.0, "is 0.300 dB better than the best expert, one, but cannot be told from fitted weights: "),
-        (0.0, 0.0, "cannot be told from the best expert, one or from fitted weights: the intervals contain 0."),
+        (0.0, 0.0, "cannot be told from the best expert, one or from fitted weights: both intervals contain 0."),
         (0.3, None, "is 0.300 dB better than the best expert, one."),
     ],
 )
@@ -252,7 +252,9 @@ def test_histogram_counts_every_finite_value_once():
 def test_charts_take_whatever_there_is(values):
     for chart in (
         charts.histogram(values, x_title="x"),
-        charts.bars({str(i): v for i, v in enumerate(values)}, y_title="y"),
+        charts.bars({str(i): v for i, v in enumerate(values)}, title="y"),
+        charts.bars({str(i): v for i, v in enumerate(values * 30)}, title="y"),
+        charts.intervals({str(i): (v, v, v) for i, v in enumerate(values)}, x_title="x"),
         charts.line_chart({"a": list(enumerate(values))}, {"level": 1.0}, x_title="x", y_title="y"),
         charts.line_chart({"a": list(enumerate(values))}, x_title="x", y_title="y", log_y=True),
     ):

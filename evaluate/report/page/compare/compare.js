@@ -192,7 +192,10 @@ function startComparison(settings) {
     stage.view.fit();
     stage.update();
   });
-  if (!document.fullscreenEnabled) element("full").hidden = true;
+  element("full").hidden = !document.fullscreenEnabled;
+  document.addEventListener("fullscreenchange", () => {
+    element("full").textContent = document.fullscreenElement ? "Leave full screen" : "Full screen";
+  });
   for (const select of selects) select.addEventListener("change", choose);
   for (const input of document.querySelectorAll("input[name=mode]")) input.addEventListener("change", () => setMode(input.value));
   for (const input of document.querySelectorAll("input[name=list]")) input.addEventListener("change", () => setList(input.value));

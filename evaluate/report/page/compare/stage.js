@@ -2,6 +2,7 @@
 
 const TAP_PX = 6; // a pointer that moves less has tapped
 const GRAB_PX = 22; // around the divider
+const OVERVIEW_PX = 110; // longest side
 const STEP = 1.25; // of the zoom, for one key or button
 const KEY_PAN_PX = 60;
 
@@ -70,6 +71,7 @@ class Stage {
       paint(left, 0, width / 2 - 1, width / 4);
       paint(right, width / 2 + 1, width, (3 * width) / 4);
     }
+    if (!this.view.isFitted) this.overview(context, ratio, this.mode === "blink" && this.second ? right : left);
     this.divider.style.left = `${100 * this.share}%`;
     this.divider.setAttribute("aria-valuenow", Math.round(100 * this.share));
     this.element.classList.toggle("fitted", this.view.isFitted);
@@ -89,6 +91,25 @@ class Stage {
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, 0, 0);
     context.restore();
+  }
+
+  // the whole picture, small, in a corner, and on it what is in view
+  overview(context, ratio, picture) {
+    if (!picture) return;
+    const scale = OVERVIEW_PX / Math.max(picture.width, picture.height);
+    const { left, top, right, bottom } = this.view.box;
+    const edge = 10;
+    context.setTransform(ratio, 0, 0, ratio, edge * ratio, this.canvas.height - (edge + picture.height * scale) * ratio);
+    context.fillStyle = "#fff";
+    context.fillRect(-1, -1, picture.width * scale + 2, picture.height * scale + 2);
+    context.imageSmoothingEnabled = true;
+    context.drawImage(picture, 0, 0, picture.width * scale, picture.height * scale);
+    context.lineWidth = 2;
+    for (const [colour, out] of [["#000", 1], ["#fff", 0]]) {
+      context.strokeStyle = colour;
+      const size = [(right - left) * scale + 2 * out, (bottom - top) * scale + 2 * out];
+      context.strokeRect(left * scale - out, top * scale - out, ...size);
+    }
   }
 
   // where an event lies, CSS pixels: in the stage, and from the centre of the pane that it is in

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import hwc
 from championship_sr.evaluate.inference.passes import run, run_ensemble
-from championship_sr.evaluate.memory import peak_memory
 from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from championship_sr.evaluate.scoring.baselines import images_of
@@ -21,6 +20,7 @@ from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean
 from championship_sr.extract.experts.expert import resolve_device
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import in_short, joined
+from championship_sr.extract.memory import peak_memory
 from championship_sr.store.errors import StoreError
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from championship_sr.extract.config import DataConfig, ExpertConfig, ExtractConfig
-from championship_sr.extract.experts.check import peak_memory_gib, reset_peak_memory
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.experts.weights_file import weights_path
@@ -95,9 +94,11 @@ class Bench:
 
     def expert(self, entry: ExpertConfig, device: torch.device) -> ExpertBench:
         """Each round times a shard's bare forwards and its extraction, from the stored pairs to the record."""
-        reset_peak_memory(device)
         started, random = time.perf_counter(), not weights_path(entry).is_file()
-        with load_expert(entry, device, self.config.scale, random, precision=self.config.precision) as expert:
+        with (
+            peak_memory(device) as peak,
+            load_expert(entry, device, self.config.scale, random, precision=self.config.precision) as expert,
+        ):
             load_seconds = time.perf_counter() - started
             self.manifest.add_expert(describe(expert, self.run, self._tiling))
             _run_bare(expert, self._lrs(expert, 0)[:1])  # what only the first forward of a size costs
@@ -109,7 +110,7 @@ class Bench:
             overhead=_ratio(wall, bare_wall),
             cpu_overhead=_ratio(cpu, bare_cpu),
             px_per_second=self._round_px / statistics.median(wall),
-            peak_gib=peak_memory_gib(device),
+            peak_gib=peak.gib,
             load_seconds=load_seconds,
             bare_seconds=bare_wall,
             extract_seconds=wall,

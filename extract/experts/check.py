@@ -1,11 +1,8 @@
 """What is known of an expert without running it, whether it works, and how far it is from commuting with flips."""
 
 import contextlib
-import re
-import resource
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.extract.experts.taps import captured, possible_shapes
 from championship_sr.extract.experts.weights_file import weights_path
 from championship_sr.extract.images.pairs import image_files
+from championship_sr.extract.memory import peak_memory
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
@@ -107,12 +105,12 @@ def check(expert: LoadedExpert) -> Checked:
     raises  WeightsError if shapes are wrong, NonFiniteError
     """
     image = torch.rand(1, 3, CHECKED_PX, CHECKED_PX, generator=torch.Generator().manual_seed(1))
-    reset_peak_memory(expert.device)
-    started = time.perf_counter()
-    sr, features = expert(image)
-    if expert.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+    with peak_memory(expert.device) as peak:
+        started = time.perf_counter()
+        sr, features = expert(image)
+        if expert.device.type == "cuda":
+            torch.cuda.synchronize(expert.device)
+        seconds = time.perf_counter() - started
     again = expert(image)
     side = CHECKED_PX * expert.scale
     wrong = {name: t for name, t in features.items() if t.shape[2:] != image.shape[2:]}
@@ -120,9 +118,7 @@ def check(expert: LoadedExpert) -> Checked:
         shapes = {"sr": tuple(sr.shape)} | {name: tuple(t.shape) for name, t in wrong.items()}
         raise WeightsError(f"expert {expert.name}: wrong shapes for an image of {CHECKED_PX} x {CHECKED_PX}: {shapes}")
     same = sr.equal(again[0]) and all(features[name].equal(again[1][name]) for name in features)
-    return Checked(
-        expert.name, expert.n_parameters, expert.scale, expert.channels, same, seconds, peak_memory_gib(expert.device)
-    )
+    return Checked(expert.name, expert.n_parameters, expert.scale, expert.channels, same, seconds, peak.gib)
 
 
 @dataclass(frozen=True)
@@ -149,24 +145,3 @@ def equivariance(expert: LoadedExpert, lr: Tensor) -> list[Equivariance]:
         mean = {name: cosine.mean().item() for name, cosine in cosines.items()}
         result.append(Equivariance(variant, (-10 * torch.log10(error)).item(), mean))
     return result
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts measuring peak memory anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of the device, or of this process where the device is the CPU, since the last reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    kib = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / 2**20

@@ -3,7 +3,7 @@
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,10 @@ class Peak:
 
     mib: float = 0.0
 
+    @property
+    def gib(self) -> float:
+        return self.mib / 1024
+
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
@@ -30,8 +34,9 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif LINUX_RESET.exists():
-        LINUX_RESET.write_text("5")
+    else:
+        with suppress(OSError):  # not every system, and not every container, lets a process do that
+            LINUX_RESET.write_text("5")
     yield peak
     peak.mib = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else _resident_peak() / MIB
 

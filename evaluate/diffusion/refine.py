@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from championship_sr.evaluate.diffusion.colour import match_colours
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
-from championship_sr.evaluate.diffusion.tiles import run_tiled
+from championship_sr.evaluate.inference.tiles import run_in_full_tiles
 from championship_sr.store.errors import WeightsError
 
 
@@ -121,14 +121,14 @@ class Refiner:
             return torch.lerp(away, towards, self.config.guidance)
 
         tile, overlap = self.config.tile // self._patch, self.config.overlap // self._patch
-        return run_tiled(predicted, latent, tile, overlap, self._patch, self._patch)
+        return run_in_full_tiles(predicted, latent, tile, overlap, self._patch, self._patch)
 
     def _told(self, part: str, batch: int) -> Tensor:
         values = [getattr(prompt, part) for prompt in self._prompts]
         return torch.cat([value.repeat_interleave(batch, dim=0) for value in values]).to(self._device, self._dtype)
 
     def _over_vae_tiles(self, function: Callable[[Tensor], Tensor], image: Tensor, unit: int, made: int) -> Tensor:
-        return run_tiled(function, image, self.config.vae_tile, self.config.vae_overlap, unit, made)
+        return run_in_full_tiles(function, image, self.config.vae_tile, self.config.vae_overlap, unit, made)
 
 
 def _padded(image: Tensor, multiple: int) -> Tensor:

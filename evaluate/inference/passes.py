@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
-from championship_sr.evaluate.inference.tiles import Span, Tiling, spans
+from championship_sr.evaluate.inference.tiles import Span, Tiling, even_spans
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
 Progress = Callable[[int], object]  # called with the number of LR pixels that were done
@@ -45,7 +45,7 @@ def run(
         _add(images[name], tile, ys, xs, inputs.scale)
 
     seconds = dict.fromkeys(["inputs", *networks], 0.0)
-    for ys, xs in product(*(spans(n, inputs.scale, tiling) for n in inputs.size)):
+    for ys, xs in product(*(even_spans(n, inputs.scale, tiling) for n in inputs.size)):
         started = time.perf_counter()
         lr, sr, features = inputs.window(ys.start, xs.start, ys.stop - ys.start, xs.stop - xs.start)
         seconds["inputs"] += _elapsed(started, lr.device)

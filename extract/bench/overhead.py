@@ -18,6 +18,7 @@ from championship_sr.extract.config import DataConfig, ExpertConfig, ExtractConf
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.experts.weights_file import weights_path
+from championship_sr.extract.memory import peak_memory
 from championship_sr.extract.run.job import run_expert
 from championship_sr.extract.run.prepare import PairsWriter, prepare
 from championship_sr.extract.run.register import describe

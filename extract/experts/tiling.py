@@ -1,4 +1,7 @@
-"""A large image in overlapping tiles of one size: run, their insides put together."""
+"""A large image in overlapping tiles of one size: run, their insides put together, without fading.
+
+Tiles that fade into each other are evaluation's: `evaluate.inference.tiles`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

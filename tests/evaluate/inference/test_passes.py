@@ -9,7 +9,7 @@ from torch import nn
 
 from championship_sr.evaluate.inference.inputs import LiveInputs, hwc
 from championship_sr.evaluate.inference.passes import run, run_ensemble
-from championship_sr.evaluate.inference.tiles import Tiling, spans
+from championship_sr.evaluate.inference.tiles import Tiling, even_spans
 
 SCALE = 2
 WHOLE = Tiling(tile_px=1000, halo_px=0, blend_px=0)
@@ -52,7 +52,7 @@ EXPERTS = (Expert("a", 0.0), Expert("b", 0.5))
 def test_weights_of_all_tiles_add_up_to_one_everywhere(length, tile, halo, data):
     blend = data % (min(2 * halo, tile // 2) + 1)
     total = torch.zeros(length * SCALE)
-    for span in spans(length, SCALE, Tiling(tile, halo, blend)):
+    for span in even_spans(length, SCALE, Tiling(tile, halo, blend)):
         total[span.start * SCALE : span.stop * SCALE] += span.weight
     assert torch.allclose(total, torch.ones_like(total), atol=1e-6)
 

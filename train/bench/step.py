@@ -11,11 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.phases import Inputs, example, saved_mib
+from championship_sr.train.bench_dispatch import compiles_whole, count_step
 from championship_sr.train.fusion import FusionConfig, build_fusion
 
 PROFILES = ("direct", "paper", "swift")
 FULL_SIZE = {"hat-l": 180, "drct-l": 180, "grl-b": 180, "edsr-l": 256}
 """The published experts and the channels of their features."""
+COUNTED_BATCH, COUNTED_CROP = 2, 32  # the counts are the same at any size
 
 
 def bench_step(
@@ -51,6 +53,8 @@ def bench_step(
                 "saved_mib": saved_mib(network, lambda network=network, inputs=inputs: network(*inputs)),
                 "parameters": sum(p.numel() for p in network.parameters()),
             }
+    for profile, network in networks.items():
+        result[profile] |= _dispatched(network, example(channels, scale, batch=COUNTED_BATCH, crop=COUNTED_CROP))
     if live:
         seconds = _seconds(
             experts or _full_size(tuple(channels), scale), example(channels, scale, batch=1, crop=crop)[0]
@@ -69,7 +73,7 @@ def table(result: Mapping[str, Any]) -> str:
     for profile, batches in result.items():
         if profile not in (*PROFILES, "cnn"):
             continue
-        for batch, row in batches.items():
+        for batch, row in _rows(batches):
             line = (
                 f"{profile:<8} {batch:>5} {row['seconds_forward']:>10.3f} {row['seconds_step']:>8.3f} "
                 f"{row['gflop_forward']:>8.1f} {row['saved_mib']:>10.1f} {row['parameters']:>11,}"
@@ -78,10 +82,36 @@ def table(result: Mapping[str, Any]) -> str:
                 whole = result["direct"][batch]
                 line += "".join(f"  {row[key] / whole[key]:.3f}" for key in ("seconds_step", "saved_mib"))
             lines.append(line)
+    for profile in (name for name in result if name in (*PROFILES, "cnn")):
+        lines.append(_counts_line(profile, result[profile]))
     if "live_over_cached" in result:
         ratios = ", ".join(f"{profile} {ratio:.1f}" for profile, ratio in result["live_over_cached"].items())
         lines.append(f"live over cached step: {ratios} (experts {result['seconds_experts']:.2f} s)")
     return "\n".join(lines)
+
+
+def _rows(profile: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """The figures of each batch size, without the counts that all have in common."""
+    return [(key, row) for key, row in profile.items() if isinstance(row, dict)]
+
+
+def _counts_line(profile: str, counts: Mapping[str, Any]) -> str:
+    return (
+        f"{profile:<8} a step on a GPU dispatches {counts['operations']} operations, {counts['kernels']} of them "
+        f"kernels, and waits {counts['synchronisations']} times; torch.compile takes it "
+        + ("as one graph" if counts["compiles_whole"] else "in pieces")
+    )
+
+
+def _dispatched(network: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What forward, loss and backward hand to a GPU, counted without one."""
+    counts = count_step(network, inputs)
+    return {
+        "operations": counts.operations,
+        "kernels": counts.kernels,
+        "synchronisations": counts.synchronisations.total(),
+        "compiles_whole": compiles_whole(network, inputs),
+    }
 
 
 def _built(profile: str, channels: Mapping[str, int], scale: int) -> nn.Module:

@@ -8,7 +8,10 @@ from championship_sr.train.bench.step import bench_step, table
 CHANNELS = {"a": 4, "b": 6}
 
 
-def test_every_profile_and_batch_has_its_figures():
+def test_every_profile_and_batch_has_its_figures(monkeypatch):
+    monkeypatch.setattr(
+        "championship_sr.train.bench.step.compiles_whole", lambda network, inputs: True
+    )  # has tests of its own
     result = bench_step((1, 2), 8, rounds=1, channels=CHANNELS, scale=2, experts=lambda lr: time.sleep(0.05))
     for profile in ("direct", "paper", "swift"):
         one, two = result[profile]["1"], result[profile]["2"]
@@ -17,10 +20,13 @@ def test_every_profile_and_batch_has_its_figures():
         assert two["saved_mib"] > one["saved_mib"] > 0
         live = result["live_over_cached"][profile]
         assert live == pytest.approx(1 + result["seconds_experts"] / one["seconds_step"])
+        counts = result[profile]
+        assert counts["operations"] > counts["kernels"] > 100 and isinstance(counts["compiles_whole"], bool)
     assert result["seconds_experts"] >= 0.05
     assert result["direct"]["1"]["parameters"] == result["paper"]["1"]["parameters"]
     assert result["paper"]["2"]["saved_mib"] < 0.5 * result["direct"]["2"]["saved_mib"]
     assert "live over cached" in table(result)
+    assert f"{result['swift']['kernels']} of them kernels" in table(result)
 
 
 def test_an_unknown_profile_is_refused():

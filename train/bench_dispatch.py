@@ -1,0 +1,140 @@
+"""What a training step hands to the device: operations, kernels, and the points where the host would wait.
+
+A step is counted on torch's `meta` device, whose tensors have shapes and no contents. That takes no time and needs no
+GPU, it follows the code's path for devices other than the CPU, and it shows what a GPU would wait for: a number that
+is read back, and tensors of the host that are uploaded on the way.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+META = torch.device("meta")
+WAITING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default}  # .item(); torch.tensor(1.0)
+ALLOCATING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")  # memory without contents
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts what is dispatched while the block runs, backward passes included.
+
+    operations        every call of an operator
+    kernels           those that compute or copy: no views, no bare allocations
+    synchronisations  name of the operator -> how often it made the host wait for the device, or would on a GPU
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[OpOverload] = Counter()
+        self.synchronisations: Counter[str] = Counter()
+
+    @property
+    def operations(self) -> int:
+        return self.calls.total()
+
+    @property
+    def kernels(self) -> int:
+        return sum(count for operator, count in self.calls.items() if is_kernel(operator))
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        self.calls[operator] += 1
+        if waits(operator, args, kwargs):
+            self.synchronisations[str(operator)] += 1
+        if operator is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
+            return 1  # stands for the number that would be read
+        return operator(*args, **kwargs)
+
+
+def is_kernel(operator: OpOverload) -> bool:
+    """Whether the operator computes or copies something."""
+    return not operator.is_view and operator._schema.name.partition("::")[2] not in ALLOCATING
+
+
+def waits(operator: OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the host stands still at this call: for a number, or for a copy from or to pageable memory."""
+    if operator in WAITING:
+        return True
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    of_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    if operator is torch.ops.aten._to_copy.default:
+        target = torch.device(kwargs.get("device") or args[0].device).type
+        return (target == "cpu") != bool(of_host) and not _overlaps(args[0], target, kwargs.get("non_blocking"))
+    if operator is torch.ops.aten.copy_.default and 0 < len(of_host) < len(tensors):
+        return not _overlaps(args[1], args[0].device.type, kwargs.get("non_blocking", len(args) > 2 and args[2]))
+    return False
+
+
+def _overlaps(source: Tensor, target: str, non_blocking: bool | None) -> bool:
+    """Whether a copy between host and device runs beside the host."""
+    return bool(non_blocking) and (target == "cpu" or source.is_pinned())
+
+
+def count_step(network: nn.Module, inputs: tuple[Tensor, Tensor, Mapping[str, Tensor]]) -> Dispatched:
+    """What forward, L1 loss and backward of the network dispatch on a device that is no CPU.
+
+    inputs  LR, the experts' images and their features, as `forward` takes them
+    """
+    network, (lr, images, features) = copy.deepcopy(network).to(META), moved(inputs)
+    target = images[:, 0].contiguous()
+
+    def step() -> None:
+        network(lr, images, features).sub(target).abs().mean().backward()
+
+    return dispatched(step)
+
+
+def dispatched(step: Callable[[], object]) -> Dispatched:
+    """What a step on the meta device dispatches, once what it makes at its first time is made."""
+    with on_meta():
+        for _ in range(2):
+            with Dispatched() as counts:
+                step()
+    return counts
+
+
+def moved(value: Any) -> Any:
+    """Tensors, and tuples and mappings of them, on the meta device."""
+    if isinstance(value, Tensor):
+        return value.to(META)
+    if isinstance(value, Mapping):
+        return {name: moved(part) for name, part in value.items()}
+    return tuple(moved(part) for part in value)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """The block in which code may ask for autocast on the meta device, where torch has none: it stays off there."""
+    autocast, dtype, enabled = torch.autocast, torch.get_autocast_dtype, torch.is_autocast_enabled
+
+    def of(device: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device == "meta" else autocast(device, *args, **kwargs)
+
+    with (
+        mock.patch("torch.autocast", of),
+        mock.patch("torch.get_autocast_dtype", lambda device: torch.float32 if device == "meta" else dtype(device)),
+        mock.patch("torch.is_autocast_enabled", lambda *device: device != ("meta",) and enabled(*device)),
+    ):
+        yield
+
+
+def compiles_whole(network: nn.Module, inputs: tuple[Tensor, Tensor, Mapping[str, Tensor]]) -> bool:
+    """Whether torch.compile takes forward and backward of a training step as one graph each."""
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend="aot_eager")
+    try:
+        compiled(*inputs).mean().backward()
+    except torch._dynamo.exc.TorchDynamoException:
+        return False
+    finally:
+        torch.compiler.reset()
+        network.zero_grad()
+    return True

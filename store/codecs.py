@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Codec:
     raw_dtype: np.dtype = _FLOAT32
     limit: float = np.inf  # no finite raw number stands for more than this
     components: int | None = None  # of a basis that must be fitted before the first image
+    own: ClassVar[tuple[str, ...]] = ()  # parameters that differ from array to array: a number a raw channel, or more
 
     def raw_channels(self, channels: int) -> int:
         """Channels of the raw array."""
@@ -104,6 +105,8 @@ class Unit(Codec):
 
 class Scaled(Codec):
     """int8 with one scale a channel and array: the channel's largest magnitude is 127."""
+
+    own = ("scale",)
 
     def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
         return {"scale": _scales(values)}

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.shards.reader import Store, StoredArray
-from championship_sr.train.data.slots import Field, Slot
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.data.slots import Field, Raw
 from championship_sr.train.data.variants import transformed
+from championship_sr.train.uploads import Constants
 
 SR = "sr"  # an expert's image; its other arrays are features
 
@@ -41,16 +41,17 @@ def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tu
     return pairs + tuple(field for field in made if features or field.name == SR)
 
 
-def decoded(slot: Slot, device: torch.device, ids: Sequence[str], turned: frozenset[Field]) -> Batch:
-    """The slot's batch, which shares no memory with it.
+def decoded(raw: Raw, ids: Sequence[str], turned: frozenset[Field], constants: Constants) -> Batch:
+    """The batch of a step, which shares no memory with its raw windows.
 
     ids     of each sample's image
     turned  the fields that were read in their place's variant; the others are turned here
     """
-    values = {field: _values(slot, field, device, field in turned) for field in slot.raw}
-    if device.type == "cuda":
-        slot.left = torch.cuda.current_stream(device).record_event()
-    lr, hr, *images = (values.pop(field) for field in list(slot.raw) if field.source == PAIRS or field.name == SR)
+    windows, params = raw.cut()
+    values = {
+        field: _values(raw, field, windows[field], params[field], field in turned, constants) for field in windows
+    }
+    lr, hr, *images = (values.pop(field) for field in list(windows) if field.source == PAIRS or field.name == SR)
     by_expert: dict[str, list[Tensor]] = {}
     for field, value in values.items():
         by_expert.setdefault(field.source, []).append(value)
@@ -59,28 +60,22 @@ def decoded(slot: Slot, device: torch.device, ids: Sequence[str], turned: frozen
         hr=hr.permute(0, 3, 1, 2),
         images=(torch.stack(images, 1) if images else hr[:, None][:, :0]).permute(0, 1, 4, 2, 3),
         features={name: _joined(parts).permute(0, 3, 1, 2) for name, parts in by_expert.items()},
-        places=[(name, *place[1:]) for name, place in zip(ids, slot.places, strict=True)],
+        places=[(name, *place[1:]) for name, place in zip(ids, raw.places, strict=True)],
     )
 
 
-def _values(slot: Slot, field: Field, device: torch.device, turned: bool) -> Tensor:
-    raw = slot.cut(field, device)
-    if not turned:
-        raw = transformed(raw, [place.variant for place in slot.places])
+def _values(
+    raw: Raw, field: Field, windows: Tensor, own: dict[str, Tensor], turned: bool, constants: Constants
+) -> Tensor:
+    first = raw.arrays[field][0]
     # a batch of pairs may hold 8 bits as 16: its own type says how it is to be read
-    codec = get_codec(str(raw.dtype).removeprefix("torch.")) if field.source == PAIRS else slot.arrays[field][0].codec
-    values = codec.decode(raw, _params(slot.arrays[field]))
-    return values.clone() if values.data_ptr() == slot.raw[field].data_ptr() else values
-
-
-def _params(arrays: Sequence[StoredArray]) -> dict[str, np.ndarray]:
-    """The codec's parameters for a batch: what the arrays share once, what differs stacked to (B, 1, 1, ...)."""
-    result = {}
-    for key, value in arrays[0].params.items():
-        values = [array.params[key] for array in arrays]
-        shared = all(each is value for each in values)
-        result[key] = value if shared else np.stack([np.asarray(each) for each in values])[:, None, None]
-    return result
+    codec = get_codec(str(windows.dtype).removeprefix("torch.")) if field.source == PAIRS else first.codec
+    shared = {name: constants(value) for name, value in first.params.items() if name not in own}
+    if not turned:
+        windows = transformed(windows, [place.variant for place in raw.places])
+    values = codec.decode(windows, {**shared, **{name: value[:, None, None] for name, value in own.items()}})
+    shares = values.untyped_storage().data_ptr() == raw.memory.untyped_storage().data_ptr()
+    return values.clone() if shares else values
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -1,14 +1,15 @@
 """Windows of a store as float batches on the device; on the way each raw byte is copied once on the host.
 
 Threads copy raw windows from the mapped shards into a ring of buffers (pinned where the device is a GPU), some steps
-ahead of the training. The device undoes the codecs and turns the windows. Threads suffice: numpy and the kernel do
-the host's work without Python's lock, and processes would have to hand their batches over.
+ahead of the training. A batch goes to the device in one copy; there codecs are undone and windows turned. Threads
+suffice: numpy and the kernel do the host's work without Python's lock, and processes would have to hand their batches
+over.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import count, islice
 from typing import Literal
 
@@ -22,10 +23,12 @@ from championship_sr.store.remote.cache import ShardCache
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.batch import Batch, decoded, fields_of
 from championship_sr.train.data.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
-from championship_sr.train.data.slots import Field, Slot, Windows, new_slot
+from championship_sr.train.data.slots import Field, Layout, Raw, Slot, Windows
 from championship_sr.train.data.variants import Augment, variants_for
+from championship_sr.train.uploads import Constants, Sent, Uploads, one_ahead, uploads
 
 MIB = 2**20
+LEAST_SLOTS = 3  # steps: one at the device, one on its way and one being read
 MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
 DRAWN_STEPS = 16  # at a time
 SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
@@ -42,7 +45,7 @@ class Loader:
     batch_size   over all ranks; each gets its share, in rank order
     features     False leaves the features out, for a fusion without them
     threads      that copy; 0 copies in the caller's thread
-    buffer_mib   host memory for raw batches; one batch at the least
+    buffer_mib   host memory for raw batches; three batches at the least
     ahead_mib    the kernel is asked for so many bytes before they are copied; 0: never
     sharding     "node": the ranks of each machine read a share of the shards alone
     nodes        ranks of each machine; `node` and `local_rank` say which one this is
@@ -113,6 +116,7 @@ class Loader:
         self.fields = fields_of(store, self.experts, features)
         self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
         self.windows = {field: self._windows(field) for field in self.fields}
+        self.constants = Constants(self.device)
         self.batch_bytes = (self.share.stop - self.share.start) * sum(each.n_bytes for each in self.windows.values())
 
     def places(self, step: int) -> list[Place]:
@@ -146,15 +150,18 @@ class Loader:
         slot = self.slot()
         with self._fetching(step):
             self._fill(_run_now, slot, step, self.places(step))
-        return self._decoded(slot)
+        way = uploads(self.device)
+        return self._decoded(way, *self._sent(way, slot))
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of every step from `start` on, to `stop` or without end; closing the iterator ends its threads.
 
         raises  StoreError naming the image whose window cannot be read
         """
-        for slot in self.filled(start, stop):
-            yield self._decoded(slot)
+        way = uploads(self.device)
+        with closing(self.filled(start, stop)) as slots:
+            for sent in one_ahead((self._sent(way, slot) for slot in slots), way.ahead):
+                yield self._decoded(way, *sent)
 
     def filled(self, start: int = 0, stop: int | None = None) -> Iterator[Slot]:
         """The raw windows of the same steps; each slot is good until the next one is asked for."""
@@ -206,13 +213,18 @@ class Loader:
         return array.prefetch(y, x, self.crop_px * field.resolution, cols * field.resolution)
 
     def _slots(self) -> Iterator[Slot]:
-        fitting = self.buffer_mib * MIB // self.batch_bytes if self.threads else 1
-        for _ in range(min(max(fitting, 1), MOST_SLOTS)):
+        fitting = min(max(self.buffer_mib * MIB // self.batch_bytes, LEAST_SLOTS), MOST_SLOTS)
+        for _ in range(fitting if self.threads else 1):
             yield self.slot()
 
     def slot(self) -> Slot:
         """An empty slot for this rank's share of a batch."""
-        return new_slot(self.windows, self.share.stop - self.share.start, pinned=self.on_gpu)
+        own = {field: self._own_params(field) for field in self.fields}
+        return Slot(Layout(self.windows, self.share.stop - self.share.start, own), pinned=self.on_gpu)
+
+    def _own_params(self, field: Field) -> dict[str, int]:
+        array = self._array(field, self.images[0])
+        return {} if field.source == PAIRS else {name: len(array.params[name]) for name in array.codec.own}
 
     def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
         slot.places = places
@@ -249,9 +261,15 @@ class Loader:
         widest = max((self._array(field, image).raw_dtype for image in images), key=lambda dtype: dtype.itemsize)
         return Windows((side, side, first.raw_channels), widest, first.strip_cols)
 
-    def _decoded(self, slot: Slot) -> Batch:
-        ids = [self.store.images[place.image].id for place in slot.places]
-        return decoded(slot, self.device, ids, self.turned)
+    def _sent(self, way: Uploads, slot: Slot) -> tuple[Raw, Sent]:
+        sent = way.send(slot.memory)
+        slot.left = sent.arrived
+        return slot.on(sent.memory), sent
+
+    def _decoded(self, way: Uploads, raw: Raw, sent: Sent) -> Batch:
+        way.receive(sent)
+        ids = [self.store.images[place.image].id for place in raw.places]
+        return decoded(raw, ids, self.turned, self.constants)
 
 
 def joined(places: Sequence[Place], crop_px: int) -> list[tuple[Place, int]]:

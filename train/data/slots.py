@@ -1,9 +1,9 @@
 """Where the raw windows of a step lie on the host, between the store's maps and the device."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,41 +84,96 @@ class Windows:
         return torch.stack([rows[i, :, x : x + self.shape[1]] for i, x in enumerate(begins)]).view(raw.dtype)
 
 
-@dataclass
-class Slot:
-    """The raw windows of one step, overwritten by a later step once they are decoded."""
+@dataclass(frozen=True)
+class Layout:
+    """Where a batch lies in one block of memory: each part begins at a cache line, LR and HR come first.
+
+    own  field -> the codec's parameters that differ from array to array, name -> how many numbers
+    """
 
     windows: dict[Field, Windows]
-    raw: dict[Field, Tensor]  # (B, *room); LR and HR come first
-    begins: dict[Field, list[int]]  # the column of its first strip where each sample's window begins
-    arrays: dict[Field, list[StoredArray]]  # where each sample's window comes from: its codec and parameters
-    places: list[Place] = field(default_factory=list)
-    left: "torch.cuda.Event | None" = None  # when the device has taken its copy
+    samples: int
+    own: dict[Field, dict[str, int]]
 
-    def __post_init__(self) -> None:
-        self.host = {of: raw.numpy() for of, raw in self.raw.items()}  # the same memory
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the block."""
+        return sum(_in_lines(n_bytes) for _, n_bytes, _, _ in self._parts())
+
+    def split(self, memory: Tensor) -> tuple[dict[Field, Tensor], dict[Field, dict[str, Tensor]]]:
+        """The raw windows (B, *room) of each field and its parameters (B, K), as views of the block."""
+        raw: dict[Field, Tensor] = {}
+        params: dict[Field, dict[str, Tensor]] = {of: {} for of in self.windows}
+        start = 0
+        for (of, name), n_bytes, dtype, shape in self._parts():
+            part = memory[start : start + n_bytes].view(dtype).view(self.samples, *shape)
+            start += _in_lines(n_bytes)
+            if name is None:
+                raw[of] = part
+            else:
+                params[of][name] = part
+        return raw, params
+
+    def _parts(self) -> Iterator[tuple[tuple[Field, str | None], int, torch.dtype, tuple[int, ...]]]:
+        """Field and parameter (None: the windows), bytes, type and shape of a sample."""
+        for of, windows in self.windows.items():
+            dtype = torch.from_numpy(np.empty(0, windows.dtype)).dtype
+            yield (of, None), self.samples * prod(windows.room) * dtype.itemsize, dtype, windows.room
+        for of, counts in self.own.items():
+            for name, count in counts.items():
+                yield (of, name), self.samples * count * 4, torch.float32, (count,)
+
+
+def _in_lines(n_bytes: int) -> int:
+    return -(-n_bytes // LINE) * LINE
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The raw windows of one step, on the device or about to be, and what decoding them takes.
+
+    params  of each field: those that every sample has its own of, (B, K)
+    begins  the column of its first strip where each sample's window begins
+    arrays  where each sample's window comes from: its codec and the parameters that all share
+    """
+
+    layout: Layout
+    memory: Tensor
+    begins: dict[Field, list[int]]
+    arrays: dict[Field, list[StoredArray]]
+    places: list[Place]
+
+    def cut(self) -> tuple[dict[Field, Tensor], dict[Field, dict[str, Tensor]]]:
+        """The windows (B, rows, cols, raw channels), which may share the block's memory, and their parameters."""
+        raw, params = self.layout.split(self.memory)
+        return {of: self.layout.windows[of].cut(part, self.begins[of]) for of, part in raw.items()}, params
+
+
+class Slot:
+    """Memory for the raw windows of one step, filled again for a later step once the device has its copy."""
+
+    def __init__(self, layout: Layout, pinned: bool) -> None:
+        self.layout, self.memory = layout, room(layout.n_bytes, pinned)
+        self.raw, params = layout.split(self.memory)
+        # the same memory
+        self._host = {of: raw.numpy() for of, raw in self.raw.items()}
+        self._params = {of: {name: own.numpy() for name, own in by_name.items()} for of, by_name in params.items()}
+        self._begins = {of: [0] * layout.samples for of in layout.windows}
+        self._arrays: dict[Field, list] = {of: [None] * layout.samples for of in layout.windows}
+        self.places: list[Place] = []
+        self.left: Any = None  # the event of the device's copy
 
     def read(self, of: Field, row: int, array: StoredArray, y: int, x: int) -> None:
         """Fills a field of a sample with its window at (y, x)."""
-        self.begins[of][row] = self.windows[of].read(array, self.host[of][row], y, x)
-        self.arrays[of][row] = array
+        self._begins[of][row] = self.layout.windows[of].read(array, self._host[of][row], y, x)
+        self._arrays[of][row] = array
+        for name, values in self._params[of].items():
+            values[row] = array.params[name]
 
-    def cut(self, of: Field, device: torch.device | str) -> Tensor:
-        """The field's windows on the device, (B, rows, cols, raw channels); they may share the slot's memory."""
-        device = torch.device(device)
-        raw = self.raw[of].to(device, non_blocking=device.type == "cuda")
-        return self.windows[of].cut(raw, self.begins[of])
-
-
-def new_slot(windows: Mapping[Field, Windows], samples: int, pinned: bool) -> Slot:
-    """An empty slot: its fields lie side by side, each at the beginning of a cache line."""
-    sizes = {of: samples * prod(each.room) * each.dtype.itemsize for of, each in windows.items()}
-    ends = np.cumsum([-(-size // LINE) * LINE for size in sizes.values()]).tolist()
-    memory, raw = room(ends[-1], pinned), {}
-    for (of, size), start in zip(sizes.items(), [0, *ends], strict=False):
-        dtype = torch.from_numpy(np.empty(0, windows[of].dtype)).dtype
-        raw[of] = memory[start : start + size].view(dtype).view(samples, *windows[of].room)
-    return Slot(dict(windows), raw, {of: [0] * samples for of in windows}, {of: [None] * samples for of in windows})
+    def on(self, memory: Tensor) -> Raw:
+        """What was read, with its bytes in `memory`, which may be the slot's own."""
+        begins, arrays = ({of: list(rows) for of, rows in each.items()} for each in (self._begins, self._arrays))
+        return Raw(self.layout, memory, begins, arrays, self.places)
 
 
 def room(n_bytes: int, pinned: bool) -> Tensor:

@@ -35,7 +35,7 @@ def test_slicing_serves_the_windows_of_the_loader(random_store, container):
     loader = Loader(store, batch_size=3, crop_px=8, seed=1)
     sliced = Slices(store, loader.places(0), 8)
     slot = next(loader.filled())
-    windows = {field: slot.cut(field, "cpu") for field in slot.raw}
+    windows, _ = slot.on(slot.memory).cut()
     for row, place in enumerate(loader.places(0)):
         for field, raw in windows.items():
             name = f"{field.source}.{field.name}"

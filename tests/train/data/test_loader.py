@@ -164,7 +164,8 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
     slot = loader.slot()
     assert made == [on_gpu]
     assert len(asked) == (not on_gpu) and all(n_bytes >= loader.batch_bytes for n_bytes in asked)
-    raws = {field: slot.cut(field, "cpu").numpy() for field in slot.raw}
+    slot.places = loader.places(0)
+    raws = {field: raw.numpy() for field, raw in slot.on(slot.memory).cut()[0].items()}
     assert {field: (raw.shape[1:], raw.dtype) for field, raw in raws.items()} == {
         field: (windows.shape, windows.dtype) for field, windows in loader.windows.items()
     }

@@ -1,0 +1,89 @@
+"""The way to the device, with a device of the tests' own that copies as late as it may."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from championship_sr.store.shards.reader import Store
+from championship_sr.train.data.loader import Loader
+from championship_sr.train.uploads import Sent, one_ahead
+
+OPTIONS = {"batch_size": 4, "crop_px": 12, "seed": 9, "repeat_factor": 5}
+
+
+class LateCopies:
+    """A device whose copies are only made when somebody waits for them; it writes down what happened in which order."""
+
+    ahead = True
+
+    def __init__(self) -> None:
+        self.log, self.sent = [], 0
+
+    def send(self, memory: torch.Tensor) -> Sent:
+        copied, arrived = torch.empty_like(memory), LateCopy(self, memory, self.sent)
+        arrived.target = copied
+        self.log.append(("send", self.sent))
+        self.sent += 1
+        return Sent(copied, arrived)
+
+    def receive(self, sent: Sent) -> torch.Tensor:
+        sent.arrived.synchronize()
+        self.log.append(("receive", sent.arrived.number))
+        return sent.memory
+
+
+class LateCopy:
+    def __init__(self, device, source, number) -> None:
+        self.device, self.source, self.number, self.done = device, source, number, False
+
+    def synchronize(self) -> None:
+        if not self.done:
+            self.target.copy_(self.source)
+            self.done = True
+
+
+@pytest.fixture
+def late(monkeypatch):
+    device = LateCopies()
+    monkeypatch.setattr("championship_sr.train.data.loader.uploads", lambda _: device)
+    return device
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_slot_is_not_filled_again_before_the_device_has_its_copy(written, monkeypatch, threads):
+    store = Store(written(features="pca2-int8"))
+    truth = [Loader(store, **OPTIONS, threads=0).batch(step) for step in range(20)]
+    device = LateCopies()
+    monkeypatch.setattr("championship_sr.train.data.loader.uploads", lambda _: device)
+    batches = list(Loader(store, **OPTIONS, threads=threads).batches(0, 20))
+    assert len(batches) == 20
+    for batch, expected in zip(batches, truth, strict=True):
+        assert batch.places == expected.places
+        assert torch.equal(batch.images, expected.images) and torch.equal(batch.lr, expected.lr)
+        assert all(torch.equal(batch.features[name], expected.features[name]) for name in expected.features)
+
+
+def test_the_next_batch_is_on_its_way_before_one_is_used(written, late):
+    list(islice(Loader(Store(written()), **OPTIONS).batches(0, 4), 3))
+    assert late.log[:6] == [
+        ("send", 0), ("send", 1), ("receive", 0), ("send", 2), ("receive", 1), ("send", 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("buffer_mib", [1, 1000])
+def test_at_least_three_batches_have_room_however_large_they_are(written, buffer_mib):
+    loader = Loader(Store(written()), **OPTIONS, buffer_mib=buffer_mib)
+    loader.batch_bytes = 2**30
+    assert len(list(loader._slots())) == 3
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_one_ahead_leaves_nothing_out(ahead):
+    for n in range(4):
+        assert list(one_ahead(range(n), ahead)) == list(range(n))
+
+
+def test_one_copy_brings_a_whole_batch_to_the_device(written, late):
+    list(Loader(Store(written(features="int8")), **OPTIONS).batches(0, 5))
+    assert late.sent == 5

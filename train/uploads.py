@@ -1,0 +1,101 @@
+"""How the raw bytes of a step come to the device: beside its work and one step ahead, where the device can do that.
+
+Nothing here waits for the device. A CUDA device copies pinned memory by a stream of its own; an event says when the
+copy is there, and the stream that computes waits for that event alone.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Uploads(Protocol):
+    """The way to a device: `send` begins a copy, `receive` gives it to the stream that computes.
+
+    ahead  whether the next batch is sent before one is received
+    """
+
+    ahead: bool
+
+    def send(self, memory: Tensor) -> "Sent": ...
+
+    def receive(self, sent: "Sent") -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A copy that has begun; `arrived` is an event, or None where the copy was made at once."""
+
+    memory: Tensor
+    arrived: Any = None
+
+
+class Direct:
+    """For devices without a stream for copies; the CPU's copy is the memory itself."""
+
+    ahead = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def send(self, memory: Tensor) -> Sent:
+        return Sent(memory.to(self.device))
+
+    def receive(self, sent: Sent) -> Tensor:
+        return sent.memory
+
+
+class SideStream:
+    """For CUDA: copies from pinned memory run beside the computation."""
+
+    ahead = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def send(self, memory: Tensor) -> Sent:
+        with torch.cuda.stream(self.stream):
+            copied = memory.to(self.device, non_blocking=True)
+            return Sent(copied, self.stream.record_event())
+
+    def receive(self, sent: Sent) -> Tensor:
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(sent.arrived)
+        sent.memory.record_stream(computing)  # not to be given to others before this stream has read it
+        return sent.memory
+
+
+def uploads(device: torch.device) -> Uploads:
+    """The way to this device."""
+    return SideStream(device) if device.type == "cuda" else Direct(device)
+
+
+def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
+    """The same in the same order; with `ahead`, each is given out once the next one has been sent."""
+    waiting: deque[T] = deque()
+    for each in sent:
+        waiting.append(each)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class Constants:
+    """Arrays that many batches share, such as a codec's basis, on the device since the first of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # by identity; the array is kept too, so that no other gets its address
+        self._known: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+    def __call__(self, value: np.ndarray) -> Tensor:
+        if id(value) not in self._known:
+            self._known[id(value)] = value, torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+        return self._known[id(value)][1]

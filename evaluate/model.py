@@ -16,7 +16,8 @@ from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc
 from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
-from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.extract.images.decode import read_picture
@@ -42,7 +43,7 @@ class Model:
     ) -> None:
         self.fusion, self.root, self.config, self.refiner = fusion, root, config, refiner
         self.scale, self.expert_names = fusion.scale, fusion.experts
-        self.device = resolve_device(config.device)
+        self.device = pick_device(config.device)
         self.network: nn.Module = fusion.network.to(self.device)
         self.tiling = config.tiling
 

@@ -12,7 +12,8 @@ from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
 from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
 from championship_sr.extract.config import DataConfig, load_expert_config
-from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
@@ -103,7 +104,7 @@ def _file_sets(
 def _named_experts(names: Sequence[str], scale: int, config: EvaluateConfig) -> tuple[LoadedExpert, ...]:
     if not names:
         raise ConfigError("evaluate: files need a --run, or the experts to be scored as --expert NAME")
-    return tuple(load_expert(load_expert_config(name), resolve_device(config.device), scale) for name in names)
+    return tuple(load_expert(load_expert_config(name), pick_device(config.device), scale) for name in names)
 
 
 def write_results(folder: Path, results: Results) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -47,6 +47,8 @@ FEATURES = "features"  # the tap that training reads
 NO_TAP = "none"  # only the expert's SR images are kept
 NETWORK_KEYS = ("taps", "architecture", "hyperparameters", "window_px", "sha256", "pretrain")
 RESERVED_NAMES = ("lr", "hr", "sr")
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PRECISIONS = get_args(Precision)
 FULL_SIZE = ("hat-l", "drct-l", "grl-b", "edsr-l")
 
 
@@ -146,7 +148,7 @@ class ExtractConfig:
     halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
     features: bool = True  # False: only the SR images of every expert are kept, as with `tap: none`
     batch_size: int = 1  # tiles of one image in one forward of a GPU; the CPU takes one at a time
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"  # tf32: float32 whose products NVIDIA's GPUs round to ten bits of mantissa
     channels_last: bool = False
     compile: bool = False
     variants: tuple[str, ...] = ("identity",)

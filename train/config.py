@@ -200,6 +200,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     live: LiveConfig = field(default_factory=LiveConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU, else bf16 or fp16
+    compile: bool = False  # the network's training step by torch.compile, as one graph of fixed shapes
     device: str = "auto"
     log_every: Length = 50
     tensorboard: bool = True

@@ -3,6 +3,8 @@
 The usual protocol is `psnr(rgb_to_y(round_to_8bit(sr)), rgb_to_y(hr), border=scale)`, and the mean over images.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +24,8 @@ def round_to_8bit(image: Tensor) -> Tensor:
 
 def rgb_to_y(rgb: Tensor) -> Tensor:
     """Studio-range luma (B, 1, H, W) in 16/255..235/255 of RGB (B, 3, H, W) in 0..1, in float64."""
-    weights = _exact(rgb).new_tensor(BT601_STUDIO).view(3, 1, 1)
-    return ((_exact(rgb) * weights).sum(dim=-3, keepdim=True) + BT601_BLACK) / 255
+    rgb = _exact(rgb)
+    return ((rgb * _luma_weights(rgb.dtype, rgb.device)).sum(dim=-3, keepdim=True) + BT601_BLACK) / 255
 
 
 def psnr(sr: Tensor, hr: Tensor, *, border: int) -> Tensor:
@@ -57,6 +59,18 @@ def structural_similarity(sr: Tensor, hr: Tensor) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
+@cache
+def _luma_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(BT601_STUDIO, dtype=dtype, device=device).view(3, 1, 1)
+
+
+@cache
+def _gaussian(dtype: torch.dtype, device: torch.device) -> Tensor:
+    offset = torch.arange(SSIM_WINDOW, dtype=dtype, device=device) - SSIM_WINDOW // 2
+    window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
+    return window / window.sum()
+
+
 def _exact(image: Tensor) -> Tensor:
     # Apple's GPUs have no float64
     return image.cpu().double() if image.device.type == "mps" else image.double()
@@ -73,9 +87,7 @@ def _cut(sr: Tensor, hr: Tensor, border: int, *, least: int) -> tuple[Tensor, Te
 
 
 def _blur(image: Tensor) -> Tensor:
-    offset = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
-    window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).expand(image.shape[1], 1, 1, -1)
+    window = _gaussian(image.dtype, image.device).expand(image.shape[1], 1, 1, -1)
     if image.dtype is torch.float32:  # faster in this memory format on a CPU; float64 is slower
         image = image.contiguous(memory_format=torch.channels_last)
     rows = F.conv2d(image, window, groups=image.shape[1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.diffusion.lora import merge_lora
 from championship_sr.evaluate.diffusion.refine import Prompt, Refiner
-from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.device import pick_device
 from championship_sr.store.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def load_refiner(folder: str | Path, config: DiffusionConfig | None = None, devi
     """
     folder, config = Path(folder), config or DiffusionConfig()
     _check_complete(folder, config)
-    diffusers, place, dtype = _library(), resolve_device(device), DTYPES[config.precision]
+    diffusers, place, dtype = _library(), pick_device(device), DTYPES[config.precision]
     vae = _model(diffusers.AutoencoderKL, folder / "vae", torch.float32)
     transformer = _model(diffusers.SD3Transformer2DModel, folder / "transformer", dtype)
     for model, file in ((transformer, _transformer_lora(config)), (vae, _vae_lora(config))):

@@ -17,7 +17,7 @@ from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_le
 from championship_sr.evaluate.scoring.baselines import images_of
 from championship_sr.evaluate.scoring.cases import Case
 from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean_of
-from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.device import pick_device
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import in_short, joined
 from championship_sr.extract.memory import peak_memory
@@ -93,7 +93,7 @@ class _Comparison:
     def __init__(self, scale: int, plan: Plan, config: EvaluateConfig) -> None:
         self.scale, self.plan, self.config = scale, plan, config
         self.border, self.tiling = config.border(scale), config.tiling
-        self.device = resolve_device(config.device)
+        self.device = pick_device(config.device)
         self.table = _Table(config.scored)
         self.networks = dict(plan.networks)
         if plan.observe and FUSION in self.networks:

@@ -24,7 +24,8 @@ from championship_sr.evaluate.scoring.cases import (
 )
 from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
 from championship_sr.evaluate.scoring.scores import Scores
-from championship_sr.extract.experts.expert import LoadedExpert, resolve_device
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.recorded import live_expert
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.identify import sha256_of
@@ -79,7 +80,7 @@ def evaluate_store(
     names = names or tuple(store.experts)
     if model:
         _check_experts(model, store)
-    device = resolve_device(config.device)
+    device = pick_device(config.device)
     live = cache(lambda: tuple(live_expert(store.experts[name], store.scale, device) for name in names))
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live)
@@ -131,7 +132,7 @@ def evaluate_pairs(
         notes=[note],
         observe=wanted.observe,
     )
-    cases = paired_cases(pairs, experts, resolve_device(config.device))
+    cases = paired_cases(pairs, experts, pick_device(config.device))
     lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
     return score_cases(cases, scale, lr, plan, config)
 

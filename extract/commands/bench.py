@@ -10,7 +10,7 @@ from championship_sr.extract.commands.options import (
     device_option,
     json_option,
 )
-from championship_sr.extract.config import FULL_SIZE, expert_configs
+from championship_sr.extract.config import FULL_SIZE, PRECISIONS, expert_configs
 
 
 @click.command("extract")
@@ -20,15 +20,15 @@ from championship_sr.extract.config import FULL_SIZE, expert_configs
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Shards, each bare and whole.")
 @click.option("--scale", default=4)
 @click.option("--container", type=click.Choice(["zarr", "hdf5"]), default="zarr")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32")
 @device_option
 @json_option
 def bench_extract(entries, tile_px, tiles, rounds, scale, container, precision, device, as_json):
     """The whole extraction over the bare forward passes of the same tiles; random weights where files are missing."""
     from championship_sr.extract.bench.overhead import BenchConfig, opened
-    from championship_sr.extract.experts.expert import resolve_device
+    from championship_sr.extract.device import pick_device
 
-    where, results = resolve_device(device or "auto"), []
+    where, results = pick_device(device or "auto"), []
     with opened(BenchConfig(tile_px, tiles, rounds, scale, container, precision)) as bench:
         for config in expert_configs(entries or FULL_SIZE):
             last = bench.expert(config, where)

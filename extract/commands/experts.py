@@ -17,7 +17,14 @@ from championship_sr.extract.commands.options import (
     set_option,
     table,
 )
-from championship_sr.extract.config import FULL_SIZE, ExpertConfig, entry_names, expert_configs, load_expert_config
+from championship_sr.extract.config import (
+    FULL_SIZE,
+    PRECISIONS,
+    ExpertConfig,
+    entry_names,
+    expert_configs,
+    load_expert_config,
+)
 from championship_sr.store.config import build, override, read_yaml, to_plain
 from championship_sr.store.errors import ConfigError, StoreError
 
@@ -68,7 +75,7 @@ def list_experts(entries, path, assignments, scale, as_json):
 @config_option
 @set_option
 @click.option("--scale", default=4)
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32")
 @click.option("--equivariance", "turned", is_flag=True, help="Measure how far each is from commuting with flips.")
 @click.option("--image", type=click.Path(path_type=Path), help="LR image for --equivariance; noise without it.")
 @random_option
@@ -78,9 +85,10 @@ def check(entries, path, assignments, scale, precision, turned, image, random_we
     """Load each expert, run a small image, and check scale, taps, finiteness and determinism."""
     import torch
 
+    from championship_sr.extract.device import pick_device
     from championship_sr.extract.experts.check import check as run
     from championship_sr.extract.experts.check import equivariance
-    from championship_sr.extract.experts.expert import load_expert, resolve_device
+    from championship_sr.extract.experts.expert import load_expert
     from championship_sr.extract.experts.tiling import as_input
     from championship_sr.extract.images.decode import decode
     from championship_sr.extract.images.picture import eight_bit
@@ -88,9 +96,7 @@ def check(entries, path, assignments, scale, precision, turned, image, random_we
     lr = eight_bit(decode(image)) if image else np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     results = []
     for config in chosen(entries, path, assignments, FULL_SIZE):
-        with load_expert(
-            config, resolve_device(device or "auto"), scale, random_weights, precision=precision
-        ) as expert:
+        with load_expert(config, pick_device(device or "auto"), scale, random_weights, precision=precision) as expert:
             result: dict[str, Any] = asdict(run(expert))
             if turned:
                 with torch.inference_mode():
@@ -153,7 +159,8 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
     import torch
 
     from championship_sr.extract.bench.tiling_error import tiling_errors
-    from championship_sr.extract.experts.expert import load_expert, resolve_device
+    from championship_sr.extract.device import pick_device
+    from championship_sr.extract.experts.expert import load_expert
     from championship_sr.extract.experts.tiling import as_input
     from championship_sr.extract.images.decode import decode
     from championship_sr.extract.images.pairs import image_files
@@ -166,7 +173,7 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
     click.echo("| expert | halo | SR, dB | SR, largest of 255 | features, dB | features, largest in std | work |")
     click.echo("|---|---|---|---|---|---|---|")
     for config in expert_configs(entries):
-        with load_expert(config, resolve_device(device or "auto"), scale) as expert, torch.inference_mode():
+        with load_expert(config, pick_device(device or "auto"), scale) as expert, torch.inference_mode():
             for e in tiling_errors(expert, lrs, tile_px, [int(halo) for halo in halos.split(",")]):
                 figures = f"{e.sr_psnr_db:.1f} | {e.sr_max:.2f} | {e.features_psnr_db:.1f} | {e.features_max:.2f}"
                 click.echo(f"| {e.name} | {e.halo_px} | {figures} | {e.work:.2f} |")
@@ -184,7 +191,7 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
 )
 def pretrain(entry, out, hr, device, assignments):
     """Train a small expert of your own; the same command goes on from the last checkpoint."""
-    from championship_sr.extract.experts.expert import resolve_device
+    from championship_sr.extract.device import pick_device
     from championship_sr.extract.experts.pretrain import pretrain as run
 
     config = load_expert_config(entry)
@@ -193,4 +200,4 @@ def pretrain(entry, out, hr, device, assignments):
         config = build(ExpertConfig, override(to_plain(config), given), str(entry))
     if config.pretrain is None:
         raise ConfigError(f"{entry}: has no pretrain section")
-    click.echo(run(config.name, config.pretrain, out or Path("runs") / config.name, resolve_device(device or "auto")))
+    click.echo(run(config.name, config.pretrain, out or Path("runs") / config.name, pick_device(device or "auto")))

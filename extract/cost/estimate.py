@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig, chosen_experts
-from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import spans
 from championship_sr.extract.experts.weights_file import weights_path
 from championship_sr.extract.images.pairs import find_pairs, joined
@@ -97,7 +98,7 @@ def plan(
     """
     entries = chosen_experts(config, names)
     sizes, speeds = planned_sizes(config, entries) if sizes is None else sizes, dict(speeds or {})
-    device = resolve_device(config.device)
+    device = pick_device(config.device)
     lr_px = sum(height * width for height, width in sizes)
     unknown = sorted(speeds.keys() - {entry.name for entry in entries})
     if unknown:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.device import float32_products
 from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.extract.experts.taps import TapShape, captured, possible_shapes, to_lr_grid
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
@@ -20,19 +21,6 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class NonFiniteError(StoreError):
     """An expert's output that holds NaN or Inf."""
-
-
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that a configuration's word means; `auto` takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name}: expected auto, cpu, cuda, cuda:N or mps") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name}: this machine has no CUDA device")
-    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 
 class LoadedExpert:
@@ -57,8 +45,6 @@ class LoadedExpert:
         self.n_parameters = sum(p.numel() for p in network.model.parameters())
         self._network, self.precision = network, precision
         self._channels_last, self._compiled = channels_last, compiled
-        if device.type == "cuda" and precision == "fp32":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         network.model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
         self._hooks = ExitStack()
         self.open()  # before the first forward: hooks that are set after a compiled one never fire
@@ -147,7 +133,7 @@ class LoadedExpert:
         autocast = torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
         if self._channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
-        with autocast:
+        with autocast, float32_products(tf32=self.precision == "tf32"):
             return self._forward(padded)
 
     def pad(self, image: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from championship_sr.extract.config import ExpertConfig, load_expert_config
-from championship_sr.extract.experts.expert import LoadedExpert, load_expert, resolve_device
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import as_input, run_tiled
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
@@ -45,7 +46,7 @@ def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, de
     result = []
     for name, entry in Store(root, names).experts.items():
         store = Store(root, [name])
-        with live_expert(entry, store.scale, resolve_device(device), any_weights=True) as expert:
+        with live_expert(entry, store.scale, pick_device(device), any_weights=True) as expert:
             made, now = entry.identity, expert.identity
             changed = [
                 f"{key} is {made.get(key)} in the store, {now[key]} now" for key in now if made.get(key) != now[key]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig, chosen_experts
-from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.weights_file import found_weights
 from championship_sr.extract.run.job import ExpertSummary, Job
 from championship_sr.extract.run.prepare import PairsWriter, Prepared, prepare
@@ -58,7 +58,7 @@ def extract(
     raises   StoreError, WeightsError, ConfigError
     """
     rank = Rank.from_environment()
-    device = torch.device("cpu") if cluster else resolve_device(config.device, rank.local_rank)
+    device = torch.device("cpu") if cluster else pick_device(config.device, rank.local_rank)
     if cluster:
         from championship_sr.extract.run.on_ray import connect, run_on_ray  # it needs ray, an extra
 

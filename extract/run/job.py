@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig
+from championship_sr.extract.device import check_tf32
 from championship_sr.extract.experts.expert import LoadedExpert, NonFiniteError, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input, run_tiled
 from championship_sr.extract.images.pairs import Pair
@@ -90,6 +91,7 @@ class Job:
     def load(self, entry: ExpertConfig) -> LoadedExpert:
         """The expert on this process's device."""
         config = self.config
+        check_tf32(config.precision, self.device)
         return load_expert(
             entry,
             self.device,

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig
-from championship_sr.extract.experts.expert import resolve_device
+from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.tiling import Tiling
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.extract.run.job import ExpertSummary, Job, opened, run_expert
@@ -131,7 +131,7 @@ class Worker:
         manifest = self._stack.enter_context(opened(config, self._staging))
         if tiling is None and any(get_codec(codec).components for codec in config.codecs.values()):
             pairs = {pair.id: pair for pair in find_pairs(config.data, config.scale)}  # that a basis is fitted to
-        self._job = Job(config, manifest, pairs, [], Rank(), resolve_device(config.device), self._rebuild)
+        self._job = Job(config, manifest, pairs, [], Rank(), pick_device(config.device), self._rebuild)
         self._expert = self._stack.enter_context(self._job.load(self._entry))
         return tiling or self._job.register(self._expert)
 

@@ -25,7 +25,7 @@ class StationaryWavelet(nn.Module):
         super().__init__()
         low, high = (torch.tensor(taps).flip(0) for taps in pywt.Wavelet(wavelet).filter_bank[:2])
         self.levels = levels
-        self.register_buffer("filters", torch.stack([low, high]), persistent=False)
+        self.filters = low, high  # on the host, where the responses are made once a size
         self._known: tuple[object, Tensor] = None, low  # of the last size: crops have one
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -38,14 +38,14 @@ class StationaryWavelet(nn.Module):
         last the coarsest approximation.
         """
         height, width = image.shape[-2:]
-        key = height, width, image.device, self.filters.dtype
+        key = height, width, image.device, image.dtype
         if self._known[0] != key:
-            self._known = key, self._responses(height, width).to(image.device)
+            self._known = key, self._responses(height, width).to(image.device, image.dtype.to_complex())
         spectrum = torch.fft.rfft2(image)[:, :, None] * self._known[1]
         return torch.fft.irfft2(spectrum, s=(height, width))
 
     def _responses(self, height: int, width: int) -> Tensor:
-        """What each band does to the spectrum, complex, (3 * levels + 1, H, W // 2 + 1)."""
+        """What each band does to the spectrum, complex128, (3 * levels + 1, H, W // 2 + 1)."""
         lows_y, highs_y = self._along(height, height)
         lows_x, highs_x = self._along(width, width // 2 + 1)
         bands = []
@@ -53,18 +53,18 @@ class StationaryWavelet(nn.Module):
             low_y, high_y, low_x, high_x = (each[level] for each in (lows_y, highs_y, lows_x, highs_x))
             bands += [torch.outer(high_y, low_x), torch.outer(low_y, high_x), torch.outer(high_y, high_x)]
         bands.append(torch.outer(lows_y[-1], lows_x[-1]))
-        return torch.stack(bands).to(torch.complex64 if self.filters.dtype == torch.float32 else torch.complex128)
+        return torch.stack(bands)
 
     def _along(self, size: int, n_frequencies: int) -> tuple[list[Tensor], list[Tensor]]:
         """The low and the high response of each level along one axis, filters of the finer levels included."""
-        n_taps = self.filters.shape[1]
+        n_taps = len(self.filters[0])
         frequency = torch.arange(n_frequencies, dtype=torch.float64) / size
         lows, highs, above = [], [], torch.ones(n_frequencies, dtype=torch.complex128)
         for level in range(self.levels):
             # dilated, and centred as pywt does it: half a filter's length lies ahead
             places = (torch.arange(n_taps, dtype=torch.float64) - n_taps // 2 + 1) * 2**level
             waves = torch.exp(2j * math.pi * frequency[:, None] * places)
-            low, high = (above * (waves @ taps.to(waves.dtype)) for taps in self.filters.cpu())
+            low, high = (above * (waves @ taps.to(waves.dtype)) for taps in self.filters)
             lows.append(low)
             highs.append(high)
             above = low

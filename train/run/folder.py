@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE, EXPERTS_FILE, RUN_FILE = "config.yaml", "experts.yaml", "run.yaml"
 FREE_TO_CHANGE = (
+    "compile",
     "device",
     "data.threads",
     "data.buffer_mib",

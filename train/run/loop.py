@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from championship_sr.extract.device import float32_products
 from championship_sr.store.disk import leases
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
@@ -81,6 +82,7 @@ class Run:
             precision=config.precision,
             accumulation=config.data.accumulation,
             world=processes,
+            compiled=config.compile,
         )
         self.step, self.best, self.stale = 0, -math.inf, 0
         self.watch, self.meter = Watch(processes, "No checkpoint was written"), Meter()
@@ -106,6 +108,7 @@ class Run:
             self._reference_lines()
         self.meter.restart()
         with ExitStack() as stack:
+            stack.enter_context(float32_products(fixed_shapes=True))
             batches = stack.enter_context(closing(self.loader.batches(self.step, self.span.steps)))
             bar = stack.enter_context(self._progress())
             while not self.finished:

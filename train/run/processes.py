@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from championship_sr.store.errors import ConfigError
+from championship_sr.extract.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,6 @@ def world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(place)
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         alone = World(place, rank, size)
@@ -91,22 +89,3 @@ def _nodes(processes: World) -> tuple[int, ...]:
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))  # set by torchrun
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one.
-
-    raises  ConfigError if the name is none, or the device isn't there
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {' '.join(str(error).split())[:200]}") from None
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", local_rank)
-    return device

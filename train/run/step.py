@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from championship_sr.extract.device import has_bf16
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.losses import Criterion
 from championship_sr.train.run.ema import Ema
 from championship_sr.train.run.processes import World
+from championship_sr.train.run.watch import add
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,8 +33,9 @@ class Trainer:
         precision: str,
         accumulation: int,
         world: World,
+        compiled: bool = False,
     ) -> None:
-        self.network, self.criterion, self.world, self.accumulation = network, criterion, world, accumulation
+        self.network, self.criterion, self.world, self.accumulation = network.train(), criterion, world, accumulation
         self.ema = Ema(network, ema_decay)
         self.clip_norm = config.clip_norm or math.inf
         self.optimiser = torch.optim.AdamW(
@@ -43,21 +46,22 @@ class Trainer:
             fused=True,
         )
         self.precision = pick_precision(precision, world.device)
+        # static shapes: the windows of a run have one size
+        self._forward = torch.compile(network, dynamic=False, fullgraph=True) if compiled else network
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision is torch.float16)
 
     def step(
         self, number: int, batch: Batch, *, weights: Mapping[str, float], learning_rate: float, stop: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Takes the step of this number, from 0.
+        """Takes the step of this number, from 0, without waiting for the device.
 
         returns  the loss, its parts and the gradient's norm before clipping, means over all processes;
                  and how many processes were asked to stop, over their number
         """
-        self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         values = self._gradients(batch, weights)
-        stop_share = torch.full((1,), float(stop), device=self.world.device)
+        stop_share = torch.full((), float(stop), device=self.world.device)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         self.world.mean([*gradients, *values.values(), stop_share])
         self.scaler.unscale_(self.optimiser)
@@ -78,11 +82,12 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for part in parts:
             with self._autocast():
-                sr = self.network(part.lr, part.images, part.features)
+                sr = self._forward(part.lr, part.images, part.features)
             loss, values = self.criterion(sr, part.hr, weights)
-            self.scaler.scale(loss / len(parts)).backward()
-            for name, value in {"loss": loss.detach(), **values}.items():
-                sums[name] = sums.get(name, 0) + value / len(parts)
+            self.scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
+            add(sums, {"loss": loss.detach(), **values})
+        if len(parts) > 1:
+            torch._foreach_div_(list(sums.values()), len(parts))
         return sums
 
     def _autocast(self) -> AbstractContextManager:
@@ -92,12 +97,12 @@ class Trainer:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of the network's arithmetic; "auto" is bf16 (else fp16) on CUDA and fp32 elsewhere."""
+    """The type of the network's arithmetic; "auto" is bf16 on a GPU that has it, fp16 on others, fp32 elsewhere."""
     if name != "auto":
         return PRECISIONS[name]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if has_bf16(device) else torch.float16
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from championship_sr.extract.device import float32_products
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS
@@ -99,6 +100,7 @@ class Validation:
         return scores
 
     @torch.no_grad()
+    @float32_products()  # whole images of many sizes, in float32
     def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, Scores]:
         found = []
         for index in self.images[self.world.rank :: self.world.size]:

@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from championship_sr.store.errors import WeightsError
 from championship_sr.train.run.processes import World
 
 SHOWN_PLACES = 8
+LAG, LAG_ON_CPU = 3, 1  # steps; the CPU has done a step when it returns, and a long one is soon to be stopped
 
 
 class Diverged(WeightsError):
@@ -42,46 +44,75 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+class Reading:
+    """Numbers of the device on their way to the host, behind an event: waiting for them waits for nothing later."""
+
+    def __init__(self, *values: Tensor) -> None:
+        numbers = torch.stack([value.detach() for value in values])
+        self._host, self._arrived = to_host(numbers)
+
+    def read(self) -> list[float]:
+        """The numbers, once they are there."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._host.tolist()
+
+
+def to_host(numbers: Tensor) -> tuple[Tensor, Any]:
+    """The numbers in memory that the device writes to by itself, and the event of its having done so, or None."""
+    if numbers.device.type != "cuda":
+        return numbers, None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    return host, torch.cuda.current_stream(numbers.device).record_event()
+
+
 class _Step(NamedTuple):
     number: int
     places: Sequence[tuple]
-    checked: Tensor
-    stop: Tensor
+    reading: Reading  # what must be finite, and the share of processes that were asked to stop
 
 
 class Watch:
-    """Looks at each step's numbers one step later, so that no step waits for the device."""
+    """Looks at each step's numbers some steps later, when they have long arrived: the host runs ahead of the device.
+
+    The lag is a number of steps and not of seconds, so that all processes stop after the same one.
+    """
 
     def __init__(self, world: World, last_good: str) -> None:
         self.world, self.last_good = world, last_good
+        self.lag = LAG if world.device.type != "cpu" else LAG_ON_CPU
         self.stop_wanted = False  # by any process
-        self._pending: _Step | None = None
+        self._pending: deque[_Step] = deque()
 
     def __call__(self, number: int, places: Sequence[tuple], checked: Tensor, stop: Tensor) -> None:
-        """Remembers a step and checks the one before.
+        """Remembers a step, and checks the one that lies `lag` steps back.
 
         checked  what must be finite, the same in every process
         stop     above 0 if any process was asked to stop
         raises   Diverged naming the step and the windows of the batch
         """
-        self.flush()
-        self._pending = _Step(number, places, checked, stop)
+        self._pending.append(_Step(number, places, Reading(checked, stop)))
+        if len(self._pending) > self.lag:
+            self._check(self._pending.popleft())
 
     def flush(self) -> None:
-        """Checks the last step now, before its weights are kept."""
-        step, self._pending = self._pending, None
-        if step is None:
-            return
-        if not math.isfinite(step.checked.item()):
-            raise Diverged(self._message(step))
-        self.stop_wanted = self.stop_wanted or step.stop.item() > 0
+        """Checks all steps now, before their weights are kept."""
+        while self._pending:
+            self._check(self._pending.popleft())
 
-    def _message(self, step: _Step) -> str:
+    def _check(self, step: _Step) -> None:
+        checked, stop = step.reading.read()
+        if not math.isfinite(checked):
+            raise Diverged(self._message(step, checked))
+        self.stop_wanted = self.stop_wanted or stop > 0
+
+    def _message(self, step: _Step, checked: float) -> str:
         places = [place for part in self.world.gather(step.places) for place in part]
         shown = ", ".join(f"{image} at ({y}, {x}) {variant}" for image, y, x, variant in places[:SHOWN_PLACES])
         more = f" and {len(places) - SHOWN_PLACES} more" if len(places) > SHOWN_PLACES else ""
         return (
-            f"step {step.number}: the loss or its gradient is {step.checked.item()}; its windows: {shown}{more}. "
+            f"step {step.number}: the loss or its gradient is {checked}; its windows: {shown}{more}. "
             f"{self.last_good}. Look at these images (store view), or lower train.optimiser.learning_rate"
         )
 
@@ -96,15 +127,16 @@ class Meter:
 
     def add(self, values: Mapping[str, Tensor], waited: float) -> None:
         """Takes in one step; `waited` seconds went on its batch."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        add(self._sums, values)
+        for name in values:
             self._steps[name] = self._steps.get(name, 0) + 1
         self._n_steps += 1
         self._waited += waited
 
     def read(self) -> dict[str, Any]:
-        """The means since the last call, and the speed."""
-        means = {name: (total / self._steps[name]).item() for name, total in self._sums.items()}
+        """The means since the last call, and the speed; here the host waits for the device."""
+        totals = torch._foreach_div(list(self._sums.values()), [float(self._steps[name]) for name in self._sums])
+        means = dict(zip(self._sums, Reading(*totals).read(), strict=True))
         seconds = time.perf_counter() - self._began
         speed = {"steps_per_second": self._n_steps / seconds, "waiting": self._waited / seconds}
         self._clear()
@@ -118,3 +150,11 @@ class Meter:
         self._sums.clear()
         self._steps.clear()
         self.restart()
+
+
+def add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Adds each value to the sum of its name, all in one operation; a new name begins with its value."""
+    known = [name for name in values if name in sums]
+    if known:
+        torch._foreach_add_([sums[name] for name in known], [values[name] for name in known])
+    sums |= {name: value.clone() for name, value in values.items() if name not in sums}

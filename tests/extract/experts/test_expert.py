@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from championship_sr.extract.config import load_expert_config
-from championship_sr.extract.experts.expert import LoadedExpert, NonFiniteError, load_expert, resolve_device
+from championship_sr.extract.experts.expert import LoadedExpert, NonFiniteError, load_expert
 from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.store.errors import ConfigError, WeightsError
 
@@ -196,11 +196,3 @@ def test_several_taps_come_by_name(save_edsr):
     lr = torch.rand(1, 3, 6, 5)
     model = load_network(load_expert_config(entry), 4).model
     assert loaded(lr)[1]["early"].equal(model.conv_first((lr - model.mean) * model.img_range))
-
-
-def test_unknown_devices_are_refused():
-    with pytest.raises(ConfigError, match="device tpu"):
-        resolve_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="this machine has no CUDA device"):
-            resolve_device("cuda")

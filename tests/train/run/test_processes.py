@@ -1,11 +1,9 @@
-"""The mean over processes, and the device that is picked."""
+"""The mean over processes."""
 
-import pytest
 import torch
 import torch.distributed as dist
 
-from championship_sr.store.errors import ConfigError
-from championship_sr.train.run.processes import World, pick_device
+from championship_sr.train.run.processes import World
 
 
 def test_one_process_changes_nothing():
@@ -22,11 +20,3 @@ def test_the_mean_keeps_each_tensors_shape_and_memory_format(monkeypatch):
     World(torch.device("cpu"), 0, 2).mean(tensors)
     for found, wanted in zip(tensors, expected, strict=True):
         assert torch.equal(found, wanted) and found.stride() == wanted.stride()
-
-
-def test_a_device_that_is_none_is_named():
-    with pytest.raises(ConfigError, match="device=gpu"):
-        pick_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="device=cuda"):
-            pick_device("cuda")

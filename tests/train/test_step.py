@@ -1,0 +1,109 @@
+"""What a training step makes the host wait for: nothing."""
+
+from functools import partial
+from importlib import import_module
+
+import pytest
+import torch
+
+from championship_sr.train.bench.phases import example
+from championship_sr.train.bench_dispatch import META, Dispatched, dispatched, moved
+from championship_sr.train.config import OptimiserConfig, learning_rate, span
+from championship_sr.train.data.batch import Batch
+from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.losses import Criterion
+from championship_sr.train.run.processes import World
+from championship_sr.train.run.step import Trainer, pick_precision
+from championship_sr.train.run.watch import Meter, Watch
+
+CHANNELS = {"a": 4, "b": 6}
+WEIGHTS = {"l1": 1.0, "charbonnier": 1.0, "ssim": 0.1, "swt": 0.1, "fft": 0.1, "edge": 0.1}
+
+
+def trainer_on(device, profile="swift", accumulation=1, **options) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(
+        build_fusion(FusionConfig(profile=profile), CHANNELS, 2).to(device), Criterion(WEIGHTS).to(device),
+        OptimiserConfig(), ema_decay=0.99, precision="fp32", accumulation=accumulation, world=World(device), **options,
+    )  # fmt: skip
+
+
+def batch_on(device) -> Batch:
+    lr, images, features = example(CHANNELS, 2, batch=2, crop=8)
+    if device == META:
+        lr, images, features = moved((lr, images, features))
+    return Batch(lr, images[:, 0].clone(), images, features, [("image", 0, 0, "identity")] * 2)
+
+
+@pytest.fixture
+def optimiser_on_meta(monkeypatch):
+    """torch's fused optimiser on the meta device too, where it is not offered."""
+    for module in ("torch.optim.optimizer", "torch.optim.adam"):
+        monkeypatch.setattr(import_module(module), "_device_dtype_check_for_fused", lambda *_: None)
+
+
+def whole_step(trainer, make_config, batch, device):
+    """A step as the loop takes it: schedule, loss, backward, clipping, update, moving average, watch and means."""
+    config = make_config(steps=100, schedule={"warmup": 10})
+    rate, watch, meter = learning_rate(config, span(config, 100)), Watch(World(device), ""), Meter()
+    values, stop = trainer.step(3, batch, weights=WEIGHTS, learning_rate=rate(3), stop=False)
+    watch(3, batch.places, trainer.must_be_finite(values), stop)
+    meter.add(values, 0.1)
+    meter.add(values, 0.1)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("profile", ["cnn"])
+def test_a_step_reads_no_number_back_and_uploads_nothing(profile, accumulation, make_config, optimiser_on_meta):
+    trainer = trainer_on(META, profile, accumulation)
+    counts = dispatched(partial(whole_step, trainer, make_config, batch_on(META), META))
+    assert not counts.synchronisations
+    assert counts.kernels > 100  # it was a whole step
+
+
+def test_a_step_on_the_cpu_reads_no_number_back_either(make_config):
+    trainer, batch = trainer_on(torch.device("cpu")), batch_on(torch.device("cpu"))
+    whole_step(trainer, make_config, batch, torch.device("cpu"))
+    with Dispatched() as counts:
+        whole_step(trainer, make_config, batch, torch.device("cpu"))
+    assert not counts.synchronisations and counts.kernels > 100
+
+
+def test_the_numbers_of_a_step_are_looked_at_when_they_have_arrived(monkeypatch):
+    asked = []
+
+    class Event:
+        def __init__(self, number):
+            self.number = number
+
+        def synchronize(self):
+            asked.append(self.number)
+
+    made = iter(range(100))
+    monkeypatch.setattr("championship_sr.train.run.watch.to_host", lambda numbers: (numbers, Event(next(made))))
+    watch = Watch(World(META), "")
+    for step in range(5):
+        watch(step, [], torch.tensor(0.0), torch.tensor(float(step == 1)))
+        assert asked == list(range(step - 2)) and watch.stop_wanted == (step >= 4)
+    watch.flush()
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_a_compiled_run_of_twenty_steps_equals_the_eager_one(monkeypatch):
+    # the graphs alone: making C++ of them takes minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def losses(compiled: bool) -> list[float]:
+        torch.compiler.reset()
+        trainer, batch = trainer_on(torch.device("cpu"), "cnn", compiled=compiled), batch_on(torch.device("cpu"))
+        steps = (trainer.step(n, batch, weights={"l1": 1.0}, learning_rate=1e-4, stop=False) for n in range(20))
+        return [values["loss"].item() for values, _ in steps]
+
+    assert losses(True) == pytest.approx(losses(False), abs=1e-4)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch, bf16, dtype):
+    monkeypatch.setattr("championship_sr.train.run.step.has_bf16", lambda device: bf16)
+    assert pick_precision("auto", torch.device("cuda")) is dtype
+    assert pick_precision("auto", torch.device("cpu")) is torch.float32

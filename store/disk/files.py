@@ -4,7 +4,11 @@ import ctypes
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from championship_sr.store.errors import StoreError
 
 TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -40,6 +44,22 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     unfinished.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """The block that writes a path of a long job.
+
+    raises  StoreError in one line if the system refuses, on a full disk for instance
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise StoreError(
+            f"{path}: cannot be written ({reason}). What was saved before is whole; "
+            "make room, then run the same command again"
+        ) from error
 
 
 def publish(unfinished: Path, final: Path) -> None:

@@ -3,18 +3,21 @@
 checkpoints/step-00001000/
   weights.safetensors    the moving average's weights: what was scored is what is kept and loaded
   training.safetensors   the network's own weights, the optimiser's moments, the random number generators' states
-  state.json             step, PSNR and the rest
+  state.json             step, PSNR and the rest, and the sha256 of all three
 """
 
+import hashlib
 import json
+import logging
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +28,9 @@ from championship_sr.train.config import CheckpointConfig, TrainConfig
 from championship_sr.train.fusion import build_fusion
 from championship_sr.train.run.folder import feature_channels, read_config, read_experts, scale_of
 
-CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
+
+CHECKPOINTS, DAMAGED = "checkpoints", ".damaged"
 WEIGHTS_FILE, TRAINING_FILE, STATE_FILE = "weights.safetensors", "training.safetensors", "state.json"
 Which = Literal["best", "last"] | int
 
@@ -52,13 +57,25 @@ class LoadedFusion:
     checkpoint: Checkpoint
 
 
+class Damaged(WeightsError):
+    """A checkpoint whose files are not those that were written."""
+
+
+def folders(run: Path) -> list[Path]:
+    """The folders of the run's checkpoints by step, whole or damaged; unfinished ones are not among them."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if not path.suffix)
+
+
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """The run's checkpoints by step; unfinished ones are not among them."""
+    """The run's checkpoints by step; those whose state is damaged are left out, with a line in the log."""
     found = []
-    for path in sorted((run / CHECKPOINTS).glob("step-*")):
-        if path.suffix != files.TMP:
-            state = json.loads((path / STATE_FILE).read_text())
-            found.append(Checkpoint(path, state["step"], state["psnr"]))
+    for folder in folders(run):
+        try:
+            state = _read_state(folder)
+        except Damaged as error:
+            log.warning("left out: %s", error)
+        else:
+            found.append(Checkpoint(folder, state["step"], state["psnr"]))
     return found
 
 
@@ -94,6 +111,7 @@ def load_fusion(run: Path, which: Which = "best") -> LoadedFusion:
     channels = {name: feature_channels(entry) for name, entry in entries.items()}
     scale = scale_of(entries)
     network = build_fusion(config.fusion, channels, scale)
+    check(checkpoint.path, (WEIGHTS_FILE,))
     load_weights(network, checkpoint.path / WEIGHTS_FILE)
     return LoadedFusion(network.eval(), tuple(entries), channels, scale, config, entries, checkpoint)
 
@@ -117,14 +135,14 @@ def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
-    raises  WeightsError if it is missing or damaged
+    raises  Damaged if it is missing or damaged
     """
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: missing") from None
-    except Exception as error:  # safetensors has an error class of its own for a damaged file
-        raise WeightsError(f"{path}: damaged: {error}") from error
+        raise Damaged(f"{path}: missing") from None
+    except SafetensorError as error:
+        raise Damaged(f"{path}: damaged: {error}") from error
 
 
 def save(
@@ -139,36 +157,108 @@ def save(
 ) -> Checkpoint:
     """Writes the checkpoint of a step, whole or not at all.
 
-    extra  whatever else a run needs to go on, for JSON
+    extra   whatever else a run needs to go on, for JSON
+    raises  StoreError if it cannot be written, on a full disk for instance; the checkpoints before it are as they were
     """
     final = run / CHECKPOINTS / f"step-{step:08d}"
     unfinished = final.with_name(final.name + files.TMP)
-    files.remove(unfinished)
-    unfinished.mkdir(parents=True)
     tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
     tensors |= _moments(network, optimiser) | _random_tensors()
     state = {"step": step, "psnr": psnr, "python_random": random.getstate(), "extra": dict(extra)}
-    _save(scored.state_dict(), unfinished / WEIGHTS_FILE)
-    _save(tensors, unfinished / TRAINING_FILE)
-    (unfinished / STATE_FILE).write_text(json.dumps(state))
-    files.publish(unfinished, final)
+    with files.written(final):
+        try:
+            files.remove(unfinished)
+            unfinished.mkdir(parents=True)
+            _save(scored.state_dict(), unfinished / WEIGHTS_FILE)
+            _save(tensors, unfinished / TRAINING_FILE)
+            hashes = {name: sha256_of(unfinished / name) for name in (WEIGHTS_FILE, TRAINING_FILE)}
+            (unfinished / STATE_FILE).write_bytes(_with_hashes(state, hashes))
+            files.publish(unfinished, final)
+        except BaseException:
+            files.remove(unfinished)  # it may be what fills the disk
+            raise
     return Checkpoint(final, step, psnr)
 
 
+def rescored(checkpoint: Checkpoint, psnr: float, extra: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with the PSNR that was measured since it was saved, and what else a run needs to go on."""
+    path = checkpoint.path / STATE_FILE
+    state = _read_state(checkpoint.path) | {"psnr": psnr, "extra": dict(extra)}
+    hashes = json.loads(path.read_bytes()).get("sha256", {})
+    with files.written(path):
+        files.write_atomic(path, _with_hashes(state, hashes))
+    return replace(checkpoint, psnr=psnr)
+
+
 def restore(
-    checkpoint: Checkpoint, *, scored: nn.Module, network: nn.Module, optimiser: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Puts everything back as it was when the checkpoint was saved, and returns `extra`."""
-    load_weights(scored, checkpoint.path / WEIGHTS_FILE)
-    path = checkpoint.path / TRAINING_FILE
-    tensors = read_tensors(path)
+    folder: Path, *, scored: nn.Module, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Puts everything back as it was when the checkpoint was saved; returns the checkpoint and `extra`.
+
+    raises  Damaged before anything is changed
+    """
+    state, path = check(folder), folder / TRAINING_FILE
+    weights, tensors = read_tensors(folder / WEIGHTS_FILE), read_tensors(path)
+    copy_weights(scored, weights, folder / WEIGHTS_FILE)
     copy_weights(network, _under("network.", tensors), path)
     _restore_moments(network, optimiser, _under("optimiser.", tensors))
     _restore_random(_under("random.", tensors))
-    state = json.loads((checkpoint.path / STATE_FILE).read_text())
     version, numbers, gauss = state["python_random"]
     random.setstate((version, tuple(numbers), gauss))
-    return state["extra"]
+    return Checkpoint(folder, state["step"], state["psnr"]), state["extra"]
+
+
+def check(folder: Path, names: Sequence[str] = (WEIGHTS_FILE, TRAINING_FILE)) -> dict[str, Any]:
+    """The state of a checkpoint whose files are those that were written.
+
+    raises  Damaged naming the file that is another
+    """
+    state = _read_state(folder)
+    hashes = json.loads((folder / STATE_FILE).read_bytes()).get("sha256", {})  # checkpoints of old have none
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            raise Damaged(f"{path}: missing")
+        if name in hashes and sha256_of(path) != hashes[name]:
+            raise Damaged(f"{path}: damaged: its bytes are not those that were written (sha256)")
+    return state
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is none any more and its step can be saved again."""
+    aside = folder.with_name(folder.name + DAMAGED)
+    files.remove(aside)
+    return folder.rename(aside)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE_FILE
+    try:
+        state = json.loads(path.read_bytes())
+        hashes = state.pop("sha256", None)
+        if hashes and hashes[STATE_FILE] != _digest(state):
+            raise ValueError("not what was written (sha256)")
+        return {key: state[key] for key in ("step", "psnr", "python_random", "extra")}
+    except FileNotFoundError:
+        raise Damaged(f"{path}: missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{path.stat().st_size} bytes, {type(error).__name__}: {error}"
+        raise Damaged(f"{path}: damaged ({reason})") from None
+
+
+def _with_hashes(state: Mapping[str, Any], hashes: Mapping[str, str]) -> bytes:
+    """The state's file: the state, and the sha256 of the other files and of itself."""
+    return json.dumps({**state, "sha256": {**hashes, STATE_FILE: _digest(state)}}).encode()
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> None:
@@ -187,7 +277,10 @@ def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> Non
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+    except SafetensorError as error:  # what it makes of the system's error
+        raise OSError(str(error)) from error
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

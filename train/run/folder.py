@@ -24,7 +24,8 @@ from championship_sr.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE, EXPERTS_FILE, RUN_FILE = "config.yaml", "experts.yaml", "run.yaml"
+CONFIG_FILE, EXPERTS_FILE, RUN_FILE, LOCK_FILE = "config.yaml", "experts.yaml", "run.yaml", "run.lock"
+BEGINNINGS = ("run.", EXPERTS_FILE)  # of the names in a run's folder before it has its configuration
 FREE_TO_CHANGE = (
     "compile",
     "device",
@@ -58,6 +59,14 @@ def read_store(run: Path) -> Path | str:
     return store_place(read_yaml(run / RUN_FILE)["store"])
 
 
+def check_folder(run: Path) -> None:
+    """Raises ConfigError if the folder is there and holds something else than a run."""
+    if (run / CONFIG_FILE).exists() or not run.exists():
+        return
+    if not run.is_dir() or any(not path.name.startswith(BEGINNINGS) for path in run.iterdir()):
+        raise ConfigError(f"{run}: not a run and not empty; choose another --out")
+
+
 def begin(
     run: Path,
     config: TrainConfig,
@@ -68,7 +77,7 @@ def begin(
     resume: bool,
     changes: bool,
 ) -> None:
-    """Makes the run's folder, or checks that the run in it may go on with this configuration and these experts.
+    """Writes what the run is made of, or checks that it may go on with this configuration and these experts.
 
     trained  whether it has a checkpoint; a run without one begins anew
     resume   go on with a run that is there
@@ -80,9 +89,6 @@ def begin(
     if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
-    elif run.exists() and any(run.iterdir()) and not (run / CONFIG_FILE).exists():
-        raise ConfigError(f"{run}: not a run and not empty; choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
     made_by = {name: version(name) for name in ("torch", "numpy")}
     files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "versions": made_by}).encode())

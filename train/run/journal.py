@@ -24,6 +24,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 class Journal:
     """Appends to a run's log, from a step on; what the log says about later steps, before a kill, goes.
 
+    unscored  this step's own validation will be made again: what the log says about it goes too
+
     Each event is a line {"event": ..., "step": ..., "time": ...} with
       reference   psnr, ssim: method -> mean over the validation images; weights: expert -> its fitted weight
       train       loss, losses, learning_rate, gradient_norm, stage, epoch, steps_per_second, waiting: means
@@ -32,9 +34,11 @@ class Journal:
       end         reason
     """
 
-    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, step: int, tensorboard: bool, unscored: bool = False) -> None:
         events = read_metrics(run) if step else []
         kept = [event for event in events if event["step"] <= step and event["event"] != "end"]
+        if unscored:
+            kept = [event for event in kept if (event["event"], event["step"]) != ("validation", step)]
         files.write_atomic(run / METRICS_FILE, "".join(map(_line, kept)).encode())
         self._file = open(run / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115, closed by close
         self._writer = _summary_writer(run, step) if tensorboard else None
@@ -42,8 +46,10 @@ class Journal:
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Adds an event; its numbers become scalars `event/name` in TensorBoard."""
-        self._file.write(_line({"event": event, "step": step, "time": round(time.time(), 3), **values}))
-        self._file.flush()
+        line = _line({"event": event, "step": step, "time": round(time.time(), 3), **values})
+        with files.written(Path(self._file.name)):
+            self._file.write(line)
+            self._file.flush()
         if event == "reference":
             self._reference = values
         if self._writer:
@@ -63,7 +69,8 @@ class Journal:
             self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with files.written(Path(self._file.name)):
+            self._file.close()
         if self._writer:
             self._writer.close()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from championship_sr.extract.device import float32_products
 from championship_sr.store.disk import leases
+from championship_sr.store.errors import WeightsError
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
 from championship_sr.train.data.batch import Batch
@@ -27,7 +29,7 @@ from championship_sr.train.fusion.start import start_from
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.fitting import fit_start
-from championship_sr.train.run.folder import begin, feature_channels
+from championship_sr.train.run.folder import LOCK_FILE, begin, check_folder, feature_channels
 from championship_sr.train.run.journal import Journal
 from championship_sr.train.run.processes import World, world
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source
@@ -35,8 +37,6 @@ from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.watch import Meter, Watch, stop_signals
 
 log = logging.getLogger(__name__)
-
-LOCK_FILE = "run.lock"
 
 
 def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
@@ -54,9 +54,11 @@ def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = F
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries))
         if processes.first:
-            trained = bool(checkpoint.checkpoints(out))
+            check_folder(out)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))  # first: another may be training here
+            trained = bool(checkpoint.folders(out))
             begin(out, config, source.entries, store, trained=trained, resume=resume, changes=changes)
-            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
     return out
@@ -85,9 +87,10 @@ class Run:
             compiled=config.compile,
         )
         self.step, self.best, self.stale = 0, -math.inf, 0
+        self.latest: checkpoint.Checkpoint | None = None
         self.watch, self.meter = Watch(processes, "No checkpoint was written"), Meter()
         self._go_on()
-        self.journal = Journal(out, self.step, config.tensorboard) if processes.first else None
+        self.journal = Journal(out, self.step, config.tensorboard, self.unscored) if processes.first else None
         log.info("%s: %d steps on %d images, on %s", out, self.span.steps, len(training), processes.device)
 
     def close(self) -> None:
@@ -102,10 +105,21 @@ class Run:
     def out_of_patience(self) -> bool:
         return 0 < self.config.validation.patience <= self.stale
 
+    @property
+    def unscored(self) -> bool:
+        """Whether the latest checkpoint was saved, and the run ended before it was scored."""
+        return self.latest is not None and self.latest.psnr is None and self._validates
+
+    @property
+    def _validates(self) -> bool:
+        return self.step == self.span.steps or self._due(self.config.validation.every)
+
     def go(self, stopping: threading.Event) -> None:
         """Trains to the end; raises KeyboardInterrupt once `stopping` is set, with a checkpoint written."""
         if self.step == 0:
             self._reference_lines()
+        if self.unscored:
+            self._validate()
         self.meter.restart()
         with ExitStack() as stack:
             stack.enter_context(float32_products(fixed_shapes=True))
@@ -140,17 +154,16 @@ class Run:
         return batch
 
     def _after_step(self, bar: tqdm) -> None:
-        last, psnr = self.step == self.span.steps, None
+        last = self.step == self.span.steps
         bar.update()
         if last or self._due(self.config.log_every):
             self._log(bar)
-        if last or self._due(self.config.validation.every):
-            self.watch.flush()
-            psnr = self._validate()
-        if last or psnr is not None or self._due(self.config.checkpoints.every) or self.step in self.milestones:
-            self._save(psnr)
-        elif self.watch.stop_wanted:
-            self._save(None)
+        saves = self._due(self.config.checkpoints.every) or self.step in self.milestones
+        if self._validates or saves or self.watch.stop_wanted:
+            self._save()
+        # a run that was asked to stop is scored when it goes on
+        if self._validates and (last or not self.watch.stop_wanted):
+            self._validate()
 
     def _due(self, every: int | str) -> bool:
         return self.span.due(self.step, every)
@@ -178,7 +191,8 @@ class Run:
             weights=self.fitted,
         )
 
-    def _validate(self) -> float:
+    def _validate(self) -> None:
+        """Scores the moving average, whose checkpoint is saved already: whatever happens here, nothing is lost."""
         began = time.perf_counter()
         scores = self.validation.score(self.trainer.ema.network)
         psnr, ssim = scores.mean
@@ -186,42 +200,62 @@ class Run:
         self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)
         if self.journal:
             self.journal.pictures(self.step, scores.pictures)
+        if self.world.first:
+            self.latest = checkpoint.rescored(self.latest, psnr, self._extra())
+            checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
         log.info("step %d: %.3f dB, SSIM %.4f", self.step, psnr, ssim)
         self.meter.restart()
-        return psnr
 
     def _write(self, event: str, **values) -> None:
         if self.journal:
             self.journal.write(event, self.step, **values)
 
-    def _save(self, psnr: float | None) -> None:
+    def _save(self) -> None:
         self.watch.flush()  # a network that has diverged is not kept
         if self.world.first:
             trainer = self.trainer
-            checkpoint.save(
+            self.latest = checkpoint.save(
                 self.out,
                 self.step,
                 scored=trainer.ema.network,
                 network=trainer.network,
                 optimiser=trainer.optimiser,
-                psnr=psnr,
-                extra={"scaler": trainer.scaler.state_dict(), "best": self.best, "stale": self.stale},
+                psnr=None,
+                extra=self._extra(),
             )
             checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
         self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
         self.meter.restart()
         self.world.wait()
 
+    def _extra(self) -> dict[str, Any]:
+        return {"scaler": self.trainer.scaler.state_dict(), "best": self.best, "stale": self.stale}
+
     def _go_on(self) -> None:
-        found = checkpoint.checkpoints(self.out)
-        if not found:
-            return
+        """Takes up the last checkpoint that is whole; damaged ones are set aside once it has been found."""
+        damaged: list[Path] = []
+        for folder in reversed(checkpoint.folders(self.out)):
+            try:
+                self._restore(folder)
+                break
+            except checkpoint.Damaged as error:
+                log.warning("%s; going on from the checkpoint before", error)
+                damaged.append(folder)
+        else:
+            if damaged:
+                raise WeightsError(f"{self.out}: none of its checkpoints is whole; to begin anew, choose another --out")
+        self.world.wait()
+        if self.world.first:
+            for folder in damaged:
+                checkpoint.set_aside(folder)
+
+    def _restore(self, folder: Path) -> None:
         trainer = self.trainer
-        extra = checkpoint.restore(
-            found[-1], scored=trainer.ema.network, network=trainer.network, optimiser=trainer.optimiser
+        self.latest, extra = checkpoint.restore(
+            folder, scored=trainer.ema.network, network=trainer.network, optimiser=trainer.optimiser
         )
         trainer.scaler.load_state_dict(extra["scaler"])
-        self.step, self.best, self.stale = found[-1].step, extra["best"], extra["stale"]
+        self.step, self.best, self.stale = self.latest.step, extra["best"], extra["stale"]
         self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
 
     def _progress(self) -> tqdm:

@@ -43,10 +43,10 @@ def test_everything_comes_back_and_the_next_step_is_the_same(tmp_path):
     advance(network, optimiser)
     other, other_optimiser = trained(seed=1)
     other_scored = nn.Linear(2, 2)
-    extra = restore(checkpoint, scored=other_scored, network=other, optimiser=other_optimiser)
+    _, extra = restore(checkpoint.path, scored=other_scored, network=other, optimiser=other_optimiser)
     assert extra == {"scaler": {"scale": 2.0}} and torch.equal(scored.weight, other_scored.weight)
     assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == draws
-    restore(checkpoint, scored=other_scored, network=other, optimiser=other_optimiser)
+    restore(checkpoint.path, scored=other_scored, network=other, optimiser=other_optimiser)
     torch.rand(2)
     advance(other, other_optimiser)
     for key, value in network.state_dict().items():
@@ -99,7 +99,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("championship_sr.train.run.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreError, match="No space left"):
         saved(tmp_path, 2)
     assert [each.step for each in checkpoints(tmp_path)] == [1]
 

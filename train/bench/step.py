@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.store.errors import ConfigError
+from championship_sr.train.bench.dispatch import compiles_whole, count_step
 from championship_sr.train.bench.phases import Inputs, example, saved_mib
-from championship_sr.train.bench_dispatch import compiles_whole, count_step
 from championship_sr.train.fusion import FusionConfig, build_fusion
 
 PROFILES = ("direct", "paper", "swift")

@@ -10,8 +10,8 @@ from championship_sr.store.codecs import get_codec
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.data.slots import Field, Raw
+from championship_sr.train.data.uploads import Constants
 from championship_sr.train.data.variants import transformed
-from championship_sr.train.uploads import Constants
 
 SR = "sr"  # an expert's image; its other arrays are features
 

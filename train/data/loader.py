@@ -24,8 +24,8 @@ from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.batch import Batch, decoded, fields_of
 from championship_sr.train.data.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
 from championship_sr.train.data.slots import Field, Layout, Raw, Slot, Windows
+from championship_sr.train.data.uploads import Constants, Sent, Uploads, one_ahead, uploads
 from championship_sr.train.data.variants import Augment, variants_for
-from championship_sr.train.uploads import Constants, Sent, Uploads, one_ahead, uploads
 
 MIB = 2**20
 LEAST_SLOTS = 3  # steps: one at the device, one on its way and one being read

@@ -7,7 +7,7 @@ import torch
 
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.data.loader import Loader
-from championship_sr.train.uploads import Sent, one_ahead
+from championship_sr.train.data.uploads import Sent, one_ahead
 
 OPTIONS = {"batch_size": 4, "crop_px": 12, "seed": 9, "repeat_factor": 5}
 

@@ -154,7 +154,7 @@ def fill(disk, name: str) -> None:
     refuse(Path.write_bytes, "pathlib.Path.write_bytes")
     from championship_sr.train.run.checkpoint import save_file
 
-    refuse(save_file, "train.checkpoint.save_file")
+    refuse(save_file, "championship_sr.train.run.checkpoint.save_file")
 
 
 def test_memory_that_is_short_in_validation_loses_nothing(four_steps, shared_store, make_config, tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from championship_sr.train.bench.dispatch import META, Dispatched, compiles_whole, count_step, dispatched
 from championship_sr.train.bench.phases import example
-from championship_sr.train.bench_dispatch import META, Dispatched, compiles_whole, count_step, dispatched
 from championship_sr.train.fusion import FusionConfig, build_fusion
 
 CHANNELS = {"a": 4, "b": 6}

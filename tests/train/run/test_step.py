@@ -6,8 +6,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from championship_sr.train.bench.dispatch import META, Dispatched, dispatched, moved
 from championship_sr.train.bench.phases import example
-from championship_sr.train.bench_dispatch import META, Dispatched, dispatched, moved
 from championship_sr.train.config import OptimiserConfig, learning_rate, span
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.fusion import FusionConfig, build_fusion

@@ -1,5 +1,6 @@
 """The way to the device, with a device of the tests' own that copies as late as it may."""
 
+import threading
 from itertools import islice
 
 import pytest
@@ -21,11 +22,10 @@ class LateCopies:
         self.log, self.sent = [], 0
 
     def send(self, memory: torch.Tensor) -> Sent:
-        copied, arrived = torch.empty_like(memory), LateCopy(self, memory, self.sent)
-        arrived.target = copied
+        copied = torch.empty_like(memory)
         self.log.append(("send", self.sent))
         self.sent += 1
-        return Sent(copied, arrived)
+        return Sent(copied, LateCopy(memory, copied, self.sent - 1))
 
     def receive(self, sent: Sent) -> torch.Tensor:
         sent.arrived.synchronize()
@@ -34,12 +34,16 @@ class LateCopies:
 
 
 class LateCopy:
-    def __init__(self, device, source, number) -> None:
-        self.device, self.source, self.number, self.done = device, source, number, False
+    """The event of a copy, for which several threads may wait."""
+
+    def __init__(self, source: torch.Tensor, target: torch.Tensor, number: int) -> None:
+        self.source, self.target, self.number = source, target, number
+        self.done, self.lock = False, threading.Lock()
 
     def synchronize(self) -> None:
-        if not self.done:
-            self.target.copy_(self.source)
+        with self.lock:
+            if not self.done:
+                self.target.copy_(self.source)
             self.done = True
 
 
@@ -56,9 +60,7 @@ def test_a_slot_is_not_filled_again_before_the_device_has_its_copy(written, monk
     truth = [Loader(store, **OPTIONS, threads=0).batch(step) for step in range(20)]
     device = LateCopies()
     monkeypatch.setattr("championship_sr.train.data.loader.uploads", lambda _: device)
-    batches = list(Loader(store, **OPTIONS, threads=threads).batches(0, 20))
-    assert len(batches) == 20
-    for batch, expected in zip(batches, truth, strict=True):
+    for batch, expected in zip(Loader(store, **OPTIONS, threads=threads).batches(0, 20), truth, strict=True):
         assert batch.places == expected.places
         assert torch.equal(batch.images, expected.images) and torch.equal(batch.lr, expected.lr)
         assert all(torch.equal(batch.features[name], expected.features[name]) for name in expected.features)

@@ -75,7 +75,7 @@ class Run:
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
         # of a run that goes on they are in its checkpoint
-        self.fitted = {} if checkpoint.checkpoints(out) else fit_start(source, training, config, processes)
+        self.fitted = {} if checkpoint.folders(out) else fit_start(source, training, config, processes)
         self.trainer = Trainer(
             new_network(config, source, processes.device, self.fitted),
             new_criterion(config, processes.device),

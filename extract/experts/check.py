@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor

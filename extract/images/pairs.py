@@ -291,7 +291,7 @@ def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
     if cut:
         scale = pairs[0].scale
         log.warning(
-            "HR of %d images is cut at the right and below to %d times its LR: %s", len(cut), scale, in_short(cut)
+            "HR is cut on the right and below to %d times its LR, in %d images: %s", scale, len(cut), in_short(cut)
         )
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
     if other:

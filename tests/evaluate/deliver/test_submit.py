@@ -1,5 +1,6 @@
 """A challenge submission: complete, of the right sizes, and refused otherwise."""
 
+import os
 import zipfile
 
 import numpy as np
@@ -79,3 +80,23 @@ def test_an_empty_folder_is_refused(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="no images in it"):
         submit(model, tmp_path / "empty", tmp_path / "out", FACTS)
+
+
+def test_inputs_whose_results_would_have_one_name_are_refused_before_any_work(model, lr, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(lr / "0901x4.jpg")
+    (lr / os.fsdecode(b"\xff.png")).write_bytes((lr / "0902x4.png").read_bytes())
+    monkeypatch.setattr(model, "upscale", None)
+    with pytest.raises(StoreError) as raised:
+        submit(model, lr, tmp_path / "out", FACTS)
+    assert r"\xff.png: the name is no UTF-8" in str(raised.value)
+    assert "0901x4.png and 0901x4.jpg: both results would be 0901x4.png; leave one out" in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_turned_input_has_an_upright_result(model, lr, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (lr / "0902x4.png").unlink()
+    Image.open(lr / "0901x4.png").save(lr / "0901x4.png", exif=exif)
+    submit(model, lr, tmp_path / "out", FACTS)
+    assert Image.open(tmp_path / "out" / "results" / "0901x4.png").size == (48, 40)

@@ -1,5 +1,7 @@
 """Files through a run: what is kept, what is refused, and what a bad file does to the good ones."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,44 @@ def test_one_bad_file_is_named_and_the_others_are_done(model, tmp_path, photo):
     with pytest.raises(StoreError, match=r"2 written; left out: .*b\.png: truncated or damaged image"):
         upscale_files(model, find_inputs(str(folder)), tmp_path / "out", UpscaleOptions())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_a_turned_photograph_comes_out_upright_in_every_format(model, tmp_path, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.asarray(Image.open(photo))[:12, :16]
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    expected = model(np.rot90(pixels, -1).copy())
+    for suffix in (".png", ".bmp", ".tif"):
+        [path] = upscale_files(model, [tmp_path / "phone.png"], tmp_path / "out", UpscaleOptions(suffix=suffix))
+        with Image.open(path) as image:
+            assert image.getexif().get(0x0112, 1) == 1
+            assert np.array_equal(np.asarray(image), expected)
+
+
+def test_what_lies_under_transparency_does_not_show_in_the_rim(model, tmp_path):
+    pixels = np.full((12, 16, 3), 200, np.uint8)
+    alpha = np.full((12, 16), 255, np.uint8)
+    alpha[:, 8:] = 0
+    black = np.where(alpha[..., None] == 0, 0, pixels).astype(np.uint8)
+    seen = [model.upscale(Picture(values, alpha)).pixels for values in (pixels, black)]
+    assert np.array_equal(*seen)
+    assert not np.array_equal(seen[0], model(black))
+
+
+@pytest.mark.parametrize("name", ["甲乙丙", "甲" * 83, os.fsdecode(b"\xff")], ids=["CJK", "253 bytes", "no UTF-8"])
+def test_names_of_any_bytes_are_kept(model, tmp_path, name):
+    Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    upscale_files(model, find_inputs(str(tmp_path)), tmp_path / "out", UpscaleOptions(suffix=".webp"))
+    assert os.listdir(tmp_path / "out") == [f"{name}.webp"]
+
+
+def test_folders_that_are_not_read_are_named(tmp_path, caplog):
+    for name in ("a.png", "more/b.png", "other/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [path.name for path in find_inputs(str(tmp_path))] == ["a.png"]
+    assert caplog.messages == [f"{tmp_path}: images in folders under it are not read: more, other"]
 
 
 def test_existing_results_are_found_before_any_work(model, tmp_path, photo):

@@ -66,6 +66,24 @@ def test_tiles_with_a_halo_as_wide_as_the_context_equal_the_whole_image(blend):
         assert torch.allclose(tiled.images[name], whole.images[name], atol=1e-6), name
 
 
+class Windowed(Expert):
+    """Adds the largest value of each 16 x 16 window; sides are padded to a multiple of 8, tiles begin at one of 16."""
+
+    align_px, multiple_px = 16, 8
+
+    def __call__(self, lr):
+        rows, columns = (-n % 16 for n in lr.shape[-2:])
+        padded = F.pad(lr, (0, columns, 0, rows), mode="replicate")
+        common = F.interpolate(F.max_pool2d(padded, 16), scale_factor=16)[..., : lr.shape[-2], : lr.shape[-1]]
+        return F.interpolate(lr + common, scale_factor=SCALE), {"features": lr.mean(1, keepdim=True)}
+
+
+def test_windows_begin_where_extractions_tiles_may_begin():
+    whole, _ = Windowed("a", 0.0)(image(48, 64))
+    _, seen, _ = LiveInputs(image(48, 64), (Windowed("a", 0.0),)).window(8, 24, 24, 40)
+    assert torch.equal(seen[0, 0], whole[0, :, 8 * SCALE : 32 * SCALE, 24 * SCALE : 64 * SCALE])
+
+
 def test_tiles_without_a_halo_do_not():
     inputs = LiveInputs(image(), EXPERTS)
     whole = run(inputs, {"fusion": Mean()}, WHOLE, keep_experts=False).images["fusion"]

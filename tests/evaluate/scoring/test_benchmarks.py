@@ -63,3 +63,24 @@ def test_what_does_not_fit_is_named_and_the_rest_stays(tmp_path):
 def test_no_benchmark_is_said(tmp_path):
     with pytest.raises(StoreError, match="no benchmark in a known layout, such as Set5/HR"):
         find_benchmarks(tmp_path, 4, [])
+
+
+def test_a_benchmark_whose_images_do_not_fit_is_named_by_them(tmp_path):
+    write(tmp_path / "B100" / "HR" / "a.png", 32)
+    write(tmp_path / "B100" / "LR_bicubic" / "X4" / "ax4.png", 5)
+    with pytest.raises(StoreError, match=r"no image can be scored: .*HR/a.png: 32 x 32 is not 4 times ax4.png, 5 x 5"):
+        find_benchmarks(tmp_path, 4, [])
+
+
+def test_a_benchmark_of_odd_sizes_is_cut_to_its_lr(tmp_path):
+    write(tmp_path / "B100" / "HR" / "a.png", 35)
+    write(tmp_path / "B100" / "LR_bicubic" / "X4" / "ax4.png", 8)
+    [pair] = find_benchmarks(tmp_path, 4, [])["B100"]
+    assert [image.shape for image in pair.read()] == [(8, 8, 3), (32, 32, 3)]
+
+
+def test_folders_beside_bare_images_are_no_part_of_their_benchmark(tmp_path):
+    write(tmp_path / "Set5" / "a.png", 32)
+    write(tmp_path / "Set5" / "LR_bicubic" / "X4" / "ax4.png", 8)
+    [pair] = find_benchmarks(tmp_path, 4, [])["Set5"]
+    assert pair.hr.name == "a.png" and pair.lr is None

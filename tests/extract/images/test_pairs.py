@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.decode import UnreadableImage, decode
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format.layout import checked_name
 
 
 def save(path: Path, height=8, width=12, seed=0) -> np.ndarray:
@@ -159,6 +161,115 @@ def test_two_benchmarks_of_the_same_names_are_told_apart_by_their_own(tmp_path):
         save(tmp_path / name / "HR/img_001.png")
     pairs = find_pairs(DataConfig(roots=(str(tmp_path / "Set5"), str(tmp_path / "Set14"))), 4)
     assert [p.id for p in pairs] == ["Set5-HR-img_001", "Set14-HR-img_001"]
+
+
+def test_images_in_subfolders_are_found_and_named_by_their_paths(tmp_path):
+    for name in ("0000001", "0001000/0000001", "0001000/0000002", "0002000/deep/0000001"):
+        save(tmp_path / f"hr/{name}.png")
+        save(tmp_path / f"lr/{name}x4.png", 2, 3)
+    save(tmp_path / "hr/.thumbnails/0000001.png", 1, 1)
+    save(tmp_path / "hr/._0000001.png", 1, 1)
+    (tmp_path / "hr/0002000/back").symlink_to(tmp_path / "hr")
+    pairs = find_pairs(DataConfig(hr=(str(tmp_path / "hr"),), lr=(str(tmp_path / "lr"),)), 4)
+    ids = ["0000001", "0001000-0000001", "0001000-0000002", "0002000-deep-0000001"]
+    assert sorted(pair.id for pair in pairs) == ids
+    assert all(pair.lr.parent.name == pair.hr.parent.name or pair.id == "0000001" for pair in pairs)
+
+
+def test_an_id_does_not_depend_on_the_images_that_are_added_later(tmp_path):
+    def ids() -> dict[str, str]:
+        pairs = find_pairs(DataConfig(hr=(str(tmp_path),)), 4)
+        return {pair.hr.relative_to(tmp_path).as_posix(): pair.id for pair in pairs}
+
+    save(tmp_path / "甲.png")
+    save(tmp_path / "one/a.png")
+    first = ids()
+    save(tmp_path / "乙.png")
+    save(tmp_path / "two/a.png")
+    save(tmp_path / "a.png")
+    later = ids()
+    assert first.items() < later.items() and len(set(later.values())) == 5
+    assert [later[f"{name}.png"] for name in ("a", "one/a", "two/a")] == ["a", "one-a", "two-a"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("甲", "乙", "丙"),
+        ("фото", "море"),
+        ("été", "êté"),
+        ("a b", "a-b"),
+        ("甲" * 83, "乙" * 83),
+        (os.fsdecode(b"\xff"), os.fsdecode(b"\xfe1")),
+        ("x.tmp", "y.rebuild"),
+        ("_", "-.-"),
+    ],
+    ids=["CJK", "Cyrillic", "accents", "a space", "253 bytes", "no UTF-8", "endings of ours", "signs alone"],
+)
+def test_names_in_any_script_have_ids_of_their_own(tmp_path, names):
+    for name in names:
+        save(tmp_path / f"{name}.png")
+    pairs = find_pairs(DataConfig(hr=(str(tmp_path),)), 4)
+    assert len({pair.id for pair in pairs}) == len(names) == len(pairs)
+    for pair in pairs:
+        assert checked_name(pair.id, "image") == pair.id and len(pair.id) < 220
+        assert pair.name.encode() and pair.read()[0].shape == (2, 3, 3)
+
+
+def test_hr_that_is_no_multiple_is_cut_to_its_lr_and_said_once(tmp_path, caplog):
+    whole = {name: save(tmp_path / f"hr/{name}.png", *size) for name, size in (("a", (11, 15)), ("b", (9, 12)))}
+    for name in ("a", "b"):
+        save(tmp_path / f"lr/{name}x4.png", 2, 3)
+    pairs = find_pairs(DataConfig(hr=(str(tmp_path / "hr"),), lr=(str(tmp_path / "lr"),)), 4)
+    for pair in pairs:
+        lr, hr = pair.read()
+        assert np.array_equal(hr, whole[pair.id][:8, :12]) and lr.shape == (2, 3, 3) and pair.lr_size == (2, 3)
+    assert [record.message for record in caplog.records] == [
+        "HR is cut on the right and below to 4 times its LR, in 2 images: a.png, b.png"
+    ]
+
+
+def test_hr_that_is_larger_by_a_pixel_of_lr_is_another_image(tmp_path):
+    save(tmp_path / "hr/a.png", 12, 12)
+    save(tmp_path / "lr/ax4.png", 2, 3)
+    with pytest.raises(StoreError, match=r"hr/a.png: 12 x 12 is not 4 times ax4.png, 2 x 3"):
+        find_pairs(DataConfig(hr=(str(tmp_path / "hr"),), lr=(str(tmp_path / "lr"),)), 4)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_hr_and_lr_in_one_folder_are_told_by_their_names(tmp_path, named):
+    for name in ("Canon_001", "Canon_002"):
+        save(tmp_path / f"{name}_HR.png")
+        save(tmp_path / f"{name}_LR4.png", 2, 3)
+    folder = (str(tmp_path),)
+    pairs = find_pairs(DataConfig(hr=folder, lr=folder if named else ()), 4)
+    assert [(pair.id, pair.lr.name) for pair in pairs] == [
+        ("Canon_001", "Canon_001_LR4.png"),
+        ("Canon_002", "Canon_002_LR4.png"),
+    ]
+
+
+def test_a_turned_photograph_is_paired_with_its_upright_lr(tmp_path):
+    array = save(tmp_path / "plain/a.png", 12, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(np.rot90(array)).save(tmp_path / "hr/a.png", exif=exif)
+    save(tmp_path / "lr/a.png", 3, 2)
+    (pair,) = find_pairs(DataConfig(hr=(str(tmp_path / "hr"),), lr=(str(tmp_path / "lr"),)), 4)
+    assert pair.lr_size == (3, 2) and np.array_equal(pair.read()[1], array)
+
+
+def test_pipes_and_huge_headers_are_faults_beside_others(tmp_path):
+    save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 16, 6, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    left_out = []
+    (pair,) = find_pairs(DataConfig(hr=(str(tmp_path),)), 4, left_out)
+    assert pair.id == "good" and len(left_out) == 2
+    assert "huge.png: larger than 179 megapixels" in left_out[0] and "pipe.png: not a regular file" in left_out[1]
 
 
 def test_a_folder_named_twice_is_refused(tmp_path):

@@ -3,6 +3,7 @@ import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from championship_sr import pipeline
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
@@ -59,3 +60,20 @@ def test_a_real_interrupt_ends_with_130():
     code += "pipeline.cli.main = lambda **_: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\npipeline.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and "interrupted" in done.stderr
+
+
+def test_the_limit_on_megapixels_is_raised_before_a_command(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from championship_sr.extract.images.decode import UnreadableImage, decode
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setenv("CHAMPIONSHIP_SR_MAX_MEGAPIXELS", "0.00002")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png: larger than 0 megapixels"):
+        decode(tmp_path / "a.png")
+    result = CliRunner().invoke(pipeline.cli, ["--max-megapixels", "0.001", "experts", "list"])
+    assert result.exit_code == 0 and decode(tmp_path / "a.png").shape == (8, 8, 3)
+    code = "from championship_sr.extract.images.picture import limit_megapixels as limit; assert limit() == 0.001"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert CliRunner().invoke(pipeline.cli, ["--max-megapixels", "0", "experts", "list"]).exit_code == 2

@@ -59,6 +59,35 @@ def test_benchmarks_share_one_table_and_a_damaged_image_is_named_at_the_end(run_
     assert "torn.png" in str(result.exception) and "text.png" in str(result.exception)
 
 
+def test_an_image_too_small_for_ssim_loses_that_score_alone(run_root, hr_folder, tmp_path):
+    folder = tmp_path / "hr"
+    folder.mkdir()
+    for name, side in (("large", 40), ("small", 16), ("speck", 8)):
+        Image.open(hr_folder / "photo0.png").crop((0, 0, side, side)).save(folder / f"{name}.png")
+    given = [
+        "--run",
+        str(run_root),
+        "--hr",
+        str(folder),
+        "--no-self-ensemble",
+        "--report",
+        str(tmp_path / "out"),
+        *FAST,
+    ]
+    result = CliRunner().invoke(evaluate, [*given, "--json"])
+    assert isinstance(result.exception, StoreError)
+    assert "speck: of 8 x 8 pixels nothing is left after cutting 4" in str(result.exception)
+    [scored] = json.loads(result.stdout.splitlines()[-1])["sets"].values()
+    values = scored["scores"]["values"]
+    assert scored["scores"]["images"] == ["large", "small"]
+    assert all(value[1] == "nan" and 0 < value[0] <= 1 for value in values["ssim_y"].values())
+    assert all(len(value) == 2 and "nan" not in value for value in values["psnr_y"].values())
+    assert scored["ssim_y"]["fusion"] == values["ssim_y"]["fusion"][0]
+    assert "no SSIM-Y of images smaller than its window: small" in scored["scores"]["notes"]
+    first = CliRunner().invoke(evaluate, [*given, "--set", "evaluate.metrics=[ssim_y]"])
+    assert "1-0" in first.stdout or "0-1" in first.stdout
+
+
 def test_experts_are_scored_without_a_run(hr_folder, expert_entries, tmp_path):
     import yaml
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from championship_sr.extract.config import PretrainConfig, load_expert_config
 from championship_sr.extract.experts.expert import load_expert
@@ -78,6 +79,18 @@ def test_crops_of_a_batch_are_pairs_and_depend_on_seed_and_step_alone(make_confi
     assert not lr.equal(sample_batch(pairs, config, 4)[0])
     means = hr.reshape(5, 3, 8, 4, 8, 4).mean((3, 5))
     assert (means - lr).abs().mean() < 0.05  # turned and flipped together
+
+
+def test_images_are_read_as_extraction_reads_them(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 12), np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "more").mkdir()
+    Image.fromarray(deep).save(tmp_path / "grey.png")
+    Image.fromarray(np.rot90(np.round(deep / 257).astype(np.uint8))).save(tmp_path / "more" / "turned.png", exif=exif)
+    for lr, hr in load_pairs((str(tmp_path),), 4):
+        assert lr.shape == (2, 3, 3)
+        assert np.array_equal(hr, np.round(deep / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero(make_config):

@@ -86,6 +86,7 @@ def run_root(tmp_path_factory, store_root) -> Path:
 def made_run(root: Path, store: Path, **fusion) -> Path:
     config = build(TrainConfig, {"fusion": {**NARROW, **fusion}}, "test", "train")
     entries = Store(store).experts
+    root.mkdir(parents=True)
     begin(root, config, entries, store, trained=False, resume=False, changes=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import click
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.demo.photographs import write_photographs
+from championship_sr.evaluate.demo.progress import Stages
 from championship_sr.evaluate.report.report import REPORT
 from championship_sr.evaluate.scoring.evaluation import Wanted
 from championship_sr.evaluate.scoring.scores import Scores
@@ -45,55 +45,55 @@ def demo(out: Path, container: str, steps: int | None, fresh: bool, as_json: boo
     run = job.run(stores["training"])
     scores, report = job.evaluate(run, stores["held_out"])
     if as_json:
-        click.echo(json.dumps({**scores.summary(), "seconds": job.seconds, "report": str(report)}))
+        click.echo(json.dumps({**scores.summary(), "seconds": job.stages.seconds, "report": str(report)}))
         return
-    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.seconds.items())
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.stages.seconds.items())
     click.echo(f"report: {report}\n{spent}\n\n{scores.table()}")
 
 
 @dataclass
 class Demo:
-    """The demo's folder, and how long each stage took this time."""
+    """The demo's folder, and its stages this time."""
 
     out: Path
     container: str = "zarr"
     steps: int | None = None  # of training; None: configs/demo.yaml's
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
+
+    def __post_init__(self) -> None:
+        self.stages.training = self.training.steps / demo_config(TrainConfig, "train", {}).steps
+
+    @cached_property
+    def training(self) -> TrainConfig:
+        """How the fusion is trained."""
+        return demo_config(TrainConfig, "train", {} if self.steps is None else {"steps": self.steps})
 
     def clear(self) -> None:
         """Removes what an earlier demo left, and nothing else."""
         for part in PARTS:
             shutil.rmtree(self.out / part, ignore_errors=True)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the block's duration to the stage's."""
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - began, 1)
-
     def stores(self) -> dict[str, Path]:
         """Split -> store, filled by the bundled experts."""
-        with self.timed("photographs"):
+        with self.stages.running("photographs"):
             folders = write_photographs(self.out / "photographs")
         stores = {split: self.out / "stores" / f"{split}-{self.container}.store" for split in folders}
-        for split, folder in folders.items():
-            own = {"store": stores[split], "container": self.container, "data.hr": [folder]}
-            with self.timed("extract"):
+        with self.stages.running("extract"):
+            for split, folder in folders.items():
+                own = {"store": stores[split], "container": self.container, "data.hr": [folder]}
                 extract(demo_config(ExtractConfig, "extract", own))
         return stores
 
     def run(self, store: Path) -> Path:
         """The folder of the run, trained to its end."""
-        config = demo_config(TrainConfig, "train", {} if self.steps is None else {"steps": self.steps})
-        run = self.out / "runs" / f"{self.container}-{config.steps}-steps"
-        with self.timed("train"):
-            train(config, store, run, resume=True)
+        run = self.out / "runs" / f"{self.container}-{self.training.steps}-steps"
+        with self.stages.running("train"):
+            train(self.training, store, run, resume=True)
         return run
 
     def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
         """The scores on the held-out photographs, and the report."""
-        with self.timed("evaluate"):
+        with self.stages.running("evaluate"):
             wanted = Wanted(self_ensemble=False)
             results = evaluate_sets(run=run, store=store, wanted=wanted, config=EvaluateConfig(), with_gallery=True)
             write_results(self.out / "report", results)

@@ -66,9 +66,12 @@ class Protocol:
         )
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """(1, 3, H, W) in 0..1, float64, of an image (H, W, 3) in uint8 or uint16."""
-    values = torch.from_numpy(image.astype(np.float64) / np.iinfo(image.dtype).max)
+def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """(1, 3, H, W) in 0..1, float64, of an image (H, W, 3) in uint8 or uint16, made of its integers on the device."""
+    values = (
+        torch.from_numpy(image if image.flags.writeable else image.copy()).to(device).double()
+        / np.iinfo(image.dtype).max
+    )
     return values.permute(2, 0, 1)[None]
 
 
@@ -78,16 +81,17 @@ class Scorer:
     hr       (H, W, 3), uint8 or uint16
     metrics  names of `METRICS`
     border   cut from each side, but not for learned metrics, which challenges compute on whole images
+    device   where all is computed, in float64; Apple's GPUs have none, and the CPU computes in their place
     """
 
-    def __init__(self, hr: np.ndarray, metrics: Sequence[str], border: int) -> None:
-        self.metrics, self.border = tuple(metrics), border
-        self._hr = to_tensor(hr)
+    def __init__(self, hr: np.ndarray, metrics: Sequence[str], border: int, device: torch.device | str = "cpu") -> None:
+        self.metrics, self.border, self.device = tuple(metrics), border, scoring_device(device)
+        self._hr = to_tensor(hr, self.device)
         self._hr_y = rgb_to_y(self._hr)
 
     def __call__(self, sr: np.ndarray) -> dict[str, float]:
         """Metric -> value of an image (H, W, 3) in uint8; inf where it equals HR, nan where SSIM has no window."""
-        image = to_tensor(sr)
+        image = to_tensor(sr, self.device)
         return {name: self._score(name, image) for name in self.metrics}
 
     def _score(self, name: str, sr: Tensor) -> float:
@@ -99,18 +103,24 @@ class Scorer:
         if name in ("psnr_rgb", "ssim_rgb"):
             metric = psnr if name == "psnr_rgb" else ssim
             return metric(sr, self._hr, border=self.border).item()
-        return learned_metric(name)(sr.float(), self._hr.float())
+        return learned_metric(name, self.device)(sr.float(), self._hr.float())
+
+
+def scoring_device(device: torch.device | str) -> torch.device:
+    """Where metrics are computed for networks on this device."""
+    device = torch.device(device)
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 @cache
-def learned_metric(name: str) -> Callable[[Tensor, Tensor], float]:
+def learned_metric(name: str, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], float]:
     """A metric with weights, from the packages `lpips` or `pyiqa`.
 
     raises  ConfigError if the package is not installed, WeightsError if its weights are missing or damaged
     """
     try:
         with redirect_stdout(sys.stderr):  # pyiqa prints what it loads; standard output is for results
-            return _lpips() if name == "lpips" else _pyiqa(METRICS[name].pyiqa)
+            return _lpips(device) if name == "lpips" else _pyiqa(METRICS[name].pyiqa, device)
     except ImportError as error:
         raise ConfigError(f"metric {name}: {error}. Run: pip install 'championship-sr[perceptual]'") from None
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
@@ -122,27 +132,27 @@ def learned_metric(name: str) -> Callable[[Tensor, Tensor], float]:
         ) from None
 
 
-def check_learned(metrics: Sequence[str]) -> None:
+def check_learned(metrics: Sequence[str], device: torch.device | str = "cpu") -> None:
     """Loads the learned ones of these metrics, so that what is missing is said before any work.
 
     raises  ConfigError, WeightsError
     """
     for name in metrics:
         if METRICS[name].learned:
-            learned_metric(name)
+            learned_metric(name, scoring_device(device))
 
 
-def _lpips() -> Callable[[Tensor, Tensor], float]:
+def _lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
     from lpips import LPIPS
 
-    network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
     return lambda sr, hr: network(sr, hr, normalize=True).item()
 
 
-def _pyiqa(name: str) -> Callable[[Tensor, Tensor], float]:
+def _pyiqa(name: str, device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
     from pyiqa import create_metric
 
-    metric = create_metric(name, device="cpu")
+    metric = create_metric(name, device=torch.device(device))
     return lambda sr, hr: (metric(sr, hr) if metric.metric_mode == "FR" else metric(sr)).item()
 
 

@@ -11,6 +11,7 @@ from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.data.batch import decoded_window
 
 SPATIAL = (-2, -1)
 ROWS_AT_ONCE = 256
@@ -57,8 +58,7 @@ class StoredInputs:
         return [spec.name for spec in self._store.experts[expert].arrays if spec.name != "sr"]
 
     def _load(self, expert: str, array: str, *window: int) -> Tensor:
-        values = self._store.array(self._image, expert, array, self._variant).load(*window)
-        return torch.from_numpy(values).permute(2, 0, 1)[None].to(self._device)
+        return decoded_window(self._store.array(self._image, expert, array, self._variant), self._device, *window)
 
 
 class LiveInputs:

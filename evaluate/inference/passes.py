@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
 from championship_sr.evaluate.inference.tiles import Span, Tiling, even_spans
+from championship_sr.extract.device import float32_products
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
 Progress = Callable[[int], object]  # called with the number of LR pixels that were done
@@ -23,6 +24,7 @@ class Result:
     seconds: dict[str, float]  # "inputs": reading the store, or the experts; and each network
 
 
+@float32_products()
 @torch.no_grad()  # not inference_mode: tensors that the network caches would spoil a later training
 def run(
     inputs: Inputs,
@@ -34,14 +36,14 @@ def run(
 ) -> Result:
     """The networks' outputs for a whole image, not clipped, and the experts' images with `keep_experts`.
 
-    The memory used is that of the outputs and of one tile.
+    The memory used is that of the outputs and of one tile, on the device until all tiles are there.
     """
     height, width = (n * inputs.scale for n in inputs.size)
     images: dict[str, Tensor] = {}
 
     def add(name: str, tile: Tensor, ys: Span, xs: Span) -> None:
         if name not in images:  # a network may return further channels
-            images[name] = torch.zeros(len(tile), height, width)
+            images[name] = torch.zeros(len(tile), height, width, device=tile.device)
         _add(images[name], tile, ys, xs, inputs.scale)
 
     seconds = dict.fromkeys(["inputs", *networks], 0.0)
@@ -58,7 +60,7 @@ def run(
             add(name, sr[0, index], ys, xs)
         if progress:
             progress(ys.kept * xs.kept)
-    return Result(images, seconds)
+    return Result({name: image.cpu() for name, image in images.items()}, seconds)
 
 
 def _elapsed(started: float, device: torch.device) -> float:
@@ -68,8 +70,8 @@ def _elapsed(started: float, device: torch.device) -> float:
 
 
 def _add(total: Tensor, tile: Tensor, ys: Span, xs: Span, scale: int) -> None:
-    weight = ys.weight[:, None] * xs.weight
-    total[:, ys.start * scale : ys.stop * scale, xs.start * scale : xs.stop * scale] += tile.float().cpu() * weight
+    weight = (ys.weight[:, None] * xs.weight).to(tile.device)
+    total[:, ys.start * scale : ys.stop * scale, xs.start * scale : xs.stop * scale] += tile.float() * weight
 
 
 def run_ensemble(

@@ -70,7 +70,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
     lr      where the LR images come from, in words
     raises  StoreError if none can be read; ConfigError, WeightsError if a metric's package or weights are missing
     """
-    check_learned(config.scored)
+    check_learned(config.scored, pick_device(config.device))
     comparison = _Comparison(scale, plan, config)
     scored, left_out = [], []
     for case in tqdm(cases, desc="evaluating", unit="image", disable=None):
@@ -112,7 +112,7 @@ class _Comparison:
         experts = {name: result.images[name] for name in inputs.experts}
         images = images_of(lr, hr, experts, self.scale, self.plan.weights)
         images |= {name: hwc(result.images[name][:RGB]) for name in self.plan.networks}
-        scorer = Scorer(hr, self.config.scored, self.border)
+        scorer = Scorer(hr, self.config.scored, self.border, self.device)
         scores = {method: scorer(image) for method, image in images.items()}
         scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.scored)
         self.table.add(case.name, scores, result.seconds, peak.mib)
@@ -126,7 +126,7 @@ class _Comparison:
         networks = {FUSION: self.plan.networks[FUSION]} if self.plan.fusion_x8 and self.plan.networks else {}
         experts = self.plan.experts if networks else [best]
         result = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
-        scorer = Scorer(case.pair()[1], self.config.scored, self.border)
+        scorer = Scorer(case.pair()[1], self.config.scored, self.border, self.device)
         scores = {BEST_X8: scorer(hwc(result.images[best]))}
         if networks:
             scores[FUSION_X8] = scorer(hwc(result.images[FUSION]))

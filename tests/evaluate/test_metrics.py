@@ -13,7 +13,14 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.metrics import Protocol, Scorer, learned_metric, ntire_perceptual
+from championship_sr.evaluate.metrics import (
+    Protocol,
+    Scorer,
+    learned_metric,
+    ntire_perceptual,
+    scoring_device,
+    to_tensor,
+)
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit, ssim
 
@@ -162,6 +169,9 @@ def test_learned_metrics_get_whole_images_in_their_own_range(monkeypatch):
         def requires_grad_(self, _):
             return self
 
+        def to(self, _device):
+            return self
+
         def __call__(self, sr, hr, normalize=False):
             seen.append((sr, hr))
             return (sr - hr).abs().mean() * (2 if normalize else 1)  # lpips takes 0..1 to -1..1 where it is told
@@ -183,3 +193,9 @@ def test_learned_metrics_get_whole_images_in_their_own_range(monkeypatch):
 def test_ntire_score_is_the_challenges_sum():
     means = {"lpips": 0.25, "dists": 0.1, "clipiqa": 0.6, "maniqa": 0.4, "musiq": 65.0, "niqe": 12.0}
     assert ntire_perceptual(means) == pytest.approx(0.75 + 0.9 + 0.6 + 0.4 + 0.65 + 0.0)
+
+
+def test_scores_are_computed_on_a_gpu_in_float64_and_for_apples_on_the_cpu(monkeypatch):
+    assert scoring_device("cuda:1") == torch.device("cuda", 1)
+    assert scoring_device("mps") == scoring_device("cpu") == torch.device("cpu")
+    assert to_tensor(np.zeros((2, 3, 3), np.uint16)).dtype is torch.float64

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.shards.reader import Store
+from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.slots import Field, Raw
 from championship_sr.train.data.uploads import Constants
 from championship_sr.train.data.variants import transformed
@@ -32,6 +32,12 @@ class Batch:
     images: Tensor
     features: dict[str, Tensor]
     places: list[tuple[str, int, int, str]]
+
+
+def decoded_window(array: StoredArray, device: torch.device | str, *window: int) -> Tensor:
+    """The window (y, x, rows, cols) of an array, or all of it, as (1, C, rows, cols), decoded on the device."""
+    raw = torch.from_numpy(array.read(*window)).to(device)
+    return array.codec.decode(raw, array.params).permute(2, 0, 1)[None]
 
 
 def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from championship_sr.extract.device import float32_products
 from championship_sr.store.disk import leases
-from championship_sr.store.errors import WeightsError
+from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
 from championship_sr.train.data.batch import Batch
@@ -194,7 +194,13 @@ class Run:
     def _validate(self) -> None:
         """Scores the moving average, whose checkpoint is saved already: whatever happens here, nothing is lost."""
         began = time.perf_counter()
-        scores = self.validation.score(self.trainer.ema.network)
+        try:
+            scores = self.validation.score(self.trainer.ema.network)
+        except torch.OutOfMemoryError:
+            raise StoreError(
+                f"{self.out}: out of memory in validation at step {self.step}, whose checkpoint is saved; go on with "
+                "--resume once there is more, or score smaller images"
+            ) from None
         psnr, ssim = scores.mean
         self.best, self.stale = (psnr, 0) if psnr > self.best else (self.best, self.stale + 1)
         self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)

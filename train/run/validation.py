@@ -1,8 +1,11 @@
 """Whole images, scored as the field does, by which checkpoints are chosen."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +18,16 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import combined
 from championship_sr.train.config import ValidationConfig
+from championship_sr.train.data.batch import decoded_window
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
 from championship_sr.train.run.processes import World
 
+if TYPE_CHECKING:
+    from championship_sr.extract.experts.tiling import Span
+
+log = logging.getLogger(__name__)
+
+SMALLEST_TILE_PX, HALO_PX = 64, 16  # of tiles where memory is short
 PICTURE_PX = 192  # side of the windows that are shown
 
 
@@ -73,6 +83,7 @@ class Validation:
             raise ConfigError("validation: no images; give validation.images, validation.store or validation.hold_out")
         self.store, self.images, self.experts, self.world = store, list(images), tuple(experts), world
         self.read, self.shown = read, self.images[:pictures]
+        self.tile_px: int | None = None  # None: whole images
         least = SSIM_WINDOW + 2 * store.scale
         for image in map(store.images.__getitem__, self.images):
             if min(image.lr_size) * store.scale < least:
@@ -95,9 +106,22 @@ class Validation:
         """What the network scores, in float32."""
         was_training = network.training
         network.eval()
-        scores = self._scores({"fusion": lambda whole: network(whole.lr, whole.images, whole.features)})["fusion"]
+        scores = self._scores({"fusion": partial(self._fused, network)})["fusion"]
         network.train(was_training)
         return scores
+
+    def _fused(self, network: nn.Module, whole: WholeImage) -> Tensor:
+        """The network's image; from when memory is short on in tiles, and in smaller ones until they fit."""
+        while True:
+            try:
+                return in_tiles(network, whole, self.store.scale, self.tile_px)
+            except torch.OutOfMemoryError:
+                smaller = (self.tile_px or max(whole.lr.shape[-2:])) // 2
+                if smaller < SMALLEST_TILE_PX:
+                    raise
+            # only here have the tensors of the failed forward gone with the exception
+            self.tile_px = smaller
+            log.warning("validation: out of memory; going on with tiles of %d LR pixels", smaller)
 
     @torch.no_grad()
     @float32_products()  # whole images of many sizes, in float32
@@ -127,6 +151,35 @@ class Validation:
         return Score(psnr(sr, hr, border=border).item(), ssim(sr, hr, border=border).item())
 
 
+def in_tiles(network: nn.Module, whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
+    """The network's image of a whole one, in tiles of at most this side whose insides are put together."""
+    height, width = whole.lr.shape[-2:]
+    if tile_px is None or max(height, width) <= tile_px:
+        return network(whole.lr, whole.images, whole.features)
+    from championship_sr.extract.experts.tiling import spans  # brings every architecture; only where memory is short
+
+    image = torch.empty_like(whole.hr)
+    for rows, cols in product(*(spans(length, tile_px, HALO_PX) for length in (height, width))):
+        tile = network(*_window(whole, rows, cols, scale))
+        image[..., *_kept(rows, cols, scale)] = tile[..., *_kept(rows, cols, scale, inside=True)]
+    return image
+
+
+def _window(whole: WholeImage, rows: "Span", cols: "Span", scale: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    lr = slice(rows.start, rows.start + rows.size), slice(cols.start, cols.start + cols.size)
+    hr = tuple(slice(part.start * scale, part.stop * scale) for part in lr)
+    return whole.lr[..., *lr], whole.images[..., *hr], {name: x[..., *lr] for name, x in whole.features.items()}
+
+
+def _kept(rows: "Span", cols: "Span", scale: int, inside: bool = False) -> tuple[slice, slice]:
+    """The kept part of a tile in HR pixels, of the whole image or inside the tile."""
+    firsts = (rows.start, cols.start) if inside else (0, 0)
+    return tuple(
+        slice((span.keep_from - first) * scale, (span.keep_to - first) * scale)
+        for span, first in zip((rows, cols), firsts, strict=True)
+    )
+
+
 def read_stored(
     store: Store, image: int, experts: Sequence[str], device: torch.device, features: bool = True
 ) -> WholeImage:
@@ -136,21 +189,17 @@ def read_stored(
     with_features = [name for name in experts if features and taps[name]]
 
     def joined(expert: str) -> Tensor:
-        return torch.cat([_read(store, image, expert, name, device) for name in taps[expert]], dim=1)
+        return torch.cat([decoded_window(store.array(image, expert, name), device) for name in taps[expert]], dim=1)
 
     lr, hr = read_pair(store, image, device)
-    images = torch.stack([_read(store, image, name, "sr", device) for name in experts], dim=1)
+    images = torch.stack([decoded_window(store.array(image, name, "sr"), device) for name in experts], dim=1)
     return WholeImage(lr, hr, images, {name: joined(name) for name in with_features})
 
 
 def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """LR and HR of the image with this index, (1, 3, h, w) and (1, 3, H, W) in 0..1."""
-    return _read(store, image, PAIRS, "lr", device), _read(store, image, PAIRS, "hr", device)
-
-
-def _read(store: Store, image: int, source: str, name: str, device: torch.device) -> Tensor:
-    array = store.array(image, source, name)
-    return array.codec.decode(torch.from_numpy(array.read()).to(device), array.params).permute(2, 0, 1)[None]
+    lr, hr = (decoded_window(store.array(image, PAIRS, name), device) for name in ("lr", "hr"))
+    return lr, hr
 
 
 def split_images(store: Store, config: ValidationConfig) -> tuple[list[int], list[int]]:

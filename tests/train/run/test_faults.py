@@ -16,7 +16,10 @@ from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.train.run.checkpoint import Damaged, checkpoints, load_fusion
 from championship_sr.train.run.journal import read_metrics
 from championship_sr.train.run.loop import train
+from championship_sr.train.run.processes import World
+from championship_sr.train.run.sources import make_validation, open_source
 
+CPU = torch.device("cpu")
 SHORT = {"steps": 4, "checkpoints": {"every": 2, "milestones": []}, "validation": {"every": 2}}
 
 
@@ -161,7 +164,7 @@ def test_memory_that_is_short_in_validation_loses_nothing(four_steps, shared_sto
     run = tmp_path / "run"
     with monkeypatch.context() as short:
         short.setattr("championship_sr.train.run.validation.Validation.score", out_of_memory)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(StoreError, match="out of memory in validation at step 2, whose checkpoint is saved"):
             train(make_config(**SHORT), shared_store, run)
     assert [(checkpoint.step, checkpoint.psnr) for checkpoint in checkpoints(run)] == [(2, None)]
     train(make_config(**SHORT), shared_store, run, resume=True)
@@ -185,3 +188,26 @@ def test_a_second_run_in_a_folder_leaves_the_firsts_configuration(four_steps, sh
     with locks.locked(run / "run.lock"), pytest.raises(StoreError, match="another process"):
         train(make_config(**SHORT, seed=7), shared_store, run)
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_validation_goes_on_in_tiles_where_memory_is_short(shared_store, make_config, tmp_path, caplog):
+    source = open_source(shared_store, make_config(), World(CPU))
+    _, validation = make_validation(source, make_config(), tmp_path, World(CPU))
+    whole = validation.read(validation.images[0])
+    whole = whole._replace(**{key: value.repeat(*[1] * (value.ndim - 2), 12, 12) for key, value in
+                              (("lr", whole.lr), ("hr", whole.hr), ("images", whole.images))}, features={})  # fmt: skip
+    validation.read = lambda index: whole
+
+    class Short(torch.nn.Module):
+        """The experts' mean, on a device with memory for 100 rows."""
+
+        def forward(self, lr, images, features):
+            if lr.shape[-2] > 100:
+                raise torch.OutOfMemoryError("out of memory")
+            assert images.shape[-2:] == (4 * lr.shape[-2], 4 * lr.shape[-1])
+            return images.mean(1)
+
+    mean = whole.images.mean(1)
+    assert torch.equal(validation._fused(Short(), whole), mean)
+    assert whole.lr.shape[-2] > 100 >= validation.tile_px
+    assert "out of memory; going on with tiles of" in caplog.text

@@ -89,6 +89,7 @@ def begin(
     if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
+    run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
     made_by = {name: version(name) for name in ("torch", "numpy")}
     files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "versions": made_by}).encode())

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers import winograd
-
 CONVOLVED_IMAGES = 16  # from so many images on, torch convolves by oneDNN whatever the kernel
 
 
@@ -42,8 +40,6 @@ def gelu_conv(x: Tensor, conv: nn.Conv2d, *, plain: bool = False) -> Tensor:
     """The convolution of gelu(x); unless `plain`, half of the memory for backward."""
     if plain:
         return conv(F.gelu(x))
-    if winograd.pays(x, conv.weight):
-        return winograd.GeluConv.apply(x, conv.weight, conv.bias)
     if not torch.is_grad_enabled():
         return conv(F.gelu(x))
     return _GeluConv.apply(x, conv.weight, conv.bias, list(conv.padding))

@@ -107,7 +107,7 @@ def test_pieces_give_the_values_and_gradients_of_the_whole():
     def function(a, b):
         return torch.tanh(layer(a)) * other(b)
 
-    whole, pieces = function(x, fixed), in_pieces(function, [x, fixed], [layer, other])
+    whole, pieces = function(x, fixed), in_pieces(function, x, fixed)
     leaves = [x, *layer.parameters(), *other.parameters()]
     assert torch.allclose(pieces, whole, atol=1e-6)
     assert close(gradients(pieces, *leaves), gradients(whole, *leaves))

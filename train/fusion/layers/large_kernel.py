@@ -57,11 +57,6 @@ class LKABlock(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.column(x.float())
 
-    @property
-    def mixers(self) -> tuple[nn.Module, ...]:
-        """The layers of `mix`."""
-        return self.norm1, self.point, self.norm2, self.feed
-
     def mix(self, tokens: Tensor, around: Tensor) -> Tensor:
         """The block's output, from its input and `around`, (..., C)."""
         enter, _, leave = self.feed

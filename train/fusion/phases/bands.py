@@ -42,7 +42,7 @@ class CrossBand(nn.Module):
         pixels = last(flat).flatten(0, -2)
         tokens = self._enter(pixels)
         around = self.surroundings.around(tokens.unflatten(0, last(flat).shape[:-1])).flatten(0, 2)
-        pixels = in_pieces(self._leave, [pixels, tokens, around], [*self.surroundings.mixers, self.back])
+        pixels = in_pieces(self._leave, pixels, tokens, around)
         return first(pixels.unflatten(0, last(flat).shape[:-1]))
 
     def attended(self, tokens: Tensor) -> Tensor:

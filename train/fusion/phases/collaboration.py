@@ -70,7 +70,7 @@ class Collaboration(nn.Module):
         )
         if not self.recompute:
             return tokens + self.attention(tokens)
-        attended = in_pieces(lambda x: x + self.attention(x), [tokens.flatten(0, 2)], [self.attention])
+        attended = in_pieces(lambda x: x + self.attention(x), tokens.flatten(0, 2))
         return attended.view_as(tokens)
 
     def surrounded(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Collaboration(nn.Module):
         if self.plain:
             return self.surroundings(x.unsqueeze(-2)).squeeze(-2)
         around = self.surroundings.around(x.unsqueeze(-2)).squeeze(-2)
-        pixels = in_pieces(self.surroundings.mix, (x.flatten(0, -2), around.flatten(0, -2)), self.surroundings.mixers)
+        pixels = in_pieces(self.surroundings.mix, x.flatten(0, -2), around.flatten(0, -2))
         return pixels.view_as(x)
 
     def _map(self, layer: Pointwise, x: Tensor, size: tuple[int, int]) -> Tensor:

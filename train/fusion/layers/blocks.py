@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from championship_sr.train.fusion.forms import for_cpu
+
 CONVOLVED_IMAGES = 16  # from so many images on, torch convolves by oneDNN whatever the kernel
 
 
@@ -37,10 +39,8 @@ class _GeluConv(torch.autograd.Function):
 
 
 def gelu_conv(x: Tensor, conv: nn.Conv2d, *, plain: bool = False) -> Tensor:
-    """The convolution of gelu(x); unless `plain`, half of the memory for backward."""
-    if plain:
-        return conv(F.gelu(x))
-    if not torch.is_grad_enabled():
+    """The convolution of gelu(x); on a CPU, unless `plain`, in half of the memory for backward."""
+    if plain or not for_cpu(x) or not torch.is_grad_enabled():
         return conv(F.gelu(x))
     return _GeluConv.apply(x, conv.weight, conv.bias, list(conv.padding))
 
@@ -52,10 +52,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     which does: twice as fast there, the same elsewhere.
     """
     n_rows = x.shape[:-1].numel()
-    if x.device.type != "cpu" or n_rows % CONVOLVED_IMAGES or torch.compiler.is_exporting():
+    if not for_cpu(x) or n_rows % CONVOLVED_IMAGES:
         return F.linear(x, weight, bias)
     images = x.reshape(CONVOLVED_IMAGES, -1, 1, x.shape[-1]).movedim(-1, 1)
     return F.conv2d(images, weight[:, :, None, None], bias).movedim(1, -1).reshape(*x.shape[:-1], -1)
+
+
+def pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer at each pixel of x (B, C, h, w), as a 1x1 convolution."""
+    return F.conv2d(x, layer.weight[:, :, None, None], layer.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -72,7 +77,7 @@ class ResidualBlock(nn.Module):
 
 
 class Join(nn.Module):
-    """A 1x1 convolution over the channels of several tensors, without putting them side by side in memory."""
+    """A 1x1 convolution over the channels of several tensors; on a CPU without putting them side by side in memory."""
 
     def __init__(self, inputs: Sequence[int], outputs: int, *, plain: bool = False) -> None:
         super().__init__()
@@ -82,8 +87,8 @@ class Join(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """(B, C_i, h, w) each to (B, C, h, w)."""
-        if self.plain:
-            return F.conv2d(torch.cat(parts, dim=1), self.linear.weight[:, :, None, None], self.linear.bias)
+        if self.plain or not for_cpu(parts[0]):
+            return pointwise(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.linear)
         weights = self.linear.weight.split(self.inputs, dim=1)
         first_part, *others = (linear(last(x), w) for x, w in zip(parts, weights, strict=True))
         return first(sum(others, first_part + self.linear.bias))
@@ -97,8 +102,8 @@ class Pointwise(Join):
 
 
 def gelu_pointwise(x: Tensor, layer: Pointwise) -> Tensor:
-    """The 1x1 convolution of gelu(x); unless it is plain, half of the memory for backward."""
-    if layer.plain or not torch.is_grad_enabled():
+    """The 1x1 convolution of gelu(x); on a CPU, unless it is plain, in half of the memory for backward."""
+    if layer.plain or not for_cpu(x) or not torch.is_grad_enabled():
         return layer(F.gelu(x))
     return _GeluConv.apply(x, layer.linear.weight[:, :, None, None], layer.linear.bias, [0, 0])
 
@@ -124,6 +129,12 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """x (B, C, h, w) with its last row and column repeated until both sides are multiples of this."""
+    down, right = (-side % multiple for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
 def last(x: Tensor) -> Tensor:
     """(..., C, h, w) as (..., h, w, C): a view that is contiguous in channels_last."""
     return x.movedim(-3, -1)
@@ -141,6 +152,8 @@ def blend(images: Tensor, weights: Tensor) -> Tensor:
 
 def unshuffle(images: Tensor, factor: int) -> Tensor:
     """(..., C, f*h, f*w) as (..., C*f*f, h, w), as F.pixel_unshuffle, in channels_last."""
+    if factor == 1:
+        return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     x = images.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))  # (..., C, h, f, w, f)
     return first(x.movedim((-4, -2), (-5, -4)).flatten(-3).contiguous())
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import first, last, linear
+from championship_sr.train.fusion.layers.blocks import first, last, linear, pointwise
 
 KERNEL = 21
 DILATION = 3
@@ -19,8 +19,8 @@ TAPS = -(-KERNEL // DILATION)
 class LKABlock(nn.Module):
     """LayerNorm, large kernel attention, LayerNorm, feed-forward; each added to its input.
 
-    Either at once, or in two parts, as the first looks around and the second at each pixel alone. The layers are shared
-    by all tokens.
+    `forward` is the plain form, `across` that of few large operations; `around` and `mix` are two parts for a CPU, where
+    the first looks around and the second at each pixel alone. The layers are shared by all tokens.
     """
 
     def __init__(self, dim: int, expansion: int) -> None:
@@ -42,6 +42,15 @@ class LKABlock(nn.Module):
         x = x + seen * F.conv2d(around, self.point.weight[:, :, None, None], self.point.bias)
         x = x + first(self.feed(self.norm2(last(x))))
         return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
+
+    def across(self, tokens: Tensor) -> Tensor:
+        """(T, B, h, w, C) to the same, all tokens as one batch of images."""
+        x = tokens.flatten(0, 1)
+        seen = self.norm1(x)
+        x = torch.addcmul(x, seen, last(pointwise(self._looked(first(seen)), self.point)))
+        enter, _, leave = self.feed
+        hidden = F.gelu(pointwise(first(self.norm2(x)), enter))
+        return (x + last(pointwise(hidden, leave))).view_as(tokens)
 
     def around(self, tokens: Tensor) -> Tensor:
         """What lies around each pixel, for its gate: (B, h, w, T, C) to the same."""

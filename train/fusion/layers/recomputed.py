@@ -12,11 +12,8 @@ CPU_PIXELS = 512  # what lies in between is then small enough to be made in memo
 def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """function(*tensors), whose rows (pixels, the first dimension) do not depend on each other.
 
-    On a CPU the backward pass runs the function again, a piece at a time, and only its inputs are kept for that.
-    Elsewhere memory is plentiful, and a kernel more costs more than it saves.
+    For a CPU. The backward pass runs the function again, a piece at a time, and only its inputs are kept for that.
     """
-    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
-        return function(*tensors)
     pieces = zip(*(tensor.split(CPU_PIXELS) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([function(*piece) for piece in pieces])

@@ -1,6 +1,5 @@
 """The experts' images as a network that works at LR sees them."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from championship_sr.train.fusion.layers.blocks import shuffle, unshuffle
@@ -25,7 +24,8 @@ class Views:
         self.differences = differences
         self.stacked = unshuffle(differences, scale)
         self.per_expert = self.stacked.unflatten(1, (images.shape[1], -1))
-        self.detail = self.of(self.mean - F.interpolate(lr, size=images.shape[-2:], mode="nearest")) / 4
+        inside = unshuffle(self.mean, scale).unflatten(1, (3, -1)) - lr.unsqueeze(2)
+        self.detail = (inside * (self.GAIN / 4)).flatten(1, 2)
 
     def of(self, image: Tensor) -> Tensor:
         """A small image (B, 3, H, W), such as a correction, at LR."""

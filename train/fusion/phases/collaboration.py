@@ -1,10 +1,12 @@
 """Phase 4: the experts' features attend to each other; each expert's image is modulated by what comes out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from championship_sr.train.fusion.forms import for_cpu
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
@@ -49,23 +51,40 @@ class Collaboration(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], views: Views | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        images = list(views.per_expert.unbind(1)) if self.with_images else []
-        inputs = [last(x) for x in (*(features[name] for name in self.project), *images)]
-        tokens = self.tokens(inputs)
+        given = [last(features[name]) for name in self.project]
+        images = last(views.per_expert) if self.with_images else None  # (B, E, h, w, 3 scale^2)
+        if self.plain or for_cpu(given[0]):
+            consensus, maps = self._one_by_one(given, images, size)
+        else:
+            consensus, maps = self._across(given, images, size)
+        return consensus, torch.sigmoid(maps)
+
+    def _one_by_one(
+        self, features: list[Tensor], images: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        tokens = self.tokens(features, [] if images is None else list(images.unbind(1)))
         mean = first(tokens.mean(-2))
         consensus = first(self.surrounded(last(mean + self.consensus(mean))))
         each = (first(token) + consensus for token in tokens.unbind(-2))
         maps = [self._map(layer, x, size) for layer, x in zip(self.modulate.values(), each, strict=True)]
-        return consensus, torch.sigmoid(torch.cat(maps, dim=1))
+        return consensus, torch.cat(maps, dim=1)
 
-    def tokens(self, inputs: list[Tensor]) -> Tensor:
+    def _across(self, features: list[Tensor], images: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The same in few large operations: the experts' tokens lie one after the other, (E, B, h, w, C)."""
+        tokens = _projected_at_once(list(self.project.values()), features, images)
+        tokens = tokens + self.attention.across(tokens)
+        mean = first(tokens.mean(0))
+        consensus = self.surroundings.across(last(mean + self.consensus(mean)).unsqueeze(0))
+        layers = [layer.linear for layer in self.modulate.values()]
+        maps = _each(layers, (tokens + consensus).flatten(1, -2)).view(*tokens.shape[:-1], -1)
+        maps = shuffle(first(maps), self.subpixels).movedim(0, 1).flatten(1, 2)
+        return first(consensus[0]), resize(maps, size)
+
+    def tokens(self, features: list[Tensor], images: list[Tensor]) -> Tensor:
         """A token of each expert with what the others tell it: (B, h, w, E, C)."""
-        experts, project = len(self.project), _projected_plainly if self.plain else _projected
+        project = _projected_plainly if self.plain else _projected
         tokens = torch.stack(
-            [
-                project(layer, inputs[e], inputs[experts + e :: experts])
-                for e, layer in enumerate(self.project.values())
-            ],
+            [project(layer, features[e], images[e : e + 1]) for e, layer in enumerate(self.project.values())],
             dim=-2,
         )
         if not self.recompute:
@@ -98,11 +117,30 @@ def _projected_plainly(layer: nn.Linear, features: Tensor, images: list[Tensor])
 
 def _projected(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
     """The same; scaling commutes with the layer, and is cheaper after it."""
-    inverse, log = inverse_and_log_rms(features)
+    inverse, log = (x[0] for x in inverse_and_log_rms(features))
     n_features, n_images = features.shape[-1], sum(x.shape[-1] for x in images)
     on_features, on_log, on_images = layer.weight.split([n_features, 1, n_images], dim=1)
     token = linear(features, on_features) * inverse + log * on_log[:, 0] + layer.bias
     return sum((linear(x, on_images) for x in images), token)
+
+
+def _projected_at_once(layers: Sequence[nn.Linear], features: list[Tensor], images: Tensor | None) -> Tensor:
+    """The same for all experts, (E, B, h, w, C): what is not their features in one product."""
+    n_features = [x.shape[-1] for x in features]
+    inverse, log = inverse_and_log_rms(*features)
+    split = [layer.weight.split([n, layer.in_features - n], dim=1) for layer, n in zip(layers, n_features, strict=True)]
+    on_features, on_others = zip(*split, strict=True)
+    seen = torch.stack([F.linear(x, weight) for x, weight in zip(features, on_features, strict=True)])
+    others = log if images is None else torch.cat([log, images.movedim(1, 0).to(log.dtype)], dim=-1)
+    bias = torch.stack([layer.bias for layer in layers]).unsqueeze(1)
+    others = torch.baddbmm(bias, others.flatten(1, -2), torch.stack(on_others).mT)
+    return torch.addcmul(others.view_as(seen), seen, inverse)
+
+
+def _each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """Each expert's own layer, of x (E, P, C)."""
+    weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,11 +148,12 @@ def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
 
     Experts differ a thousandfold in the size of their features: some work on 0..255.
     """
-    inverse, log = inverse_and_log_rms(features)
+    inverse, log = (x[0] for x in inverse_and_log_rms(features))
     return features * inverse, log
 
 
-def inverse_and_log_rms(features: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / rms and log(rms) over the last dimension, which stays with length 1."""
-    rms = torch.linalg.vector_norm(features, dim=-1, keepdim=True) * features.shape[-1] ** -0.5 + LEAST_RMS
+def inverse_and_log_rms(*features: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / rms and log(rms) of each expert's features over their last dimension: (E, ..., 1), float32."""
+    norms = [torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in features]
+    rms = torch.stack([norm * x.shape[-1] ** -0.5 for norm, x in zip(norms, features, strict=True)]) + LEAST_RMS
     return 1 / rms, rms.log()

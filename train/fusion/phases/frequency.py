@@ -1,11 +1,13 @@
 """Phase 2: the LR image in nine frequency bands, three each of DCT, DWT and FFT."""
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from championship_sr.train.fusion.forms import constant, in_float32
+from championship_sr.train.fusion.layers.blocks import first, last, padded, shuffle, unshuffle
 
 TRANSFORMS = ("dct", "dwt", "fft")
 TIERS = ("low", "mid", "high")
@@ -28,15 +30,15 @@ class FrequencySplit(nn.Module):
 
     def forward(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         # half precision has no FFT on the CPU and too few digits for a sum of bands
-        with torch.autocast(lr.device.type, enabled=False):
+        with in_float32(lr):
             bands = self.recalibrate(self.split(lr.float()))
-            guidance = torch.einsum("bktchw,kt->btchw", bands, torch.softmax(self.fuse, dim=0))
+            guidance = (bands * torch.softmax(self.fuse, dim=0)[..., None, None, None]).sum(1)
         return bands.flatten(1, 2), guidance
 
     def split(self, lr: Tensor) -> Tensor:
         """The bands (B, transform, tier, 3, h, w) as they are; each transform's three add up to the image."""
-        bands = dct_bands(lr, self.dct_cuts(lr)), dwt_bands(lr), fft_bands(lr, self.fft_cuts(lr))
-        return torch.stack(bands, dim=1)
+        dct, fft = masks(cuts_of(lr, self.dct_cuts, self.fft_cuts), *lr.shape[-2:])
+        return torch.stack([dct_bands(lr, dct), dwt_bands(lr), fft_bands(lr, fft)], dim=1)
 
 
 class Cuts(nn.Module):
@@ -51,9 +53,18 @@ class Cuts(nn.Module):
             self.net[-1].bias.copy_(torch.logit(torch.tensor([low, (high - low) / (1 - low)])))
 
     def forward(self, lr: Tensor) -> Tensor:
-        spread, mean = torch.std_mean(lr, dim=(-2, -1))
-        low, rest = torch.sigmoid(self.net(torch.cat([mean, spread], dim=1))).unbind(1)
-        return torch.stack([low, low + (1 - low) * rest], dim=1)
+        return cuts_of(lr, self)[:, 0]
+
+
+def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
+    """The cuts of several transforms at once, (B, transforms, 2)."""
+    spread, mean = torch.std_mean(lr, dim=(-2, -1))
+    enter, leave = ([cuts.net[layer] for cuts in transforms] for layer in (0, -1))
+    weight, bias = (torch.cat([getattr(layer, name) for layer in enter]) for name in ("weight", "bias"))
+    hidden = F.gelu(F.linear(torch.cat([mean, spread], dim=1), weight, bias)).chunk(len(transforms), dim=1)
+    raw = torch.stack([layer(x) for layer, x in zip(leave, hidden, strict=True)], dim=1)
+    low, rest = torch.sigmoid(raw).unbind(-1)
+    return torch.stack([low, low + (1 - low) * rest], dim=-1)
 
 
 class BandRecalibration(nn.Module):
@@ -68,77 +79,105 @@ class BandRecalibration(nn.Module):
         self.excite_bias = nn.Parameter(torch.zeros(*shape, 3))
 
     def forward(self, bands: Tensor) -> Tensor:
-        strength = bands.abs().mean(dim=(-2, -1))
-        hidden = F.gelu(torch.einsum("bktc,ktcd->bktd", strength, self.squeeze) + self.squeeze_bias)
-        gain = 2 * torch.sigmoid(torch.einsum("bktd,ktdc->bktc", hidden, self.excite) + self.excite_bias)
-        return bands * gain[..., None, None]
+        flat = bands.flatten(1, 2)  # (B, 9, 3, h, w)
+        strength = torch.linalg.vector_norm(flat, 1, dim=(-2, -1)).transpose(0, 1)  # (9, B, 3)
+        pixels = bands.shape[-2] * bands.shape[-1]
+        hidden = F.gelu(_per_band(self.squeeze, self.squeeze_bias, strength, alpha=1 / pixels))
+        gain = 2 * torch.sigmoid(_per_band(self.excite, self.excite_bias, hidden))
+        return (flat * gain.transpose(0, 1)[..., None, None]).view_as(bands)
 
 
-def dct_bands(x: Tensor, cuts: Tensor) -> Tensor:
-    """Bands (B, 3, C, h, w) of 8 x 8 blocks, cut along the zigzag; cuts (B, 2) in parts of its length."""
-    rows, cols = x.shape[-2:]
-    padded = F.pad(x, (0, -cols % BLOCK, 0, -rows % BLOCK), mode="replicate")
-    blocks = padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK)).transpose(-3, -2)
-    basis = dct_basis().to(x)
-    spectrum = basis @ blocks @ basis.T
-    low, high = _masks(zigzag().to(x), cuts)
-    per_block = (slice(None), None, None, None)
-    parts = torch.stack([spectrum * low[per_block], spectrum * high[per_block]], dim=1)
-    low, high = (basis.T @ parts @ basis).transpose(-3, -2).flatten(-2).flatten(-3, -2)[..., :rows, :cols].unbind(1)
-    return torch.stack([low, x - low - high, high], dim=1)
+def _per_band(weight: Tensor, bias: Tensor, x: Tensor, alpha: float = 1.0) -> Tensor:
+    """Each band's own linear layer of alpha * x (9, B, inputs): (9, B, outputs)."""
+    return torch.baddbmm(bias.flatten(0, 1).unsqueeze(1), x, weight.flatten(0, 1), alpha=alpha)
+
+
+def dct_bands(x: Tensor, masks: Tensor) -> Tensor:
+    """Bands (B, 3, C, h, w) of 8 x 8 blocks; masks (B, 3, 64) of the coefficients of each block."""
+    basis = dct_basis(x.device).to(x.dtype)
+    spectrum = _blocks(x, BLOCK) @ basis.T  # (B, h / 8, w / 8, C, 64)
+    parts = spectrum.unsqueeze(1) * masks[:, :, None, None, None]
+    return _whole(parts @ basis, BLOCK, x)
 
 
 def dwt_bands(x: Tensor) -> Tensor:
     """Bands (B, 3, C, h, w) of one level of the Haar transform: LL, LH + HL, HH, each transformed back."""
-    rows, cols = x.shape[-2:]
-    padded = F.pad(x, (0, cols % 2, 0, rows % 2), mode="replicate")
-    along_rows = _doubled(F.avg_pool2d(padded, (1, 2)), -1)
-    along_cols = _doubled(F.avg_pool2d(padded, (2, 1)), -2)
-    both = _doubled(F.avg_pool2d(along_rows, (2, 1)), -2)
-    bands = torch.stack([both, along_rows + along_cols - 2 * both, padded - along_rows - along_cols + both], dim=1)
-    return bands[..., :rows, :cols]
+    parts = _blocks(x, 2) @ haar_bands(x.device).to(x.dtype)  # (B, h / 2, w / 2, C, 12)
+    return _whole(parts.unflatten(-1, (len(TIERS), -1)).movedim(-2, 1), 2, x)
 
 
-def fft_bands(x: Tensor, cuts: Tensor) -> Tensor:
-    """Bands (B, 3, C, h, w) of the spectrum's rings; cuts (B, 2) in parts of the largest radius."""
-    rows, cols = x.shape[-2:]
-    spectrum = torch.fft.rfft2(x)
-    fy = torch.fft.fftfreq(rows, device=x.device)[:, None]
-    fx = torch.fft.rfftfreq(cols, device=x.device)[None, :]
-    low, high = _masks(torch.sqrt(fy**2 + fx**2) / math.sqrt(0.5), cuts)
-    parts = torch.stack([spectrum * low[:, None], spectrum * high[:, None]], dim=1)
-    low, high = torch.fft.irfft2(parts, s=(rows, cols)).unbind(1)
-    return torch.stack([low, x - low - high, high], dim=1)
+def fft_bands(x: Tensor, masks: Tensor) -> Tensor:
+    """Bands (B, 3, C, h, w) of the spectrum's rings; masks (B, 3, places) of the half-plane."""
+    spectrum = torch.view_as_real(torch.fft.rfft2(x))
+    parts = spectrum.unsqueeze(1) * masks.unflatten(-1, spectrum.shape[-3:-1])[:, :, None, ..., None]
+    return torch.fft.irfft2(torch.view_as_complex(parts), s=x.shape[-2:])
 
 
-def _masks(place: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
-    """The low and the high mask (B, *place) over places in 0..1; what they leave is the middle."""
-    low, high = (cuts.view(-1, 2, *[1] * place.ndim)[:, i] for i in range(2))
-    passed = torch.sigmoid(SHARPNESS * (low - place)) / torch.sigmoid(
-        SHARPNESS * low
-    )  # the mean is low, wherever the cut
-    return passed, torch.sigmoid(SHARPNESS * (place - high))
+def _blocks(x: Tensor, side: int) -> Tensor:
+    """The blocks of an image (B, C, h, w) as rows, (B, h / side, w / side, C, side * side), edges repeated."""
+    return last(unshuffle(padded(x, side), side)).unflatten(-1, (x.shape[1], -1))
 
 
-def _doubled(x: Tensor, dim: int) -> Tensor:
-    return x.repeat_interleave(2, dim)
+def _whole(blocks: Tensor, side: int, x: Tensor) -> Tensor:
+    """The way back, cut to the size of x."""
+    return shuffle(first(blocks.flatten(-2)), side)[..., : x.shape[-2], : x.shape[-1]]
 
 
-@cache
-def dct_basis() -> Tensor:
-    """The orthonormal DCT-II of length 8: rows are frequencies."""
-    k, n = torch.meshgrid(torch.arange(BLOCK), torch.arange(BLOCK), indexing="ij")
-    basis = torch.cos(math.pi * (2 * n + 1) * k / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
-    basis[0] /= math.sqrt(2)
-    return basis
+def masks(cuts: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """What each tier passes, low, mid and high, which add up to 1: of the DCT (B, 3, 64), of the FFT (B, 3, places).
+
+    cuts   (B, 2, 2): low and high of the DCT in parts of the zigzag, of the FFT in parts of the largest radius
+    places the half-plane of the spectrum of rows x cols, line by line
+    """
+    device, dtype = cuts.device, cuts.dtype
+    places = places_of(rows, cols, device).to(dtype)
+    steep = torch.addmm(places, cuts.flatten(1), steepness(rows, cols, device).to(dtype)).unflatten(-1, (3, -1))
+    below, high, mean_below = torch.sigmoid(steep).unbind(1)
+    low = below / mean_below  # the mean is low, wherever the cut
+    return torch.stack([low, 1 - low - high, high], dim=1).split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
 
 
-@cache
-def zigzag() -> Tensor:
+@constant
+def places_of(rows: int, cols: int, device: torch.device) -> Tensor:
+    """What `steepness` times the cuts is added to: the places of all coefficients for low, high, and none."""
+    fy = torch.fft.fftfreq(rows, device=device)[:, None]
+    fx = torch.fft.rfftfreq(cols, device=device)[None, :]
+    radius = torch.sqrt(fy**2 + fx**2) / math.sqrt(0.5)
+    places = torch.cat([zigzag(device).flatten(), radius.flatten()])
+    return SHARPNESS * torch.cat([-places, places, torch.zeros_like(places)])
+
+
+@constant
+def steepness(rows: int, cols: int, device: torch.device) -> Tensor:
+    """(4, 3 * places): how low and high of the DCT and of the FFT enter each mask's sigmoid."""
+    transform = torch.arange(BLOCK**2 + rows * (cols // 2 + 1), device=device) >= BLOCK**2
+    dct, fft, none = (SHARPNESS * x.float() for x in (~transform, transform, transform & ~transform))
+    lines = [dct, none, dct], [none, -dct, none], [fft, none, fft], [none, -fft, none]
+    return torch.stack([torch.cat(line) for line in lines])
+
+
+@constant
+def dct_basis(device: torch.device) -> Tensor:
+    """The orthonormal DCT-II of a block of 8 x 8 as a row of 64: rows are frequencies."""
+    at = torch.arange(BLOCK, device=device)
+    line = torch.cos(math.pi * (2 * at + 1) * at[:, None] / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
+    line[0] /= math.sqrt(2)
+    return torch.kron(line, line)
+
+
+@constant
+def haar_bands(device: torch.device) -> Tensor:
+    """What makes LL, LH + HL and HH of a block of 2 x 2: (4, 12)."""
+    one, mean = torch.eye(2, device=device), torch.full((2, 2), 0.5, device=device)
+    along_rows, along_cols, both = torch.kron(one, mean), torch.kron(mean, one), torch.kron(mean, mean)
+    bands = both, along_rows + along_cols - 2 * both, torch.eye(4, device=device) - along_rows - along_cols + both
+    return torch.cat(bands, dim=1)
+
+
+@constant
+def zigzag(device: torch.device) -> Tensor:
     """Each coefficient's place in JPEG's zigzag order, in 0..1."""
     cells = [(i, j) for i in range(BLOCK) for j in range(BLOCK)]
     ordered = sorted(cells, key=lambda c: (c[0] + c[1], c[0] if (c[0] + c[1]) % 2 else c[1]))
-    place = torch.empty(BLOCK, BLOCK)
-    for rank, cell in enumerate(ordered):
-        place[cell] = rank / (len(cells) - 1)
-    return place
+    rank = {cell: at / (len(cells) - 1) for at, cell in enumerate(ordered)}
+    return torch.tensor([[rank[i, j] for j in range(BLOCK)] for i in range(BLOCK)], device=device)

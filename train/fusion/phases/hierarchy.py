@@ -127,7 +127,7 @@ class SwiftStage(nn.Module):
 
     def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
         x = self.enter(*parts)
-        x = x + self.gate(x) * gelu_conv(self.block1(x), self.block2)
+        x = torch.addcmul(x, self.gate(x), gelu_conv(self.block1(x), self.block2))
         return x, shuffle(self.leave(x), self.factor)
 
 
@@ -163,5 +163,6 @@ class SwiftHierarchy(nn.Module):
         x, step = self.stages[2](views.stacked, x, views.detail, routing)
         logits = resize(logits, step.shape[-2:]) + step
         guided = shuffle(gelu_pointwise(self.routing1(routing), self.routing2), self.factors[-1])
-        weights = SHARE * torch.softmax(logits, dim=1) + (1 - SHARE) * torch.softmax(guided, dim=1)
+        staged, guided = (torch.softmax(x, dim=1, dtype=torch.float32) for x in (logits, guided))
+        weights = torch.lerp(guided, staged, SHARE)
         return blend(images, weights), x

@@ -34,17 +34,18 @@ class Selection(nn.Module):
 
     def forward(self, fused: Tensor, images: Tensor, lr: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = torch.cat([lr, guide], dim=1) if self.guided else lr
-        difficulty = torch.sigmoid(shuffle(self.difficulty(seen), self.subpixels))
-        gates = self.normalised(shuffle(self.gates(seen), self.subpixels), difficulty)
+        difficulty, raw = (shuffle(trunk(seen), self.subpixels).float() for trunk in (self.difficulty, self.gates))
+        difficulty = torch.sigmoid(difficulty)
+        gates = self.normalised(raw, difficulty)
         difficulty, gates = (resize(x, fused.shape[-2:]) for x in (difficulty, gates))
-        selected = blend(images, gates) + (1 - gates.sum(1, keepdim=True)) * images.mean(1)
+        rest = (1 - gates.sum(1, keepdim=True)) / images.shape[1]  # to each expert what makes the mean of all
         share = BLEND[0] + BLEND[1] * difficulty
-        return fused + share * (selected - fused), difficulty, gates
+        return torch.lerp(fused, blend(images, gates + rest), share), difficulty, gates
 
     def normalised(self, raw: Tensor, difficulty: Tensor) -> Tensor:
         """Gates that add up to 1, or to less where no expert passes its threshold."""
-        threshold = THRESHOLD[0] + THRESHOLD[1] * difficulty
-        gates = torch.sigmoid(self.temperature * (raw - threshold))
+        above = torch.add(raw, difficulty, alpha=-THRESHOLD[1]) - THRESHOLD[0]
+        gates = torch.sigmoid(self.temperature * above)
         return gates / gates.sum(1, keepdim=True).clamp(min=LEAST_GATES)
 
 

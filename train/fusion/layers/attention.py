@@ -28,7 +28,7 @@ class PixelAttention(nn.Module):
         return (self._plainly(pixels) if self.plain else self._in_groups(pixels)).view(tokens.shape)
 
     def across(self, tokens: Tensor) -> Tensor:
-        """The explicit product: kernels for long sequences are slow for so few tokens, and take 65,535 pixels at most."""
+        """The explicit product: kernels for long sequences are slow for so few tokens, and end at 65,535 pixels."""
         qkv = F.linear(tokens.flatten(1, -2), self.qkv.weight).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 1, 3, 0, 4).flatten(1, 2)  # (pixels * heads, T, D)
         ignored = q.new_empty(1, 1, 1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.forms import for_cpu
+from championship_sr.train.fusion.layers.forms import for_cpu
 
 CONVOLVED_IMAGES = 16  # from so many images on, torch convolves by oneDNN whatever the kernel
 

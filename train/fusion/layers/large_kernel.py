@@ -19,8 +19,8 @@ TAPS = -(-KERNEL // DILATION)
 class LKABlock(nn.Module):
     """LayerNorm, large kernel attention, LayerNorm, feed-forward; each added to its input.
 
-    `forward` is the plain form, `across` that of few large operations; `around` and `mix` are two parts for a CPU, where
-    the first looks around and the second at each pixel alone. The layers are shared by all tokens.
+    `forward` is the plain form, `across` that of few large operations; `around` and `mix` are two parts for a CPU: the
+    first looks around, the second at each pixel alone. The layers are shared by all tokens.
     """
 
     def __init__(self, dim: int, expansion: int) -> None:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.forms import for_cpu
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import first, last, linear, padded, shuffle, unshuffle
+from championship_sr.train.fusion.layers.forms import for_cpu
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.recomputed import in_pieces
 from championship_sr.train.fusion.phases.frequency import N_BANDS

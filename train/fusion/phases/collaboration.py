@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.forms import for_cpu
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
+from championship_sr.train.fusion.layers.forms import for_cpu
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.recomputed import in_pieces
 from championship_sr.train.fusion.layers.views import Views

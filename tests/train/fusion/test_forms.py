@@ -1,0 +1,45 @@
+"""The forms for a GPU, few and large, are the function of those for a CPU; constants stay where they are."""
+
+import pytest
+import torch
+
+from championship_sr.train.fusion.layers import forms
+
+
+@pytest.mark.parametrize("profile", ["swift", "paper", "cnn"])
+@pytest.mark.parametrize("features", [True, False])
+def test_both_forms_are_one_function_with_one_state_dict(fusions, monkeypatch, profile, features):
+    network = fusions.build(profile, features=features)
+    fusions.train(network)
+    inputs = fusions.inputs(9, 13)
+
+    def result():
+        network.zero_grad()
+        image = network(*inputs)
+        image.square().mean().backward()
+        return image, [parameter.grad for parameter in network.parameters()]
+
+    image, gradients = result()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not forms.for_cpu(image)
+    large, others = result()
+    assert (large - image).norm() < 1e-5 * image.norm()
+    for (name, _), some, other in zip(network.named_parameters(), gradients, others, strict=True):
+        assert (some - other).norm() < 1e-3 * some.norm() + 1e-7, name
+
+
+def test_a_constant_is_made_once_and_can_be_trained_with_after_inference():
+    made = []
+
+    @forms.constant
+    def numbers(size: int, device: torch.device) -> torch.Tensor:
+        made.append(size)
+        return torch.arange(size, device=device) + 1.0
+
+    with torch.inference_mode():
+        first = numbers(3, torch.device("cpu"))
+    x = torch.ones(3, requires_grad=True)
+    (numbers(3, torch.device("cpu")) * x).sum().backward()
+    assert made == [3]
+    assert first is numbers(3, torch.device("cpu"))
+    assert x.grad.tolist() == [1, 2, 3]

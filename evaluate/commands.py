@@ -26,6 +26,27 @@ def configured(command):
     return command
 
 
+class ExpertImages(click.ParamType):
+    """NAME=DIR: an expert, and the folder of its images."""
+
+    name = "NAME=DIR"
+
+    def convert(self, value, param, ctx) -> tuple[str, Path]:
+        name, sign, folder = value.partition("=")
+        if not (name and sign and Path(folder).is_dir()):
+            self.fail(f"expected NAME=DIR, an expert's name and a folder of its images, found {value!r}", param, ctx)
+        return name, Path(folder)
+
+
+expert_images_option = click.option(
+    "--expert-images",
+    multiple=True,
+    type=ExpertImages(),
+    callback=lambda _ctx, _param, given: dict(given),
+    help="Take this expert's images of the inputs from a folder instead of running it; repeatable.",
+)
+
+
 def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateConfig:
     """The section `evaluate` with overrides such as `evaluate.tile_px=128`."""
     return load_section(EvaluateConfig, config_path, "evaluate", assignments)
@@ -38,7 +59,10 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.option("--hr", multiple=True, type=FOLDER, help="Score the image files of a folder; the experts are run.")
 @click.option("--lr", multiple=True, type=FOLDER, help="Their LR images; without it LR is made by MATLAB's bicubic.")
 @click.option("--benchmarks", type=FOLDER, help="Score every benchmark found in this folder (Set5, Set14, B100, ...).")
-@click.option("--expert", "experts", multiple=True, metavar="NAME", help="With files and no run: these experts.")
+@click.option(
+    "--expert", "experts", multiple=True, metavar="NAME|FILE.yaml", help="With files and no run: this expert."
+)
+@expert_images_option
 @click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")
 @click.option("--ablation", is_flag=True, help="A row for each phase switched off (not retrained).")
 @click.option("--fit-store", type=FOLDER, help="Fit the row of fitted weights to this store's images.")
@@ -83,18 +107,20 @@ def evaluate(
 @click.option("--description", default="", help="The line `Other description` of readme.txt.")
 @click.option("--extra-data/--no-extra-data", default=True, show_default=True, help="Whether readme.txt says so.")
 @click.option("--self-ensemble", is_flag=True, help="The mean over eight flips and turns, in eight times the time.")
+@expert_images_option
 @diffusion_options
 @click.argument("out", type=OUT)
 @configured
 def submit_command(
-    run, lr, description, extra_data, self_ensemble, diffusion, alpha, out, config_path, assignments
+    run, lr, description, extra_data, self_ensemble, expert_images, diffusion, alpha, out, config_path, assignments
 ) -> None:
     """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
     from championship_sr.evaluate.deliver.submit import Facts, submit
     from championship_sr.evaluate.model import load
 
     config = section(config_path, assignments)
-    model = load(run, config=config, refiner=refiner_from_options(diffusion, alpha, config.diffusion, config.device))
+    refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
+    model = load(run, config=config, refiner=refiner, images=expert_images)
     made = submit(model, lr, out, Facts(extra_data, description), self_ensemble=self_ensemble)
     click.echo(f"{made.zip}: {made.images} images, {made.seconds_per_image:.2f} s each")
 
@@ -128,9 +154,10 @@ def export_command(run, with_experts, graphs, graph_px, out) -> None:
 @click.option("--format", "suffix", type=click.Choice(FORMATS), help="Default: the input's.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG and WebP.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@expert_images_option
 @diffusion_options
 @configured
-def upscale(run, given, output, suffix, diffusion, alpha, config_path, assignments, **options) -> None:
+def upscale(run, given, output, suffix, expert_images, diffusion, alpha, config_path, assignments, **options) -> None:
     """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
 
     With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
@@ -141,7 +168,8 @@ def upscale(run, given, output, suffix, diffusion, alpha, config_path, assignmen
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
     inputs, config = find_inputs(given), section(config_path, assignments)
-    model = load(run, config=config, refiner=refiner_from_options(diffusion, alpha, config.diffusion, config.device))
+    refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
+    model = load(run, config=config, refiner=refiner, images=expert_images)
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
     for path in upscale_files(model, inputs, output, chosen, into_folder=into_folder):

@@ -1,6 +1,7 @@
 """A trained run as one object: the fusion, its experts, and images through both."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
-from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc
+from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc, must_run
 from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
+from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.extract.images.decode import read_picture
 from championship_sr.extract.images.picture import Picture, filled, from_pil
+from championship_sr.extract.images.results import Asked, GivenImage, ResultImages, asked_for, result_images
+from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
 
@@ -36,11 +40,20 @@ class Model:
     """LR images in, SR images out. The experts are loaded when they are first needed.
 
     refiner  what the fusion's image goes through in the end, or None (docs/track-b.md)
+    images   expert -> the folder of its images, for experts that are not to be run
+    raises   ConfigError if images cannot stand for such an expert
     """
 
     def __init__(
-        self, fusion: LoadedFusion, root: Path, config: EvaluateConfig, refiner: Refiner | None = None
+        self,
+        fusion: LoadedFusion,
+        root: Path,
+        config: EvaluateConfig,
+        refiner: Refiner | None = None,
+        images: Mapping[str, Path] | None = None,
     ) -> None:
+        self.images = dict(images or {})
+        _check_images(self.images, fusion)
         self.fusion, self.root, self.config, self.refiner = fusion, root, config, refiner
         self.scale, self.expert_names = fusion.scale, fusion.experts
         self.device = pick_device(config.device)
@@ -49,12 +62,24 @@ class Model:
 
     @cached_property
     def experts(self) -> tuple[LoadedExpert, ...]:
-        """The live experts, in the order of the network's inputs.
+        """The live experts, in the order of the network's inputs, without those whose images are given.
 
-        raises  WeightsError if a weights file is missing, or is not the one that the run was trained with
+        raises  WeightsError if a weights file is missing, or is not the one that the run was trained with;
+                ConfigError for an expert whose images another program made
         """
-        entries = (self.fusion.expert_entries[name] for name in self.expert_names)
+        entries = (self.fusion.expert_entries[name] for name in self.expert_names if name not in self.images)
         return tuple(expert_of(entry, self.scale, self.device, self.root / WEIGHTS) for entry in entries)
+
+    def results(self, asked: Sequence[Asked], subfolder: str = "") -> tuple[ResultImages, ...]:
+        """The given images of the experts that are not run, one for each that is asked for.
+
+        subfolder  where they lie in the experts' folders, if there is such a folder
+        raises     StoreError listing all that are missing, there twice or of another size
+        """
+        return tuple(
+            result_images(images_entry(name, folder, subfolder), asked, self.scale)
+            for name, folder in self.images.items()
+        )
 
     def __call__(self, image: Given, *, self_ensemble: bool = False) -> Image.Image | np.ndarray | Tensor:
         """The SR image, of the kind that was given.
@@ -68,27 +93,45 @@ class Model:
             return result if image.ndim == 4 else result[0]
         if isinstance(image, np.ndarray):
             return self.upscale(Picture(image), self_ensemble=self_ensemble).pixels
-        picture = from_pil(image) if isinstance(image, Image.Image) else read_picture(Path(image))
-        return to_pil(self.upscale(picture, self_ensemble=self_ensemble))
+        if isinstance(image, Image.Image):
+            return to_pil(self.upscale(from_pil(image), self_ensemble=self_ensemble))
+        path = Path(image)
+        given = [results.given(str(path)) for results in self.results([asked_for(path)])]
+        return to_pil(self.upscale(read_picture(path), given=given, self_ensemble=self_ensemble))
 
-    def upscale(self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None) -> Picture:
+    def upscale(
+        self,
+        picture: Picture,
+        *,
+        given: Sequence[GivenImage] = (),
+        self_ensemble: bool = False,
+        progress: Progress | None = None,
+    ) -> Picture:
         """The SR picture with the same depth; transparency is enlarged bicubically.
 
+        given     the images of the experts that are not run
         progress  called with the number of LR pixels after each tile
         """
-        return self._like(picture, self._image(chw(filled(picture)), self_ensemble, progress))
+        return self._like(picture, self._image(chw(filled(picture)), self_ensemble, progress, given))
 
     def upscale_by_experts(
-        self, picture: Picture, *, self_ensemble: bool = False, progress: Progress | None = None
+        self,
+        picture: Picture,
+        *,
+        given: Sequence[GivenImage] = (),
+        self_ensemble: bool = False,
+        progress: Progress | None = None,
     ) -> dict[str, Picture]:
         """Expert -> its own SR picture."""
-        result = self.run(chw(filled(picture)), networks=False, self_ensemble=self_ensemble, progress=progress)
+        lr = chw(filled(picture))
+        result = self.run(lr, given=given, networks=False, self_ensemble=self_ensemble, progress=progress)
         return {name: self._like(picture, image) for name, image in result.images.items()}
 
     def run(
         self,
         lr: Tensor,
         *,
+        given: Sequence[GivenImage] = (),
         self_ensemble: bool = False,
         networks: bool = True,
         progress: Progress | None = None,
@@ -96,11 +139,17 @@ class Model:
         """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1.
 
         Out of memory on a GPU, it goes on with tiles of half the size.
+
+        given   the images of the experts that are not run
+        raises  ConfigError if one of them is missing, or if their flips would be needed
         """
         wanted = {FUSION: self.network} if networks else {}
+        experts = self._answering(given)
+        if self_ensemble:
+            must_run(experts)
 
         def inputs(variant: str) -> LiveInputs:
-            return LiveInputs(lr, self.experts, variant, self.device)
+            return LiveInputs(lr, experts, variant, self.device)
 
         while True:
             try:
@@ -113,9 +162,20 @@ class Model:
                 self.tiling = replace(self.tiling, tile_px=self.tiling.tile_px // 2)
                 log.warning("out of memory; going on with tiles of %d LR pixels", self.tiling.tile_px)
 
-    def _image(self, lr: Tensor, self_ensemble: bool, progress: Progress | None = None) -> Tensor:
+    def _answering(self, given: Sequence[GivenImage]) -> list[LoadedExpert | GivenImage]:
+        """Everyone who answers for an expert, in the order of the network's inputs."""
+        answers = {expert.name: expert for expert in (*self.experts, *given)}
+        missing = [name for name in self.expert_names if name not in answers]
+        if missing:
+            raise ConfigError(f"expert {missing[0]}: is not run, and its image of this picture is not given")
+        return [answers[name] for name in self.expert_names]
+
+    def _image(
+        self, lr: Tensor, self_ensemble: bool, progress: Progress | None = None, given: Sequence[GivenImage] = ()
+    ) -> Tensor:
         """The image (3, H, W) in 0..1 of one (1, 3, h, w)."""
-        image = self.run(lr.cpu(), self_ensemble=self_ensemble, progress=progress).images[FUSION].clamp_(0, 1)
+        result = self.run(lr.cpu(), given=given, self_ensemble=self_ensemble, progress=progress)
+        image = result.images[FUSION].clamp_(0, 1)
         return self.refiner(image[None])[0] if self.refiner else image
 
     def _like(self, picture: Picture, image: Tensor) -> Picture:
@@ -130,23 +190,50 @@ def load(
     config: EvaluateConfig | None = None,
     device: str = "auto",
     refiner: Refiner | None = None,
+    images: Mapping[str, Path] | None = None,
 ) -> Model:
     """The model of a run's folder or of an exported one.
 
     which    "best", "last" or the step of a checkpoint
     refiner  made by `evaluate.diffusion.load_refiner`
+    images   expert -> a folder with its images of what is to be upscaled, for experts that cannot be run here
     raises   StoreError if there is no such checkpoint, WeightsError if it is damaged
     """
-    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner)
+    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner, images)
+
+
+def images_entry(name: str, folder: Path, subfolder: str = "") -> ExpertConfig:
+    """The entry of an expert whose images lie in a folder, or in a folder under it if there is such a one."""
+    own = folder / subfolder
+    return load_expert_config({"name": name, "images": str(own if own.is_dir() else folder)})
+
+
+def _check_images(images: Mapping[str, Path], fusion: LoadedFusion) -> None:
+    unknown = sorted(images.keys() - set(fusion.experts))
+    if unknown:
+        raise ConfigError(
+            f"--expert-images {unknown[0]}: the run has no such expert (has: {', '.join(fusion.experts)})"
+        )
+    with_features = [name for name in images if fusion.config.fusion.features and fusion.channels[name]]
+    if with_features:
+        raise ConfigError(
+            f"--expert-images {with_features[0]}: the run was trained with this expert's features, which images have "
+            "not; train one with fusion.features=false, or from a store without them"
+        )
 
 
 def expert_of(entry: Expert, scale: int, device: torch.device, folder: Path) -> LoadedExpert:
     """The expert that the run was trained with.
 
     folder  where its weights lie if they are not where the entry says
-    raises  WeightsError if its weights file is missing or another one
+    raises  WeightsError if its weights file is missing or another one; ConfigError if it has none
     """
     config = recorded_config(entry)
+    if config.images:
+        raise ConfigError(
+            f"expert {entry.name}: another program made its images; give those of these inputs by "
+            f"--expert-images {entry.name}=DIR"
+        )
     own = folder / Path(config.weights).name
     if own.exists() and not Path(config.weights).exists():
         config = replace(config, weights=str(own))

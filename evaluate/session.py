@@ -1,20 +1,21 @@
 """One call of the command `evaluate`: which images, which runs, and the files that are left behind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.model import Model, load
+from championship_sr.evaluate.model import Model, images_entry, load
 from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
 from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
 from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
-from championship_sr.extract.config import DataConfig, load_expert_config
+from championship_sr.extract.config import DataConfig, ExpertConfig, expert_configs
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
+from championship_sr.extract.images.results import Asked, ResultImages, asked_of, result_images
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
 
@@ -57,6 +58,7 @@ def evaluate_sets(
     lr: Sequence[Path] = (),
     benchmarks: Path | None = None,
     experts: Sequence[str] = (),
+    expert_images: Mapping[str, Path] | None = None,
     wanted: Wanted,
     config: EvaluateConfig,
     with_gallery: bool,
@@ -64,24 +66,33 @@ def evaluate_sets(
     """Scores a store, folders of image files, or every benchmark in a folder.
 
     experts       names or YAML files, in place of the run's when files are scored without a run
+    expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
     """
     if sum(map(bool, (store, hr, benchmarks))) != 1:
         raise ConfigError("evaluate: give one of --store, --hr and --benchmarks")
-    model = load(run, config=config) if run else None
+    if store and expert_images:
+        raise ConfigError("evaluate: --expert-images is for image files; a store has its experts' images")
+    model = load(run, config=config, images=expert_images) if run else None
     scale = model.scale if model else SCALE
     if store:
         gallery, seen = _gallery(scale, wanted, config, with_gallery)
         scores = evaluate_store(model, store, images or None, wanted=seen, config=config)
         return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
     left_out: list[str] = []
-    live = model.experts if model else _named_experts(experts, scale, config)
+    names = model.expert_names if model else ()
+    entries = [] if model else _named_entries(experts, expert_images or {})
+    run_here = model.experts if model else _loaded(entries, scale, config)
     sets = {}
     for name, pairs in _file_sets(hr, lr, benchmarks, scale, left_out).items():
         if not pairs:
             raise StoreError(f"{name}: no image can be scored: {joined(left_out)}")
         gallery, seen = _gallery(scale, wanted, config, with_gallery)
-        scores = evaluate_pairs(model, pairs, experts=live, wanted=seen, config=config)
+        asked = asked_of(pairs)
+        given = model.results(asked, name) if model else _results_of(entries, asked, scale, name)
+        answering = {expert.name: expert for expert in (*run_here, *given)}
+        ordered = [answering[expert] for expert in names or [entry.name for entry in entries]]
+        scores = evaluate_pairs(model, pairs, experts=ordered, wanted=seen, config=config)
         left_out += scores.left_out
         sets[name] = Scored(scores, gallery)
     return Results(sets, model, tuple(left_out))
@@ -101,10 +112,24 @@ def _file_sets(
     return {hr[0].resolve().name: find_pairs(data, scale, left_out)}
 
 
-def _named_experts(names: Sequence[str], scale: int, config: EvaluateConfig) -> tuple[LoadedExpert, ...]:
-    if not names:
-        raise ConfigError("evaluate: files need a --run, or the experts to be scored as --expert NAME")
-    return tuple(load_expert(load_expert_config(name), pick_device(config.device), scale) for name in names)
+def _named_entries(names: Sequence[str], images: Mapping[str, Path]) -> list[ExpertConfig]:
+    if not names and not images:
+        raise ConfigError(
+            "evaluate: files need a --run, or the experts to be scored as --expert NAME or --expert-images NAME=DIR"
+        )
+    return expert_configs((*names, *({"name": name, "images": str(folder)} for name, folder in images.items())))
+
+
+def _loaded(entries: Sequence[ExpertConfig], scale: int, config: EvaluateConfig) -> list[LoadedExpert]:
+    device = pick_device(config.device)
+    return [load_expert(entry, device, scale) for entry in entries if not entry.images]
+
+
+def _results_of(
+    entries: Sequence[ExpertConfig], asked: Sequence[Asked], scale: int, subfolder: str
+) -> list[ResultImages]:
+    folders = {entry.name: Path(entry.images) for entry in entries if entry.images}
+    return [result_images(images_entry(name, folder, subfolder), asked, scale) for name, folder in folders.items()]
 
 
 def write_results(folder: Path, results: Results) -> list[Path]:

@@ -47,8 +47,9 @@ def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
 def _shared(entry: Expert) -> Expert:
     """The entry without what tells of this machine: no notes but the expert's configuration, no folder in it."""
     config = dict(entry.notes["config"])
-    if not config["weights"].startswith(BUNDLED):
-        config["weights"] = Path(config["weights"]).name
+    for key in ("weights", "images"):
+        if config.get(key) and not config[key].startswith(BUNDLED):
+            config[key] = Path(config[key]).name
     return replace(entry, notes={"config": config})
 
 
@@ -66,7 +67,7 @@ def model_card(model: Model) -> str:
     parameters = sum(parameter.numel() for parameter in fusion.network.parameters())
     psnr = fusion.checkpoint.psnr
     rows = "\n".join(
-        f"| {name} | {entry.identity.get('architecture', '')} | `{entry.identity.get('weights_sha256') or 'random'}` "
+        f"| {name} | {entry.identity.get('architecture', '')} | `{entry.made_from or 'random'}` "
         f"| {entry.notes['config'].get('licence') or 'not stated'} | {entry.notes['config'].get('url') or ''} |"
         for name, entry in fusion.expert_entries.items()
     )
@@ -82,9 +83,10 @@ model = load("path/to/this/folder")
 sr = model("photo.png")
 ```
 
-It needs the experts' weights, exactly these, in the working directory or in the folder `{WEIGHTS}` beside this file:
+It needs the experts' weights, exactly these, in the working directory or in the folder `{WEIGHTS}` beside this file.
+Images of an expert without an architecture are given with each input (`--expert-images NAME=DIR`).
 
-| expert | architecture | sha256 of the weights | licence | from |
+| expert | architecture | sha256 of the weights or images | licence | from |
 |---|---|---|---|---|
 {rows}
 

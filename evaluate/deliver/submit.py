@@ -15,6 +15,7 @@ from championship_sr.extract.images.decode import UnreadableImage, read_header, 
 from championship_sr.extract.images.names import printable
 from championship_sr.extract.images.pairs import image_files, joined, warn_of_nested
 from championship_sr.extract.images.picture import Picture
+from championship_sr.extract.images.results import asked_for
 from championship_sr.store.errors import ConfigError, StoreError
 
 RESULTS, README, TIMES, ZIP = "results", "readme.txt", "seconds.csv", "submission.zip"
@@ -45,6 +46,7 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
     inputs = image_files(lr, nested=False)
     warn_of_nested(lr)
     _check_names(inputs)
+    of_experts = model.results([asked_for(path) for path in inputs])
     results = out / RESULTS
     check_writable(results)
     seconds = _seconds(out)
@@ -53,8 +55,9 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
         if target.exists() and path.name in seconds:
             continue
         picture = read_picture(path)
+        given = [images.given(str(path)) for images in of_experts]
         began = time.perf_counter()
-        result = model.upscale(Picture(picture.pixels), self_ensemble=self_ensemble)
+        result = model.upscale(Picture(picture.pixels), given=given, self_ensemble=self_ensemble)
         seconds[path.name] = time.perf_counter() - began
         write_picture(target, Picture(result.pixels), overwrite=True)
         _note(out, path.name, seconds[path.name])

@@ -15,6 +15,7 @@ from championship_sr.evaluate.model import Model
 from championship_sr.extract.images.decode import UnreadableImage, is_image, read_header, read_picture
 from championship_sr.extract.images.pairs import joined, warn_of_nested
 from championship_sr.extract.images.picture import Picture
+from championship_sr.extract.images.results import GivenImage, asked_for
 from championship_sr.store.errors import ConfigError, StoreError
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def upscale_files(
     """
     plans = plan_outputs(inputs, output, options, model.expert_names, into_folder=into_folder)
     model.experts  # noqa: B018, missing weights are found before anything is written
+    results = model.results([asked_for(path) for path in inputs])  # and so are missing results
     check_writable(next(iter(plans[0].values())).parent)
     faults, written = [], []
     passes = 8 if options.self_ensemble else 1
@@ -99,7 +101,8 @@ def upscale_files(
         for path, plan in zip(inputs, plans, strict=True):
             bar.set_description(path.name)
             try:
-                for name, picture in _results(model, read_picture(path), options, bar).items():
+                given = [images.given(str(path)) for images in results]
+                for name, picture in _results(model, read_picture(path), given, options, bar).items():
                     write_picture(plan[name], picture, quality=options.quality, overwrite=options.overwrite)
                     written.append(plan[name])
             except StoreError as error:
@@ -109,10 +112,13 @@ def upscale_files(
     return written
 
 
-def _results(model: Model, picture: Picture, options: UpscaleOptions, bar: tqdm) -> dict[str | None, Picture]:
+def _results(
+    model: Model, picture: Picture, given: Sequence[GivenImage], options: UpscaleOptions, bar: tqdm
+) -> dict[str | None, Picture]:
+    how = {"given": given, "self_ensemble": options.self_ensemble, "progress": bar.update}
     if options.experts_only:
-        return model.upscale_by_experts(picture, self_ensemble=options.self_ensemble, progress=bar.update)
-    return {None: model.upscale(picture, self_ensemble=options.self_ensemble, progress=bar.update)}
+        return model.upscale_by_experts(picture, **how)
+    return {None: model.upscale(picture, **how)}
 
 
 def _pixels(path: Path) -> int:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from championship_sr.extract.experts.expert import LoadedExpert
+from championship_sr.extract.images.results import GivenImage, ResultImages
+from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store
@@ -62,11 +64,21 @@ class StoredInputs:
 
 
 class LiveInputs:
-    """An image whose windows the experts are run on when they are asked for; no more is kept than one window."""
+    """An image whose windows the experts are run on when they are asked for; no more is kept than one window.
+
+    experts  those that are run, and images of those that are not
+    raises   ConfigError for a flipped or turned image of an expert that is not run
+    """
 
     def __init__(
-        self, lr: Tensor, experts: Sequence[LoadedExpert], variant: str = "identity", device: Device = "cpu"
+        self,
+        lr: Tensor,
+        experts: Sequence[LoadedExpert | GivenImage],
+        variant: str = "identity",
+        device: Device = "cpu",
     ) -> None:
+        if variant != "identity":
+            must_run(experts)
         self._lr, self._experts, self._device = transform(lr, variant, SPATIAL), tuple(experts), device
         self.size = tuple(self._lr.shape[-2:])
         self.scale, self.experts = experts[0].scale, tuple(expert.name for expert in experts)
@@ -81,11 +93,23 @@ class LiveInputs:
         lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
         return lr, torch.stack(images, dim=1), features
 
-    def _answer(self, expert: LoadedExpert, y: int, x: int, rows: int, cols: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _answer(
+        self, expert: LoadedExpert | GivenImage, y: int, x: int, rows: int, cols: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.scale
+        if isinstance(expert, GivenImage):
+            return expert.image[..., y * s : (y + rows) * s, x * s : (x + cols) * s].to(self._device), {}
         # begun where extraction's tiles may begin, so that attention windows lie as in the whole image
-        up, left, s = y % expert.align_px, x % expert.align_px, self.scale
+        up, left = y % expert.align_px, x % expert.align_px
         image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols].to(self._device))
         return image[..., up * s :, left * s :], {name: tap[..., up:, left:] for name, tap in taps.items()}
+
+
+def must_run(experts: Sequence[LoadedExpert | GivenImage | ResultImages]) -> None:
+    """Raises ConfigError if one of the experts is not run, and so cannot answer to flips and turns."""
+    given = [expert.name for expert in experts if isinstance(expert, (GivenImage, ResultImages))]
+    if given:
+        raise ConfigError(f"expert {given[0]}: its images are given, and of flipped or turned images there are none")
 
 
 def chw(image: np.ndarray) -> Tensor:

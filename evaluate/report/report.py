@@ -239,7 +239,7 @@ def _experts(model: Model) -> list[dict[str, str]]:
             {
                 "name": name,
                 "architecture": str(identity.get("architecture", "")),
-                "weights": str(identity.get("weights_sha256") or "random")[:12],
+                "weights": (entry.made_from or "random")[:12],
                 "channels": str(model.fusion.channels[name]),
                 "precision": str(identity.get("precision", "")),
             }

@@ -10,6 +10,7 @@ from torch import Tensor
 from championship_sr.evaluate.inference.inputs import Device, Inputs, LiveInputs, StoredInputs, chw
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import VARIANTS
@@ -60,12 +61,14 @@ def stored_variants(store: Store) -> set[str]:
     return set(VARIANTS).intersection(*(expert.variants for expert in store.experts.values()))
 
 
-def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert], device: Device) -> list[Case]:
-    """The images of files, the experts being run on them."""
+def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert | ResultImages], device: Device) -> list[Case]:
+    """The images of files, the experts being run on them, or their results read."""
 
     def case(pair: Pair) -> Case:
         def inputs(variant: str, names: Sequence[str]) -> Inputs:
-            return LiveInputs(chw(pair.read()[0]), [e for e in experts if e.name in names], variant, device)
+            wanted = [expert for expert in experts if expert.name in names]
+            answering = [e.given(pair.id) if isinstance(e, ResultImages) else e for e in wanted]
+            return LiveInputs(chw(pair.read()[0]), answering, variant, device)
 
         return Case(pair.id, pair.read, inputs)
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.inference.inputs import must_run
 from championship_sr.evaluate.methods import FUSION, SWITCHED_OFF
 from championship_sr.evaluate.model import Model, load
 from championship_sr.evaluate.scoring.baselines import products_of
@@ -30,6 +31,7 @@ from championship_sr.extract.experts.recorded import live_expert
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.identify import sha256_of
 from championship_sr.extract.images.pairs import Pair
+from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.entries import counted
 from championship_sr.store.format.variants import VARIANTS
@@ -111,25 +113,29 @@ def evaluate_pairs(
     run: Path | Model | None,
     pairs: Sequence[Pair],
     *,
-    experts: Sequence[LoadedExpert] = (),
+    experts: Sequence[LoadedExpert | ResultImages] = (),
     wanted: Wanted | None = None,
     config: EvaluateConfig | None = None,
 ) -> Scores:
-    """The scores of a run on image files, its experts being run on them; without a run, those of `experts`."""
+    """The scores of a run on image files, its experts being run on them; without a run, those of `experts`.
+
+    experts  in the run's order, where not all of them are to be run as the run says
+    """
     wanted, config = wanted or Wanted(), config or EvaluateConfig()
     model = load(run, config=config) if isinstance(run, (str, Path)) else run
-    experts = model.experts if model else tuple(experts)
+    experts = tuple(experts) or (model.experts if model else ())
     if not experts:
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
     weights, note = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
+    notes = [note]
     plan = Plan(
         experts=names,
         networks=_networks(model, wanted),
-        ensemble=wanted.self_ensemble is not False,
+        ensemble=_can_ensemble(wanted, lambda: must_run(experts), notes),
         fusion_x8=bool(wanted.self_ensemble),
         weights=weights,
-        notes=[note],
+        notes=notes,
         observe=wanted.observe,
     )
     cases = paired_cases(pairs, experts, pick_device(config.device))
@@ -142,7 +148,8 @@ def _check_experts(model: Model, store: Store) -> None:
         raise StoreError(f"{store.root}: scale {store.scale}; the run has {model.scale}")
     for name, trained in model.fusion.expert_entries.items():
         there = store.experts[name]
-        for key in ("weights_sha256", "taps"):
+        deciding = ("weights_sha256", "taps") if model.fusion.config.fusion.features else ("weights_sha256",)
+        for key in deciding:
             if there.identity.get(key) != trained.identity.get(key):
                 raise StoreError(
                     f"{store.root}: expert {name} has another {key} than the one that the run was trained with. "

@@ -45,7 +45,7 @@ def match_names(names: Sequence[str], files: Sequence[str], scale: int) -> Match
 
     A file stands for a name if it is called the same, or the same and one of the known ENDINGS (0801, 0801x4,
     0801_LR4, 0801_SR), or the same without the name's own ending. The longest name wins: img_2_SR belongs to img_2,
-    not to img. Where no file fits in this way, an ending that most of the files share is taken as the program's own:
+    not to img. Where no file fits in this way, an ending that most files or images share is taken as the program's own:
     0801_SwinIR, 0801x4_HAT-L_SRx4_pretrained. Names in different folders are never partners.
     """
     bases = _bases(names, scale)
@@ -117,13 +117,14 @@ def _owner(file: str, bases: dict[str, str], known: re.Pattern[str]) -> str | No
 
 
 def _by_shared_ending(files: Sequence[str], bases: dict[str, str], scale: int) -> list[str | None]:
-    """The owners by the one ending that more than half of the files have."""
+    """The owners by the ending that more than half of the files or of the images have; a tie is left to the caller."""
     possible = re.compile(OTHER_ENDING.replace("{s}", str(scale)), re.IGNORECASE)
     owners = [
         {ending: name for name, ending in _beginnings(file, bases) if possible.fullmatch(ending)} for file in files
     ]
     counts = Counter(ending for endings in owners for ending in endings)
-    ending = max(counts, key=lambda ending: (counts[ending], -len(ending)), default="")
-    if 2 * counts[ending] <= len(files):
+    most = max(counts.values(), default=0)
+    if 2 * most <= min(len(files), len(set(bases.values()))):
         return [None] * len(files)
-    return [endings.get(ending) for endings in owners]
+    # the longest name that one of these endings follows
+    return [next((name for ending, name in each.items() if counts[ending] == most), None) for each in owners]

@@ -159,6 +159,10 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
     for name, several in matches.twice.items():
         paths = ", ".join(str(path.relative_to(folder)) for stem in dict.fromkeys(several) for path in by_stem[stem])
         faults.append(f"expert {config.name}: {folder} has more than one image for {name}: {paths}")
+    lossy = [file.name for file in files if file.suffix.lower() in (".jpg", ".jpeg")]
+    if lossy:
+        log.warning("expert %s: %d of its images are JPEG files, such as %s: their artefacts are learnt from as well; "
+                    "save results as PNG", config.name, len(lossy), lossy[0])  # fmt: skip
     if matches.unused:
         log.info("expert %s: %d images in %s are of none of the LR images", config.name, len(matches.unused), folder)
     found = {id_: by_stem[matches.files[name]][0] for id_, name in names.items() if name in matches.files}

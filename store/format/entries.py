@@ -65,6 +65,11 @@ class Expert:
         return tuple(self.identity.get("variants") or ("identity",))
 
     @property
+    def made_from(self) -> str | None:
+        """sha256 of the weights, or of the images that another program made; None for random weights."""
+        return self.identity.get("weights_sha256") or (self.identity.get("images") or {}).get("sha256")
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of all that decides the bytes; every record of the expert's shards repeats it."""
         decides = {

@@ -77,9 +77,12 @@ def test_two_files_for_one_image_are_told():
 
 
 def test_the_ending_of_a_program_must_be_that_of_most_files():
-    assert match_names(["a", "b"], ["a_HAT", "a_DRCT", "b_HAT", "b_DRCT"], 4).missing == ("a", "b")
+    both = match_names(["a", "b"], ["a_HAT", "a_DRCT", "b_HAT", "b_DRCT"], 4)
+    assert both.twice == {"a": ("a_HAT", "a_DRCT"), "b": ("b_HAT", "b_DRCT")}
     found = match_names(["a", "b", "c"], ["a_HAT", "b_HAT", "thumbs"], 4)
     assert found.files == {"a": "a_HAT", "b": "b_HAT"} and (found.missing, found.unused) == (("c",), ("thumbs",))
+    # or of most images, where the program was given more
+    assert match_names(["b"], ["a_HAT", "b_HAT", "c_HAT"], 4).files == {"b": "b_HAT"}
     # beside known endings an unknown one is another image's
     assert match_names(["a", "b", "c"], ["ax4", "bx4", "c_night"], 4).unused == ("c_night",)
 

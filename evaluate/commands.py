@@ -7,6 +7,7 @@ import click
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import diffusion_options, refiner_from_options
+from championship_sr.extract.commands.options import trust_option
 from championship_sr.store.config import load_section
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -67,6 +68,7 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.option("--ablation", is_flag=True, help="A row for each phase switched off (not retrained).")
 @click.option("--fit-store", type=FOLDER, help="Fit the row of fitted weights to this store's images.")
 @click.option("--report", type=OUT, help="Write report, CSV, JSON and Markdown into this folder.")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 @configured
 @click.pass_context
@@ -109,10 +111,22 @@ def evaluate(
 @click.option("--self-ensemble", is_flag=True, help="The mean over eight flips and turns, in eight times the time.")
 @expert_images_option
 @diffusion_options
+@trust_option
 @click.argument("out", type=OUT)
 @configured
 def submit_command(
-    run, lr, description, extra_data, self_ensemble, expert_images, diffusion, alpha, out, config_path, assignments
+    run,
+    lr,
+    description,
+    extra_data,
+    self_ensemble,
+    expert_images,
+    diffusion,
+    alpha,
+    trusted,
+    out,
+    config_path,
+    assignments,
 ) -> None:
     """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
     from championship_sr.evaluate.deliver.submit import Facts, submit
@@ -120,7 +134,7 @@ def submit_command(
 
     config = section(config_path, assignments)
     refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
-    model = load(run, config=config, refiner=refiner, images=expert_images)
+    model = load(run, config=config, refiner=refiner, images=expert_images, trusted=trusted)
     made = submit(model, lr, out, Facts(extra_data, description), self_ensemble=self_ensemble)
     click.echo(f"{made.zip}: {made.images} images, {made.seconds_per_image:.2f} s each")
 
@@ -130,13 +144,14 @@ def submit_command(
 @click.option("--with-experts", is_flag=True, help="Copy the experts' weights too.")
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(["pt2", "onnx"]), help="The fusion as a graph too.")
 @click.option("--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="Side of its LR windows.")
+@trust_option
 @click.argument("out", type=OUT)
-def export_command(run, with_experts, graphs, graph_px, out) -> None:
+def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
     """Write a run to hand on into OUT: weights, configuration and a model card."""
     from championship_sr.evaluate.deliver.export import export_graph, export_run
     from championship_sr.evaluate.model import load
 
-    model = load(run, device="cpu")
+    model = load(run, device="cpu", trusted=trusted)
     click.echo(export_run(model, out, with_experts=with_experts))
     for ending in graphs:
         difference = export_graph(model, out / f"fusion.{ending}", graph_px)
@@ -156,8 +171,11 @@ def export_command(run, with_experts, graphs, graph_px, out) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @expert_images_option
 @diffusion_options
+@trust_option
 @configured
-def upscale(run, given, output, suffix, expert_images, diffusion, alpha, config_path, assignments, **options) -> None:
+def upscale(
+    run, given, output, suffix, expert_images, diffusion, alpha, trusted, config_path, assignments, **options
+) -> None:
     """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
 
     With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
@@ -169,7 +187,7 @@ def upscale(run, given, output, suffix, expert_images, diffusion, alpha, config_
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
     inputs, config = find_inputs(given), section(config_path, assignments)
     refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
-    model = load(run, config=config, refiner=refiner, images=expert_images)
+    model = load(run, config=config, refiner=refiner, images=expert_images, trusted=trusted)
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
     for path in upscale_files(model, inputs, output, chosen, into_folder=into_folder):

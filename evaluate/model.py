@@ -19,6 +19,7 @@ from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
 from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.architecture import Origin
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.recorded import live_expert, recorded_config
 from championship_sr.extract.images.bicubic import upscale
@@ -26,8 +27,8 @@ from championship_sr.extract.images.decode import read_picture
 from championship_sr.extract.images.picture import Picture, filled, from_pil
 from championship_sr.extract.images.results import Asked, GivenImage, ResultImages, asked_for, result_images
 from championship_sr.store.errors import ConfigError
-from championship_sr.store.format.entries import Expert
 from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
+from championship_sr.train.run.folder import EXPERTS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ class Model:
         config: EvaluateConfig,
         refiner: Refiner | None = None,
         images: Mapping[str, Path] | None = None,
+        trusted: Sequence[str] = (),
     ) -> None:
+        self._origin = Origin(root / EXPERTS_FILE, tuple(trusted))
         self.images = dict(images or {})
         _check_images(self.images, fusion)
         self.fusion, self.root, self.config, self.refiner = fusion, root, config, refiner
@@ -65,10 +68,15 @@ class Model:
         """The live experts, in the order of the network's inputs, without those whose images are given.
 
         raises  WeightsError if a weights file is missing, or is not the one that the run was trained with;
-                ConfigError for an expert whose images another program made
+                ConfigError for an expert whose images another program made, or whose network the run names and the
+                user does not
         """
-        entries = (self.fusion.expert_entries[name] for name in self.expert_names if name not in self.images)
-        return tuple(expert_of(entry, self.scale, self.device, self.root / WEIGHTS) for entry in entries)
+        entries = [self.fusion.expert_entries[name] for name in self.expert_names if name not in self.images]
+        configs = [recorded_config(entry, self._origin) for entry in entries]  # all, before the first is loaded
+        return tuple(
+            live_expert(entry, self.scale, self.device, found_beside(config, self.root / WEIGHTS))
+            for entry, config in zip(entries, configs, strict=True)
+        )
 
     def results(self, asked: Sequence[Asked], subfolder: str = "") -> tuple[ResultImages, ...]:
         """The given images of the experts that are not run, one for each that is asked for.
@@ -191,15 +199,19 @@ def load(
     device: str = "auto",
     refiner: Refiner | None = None,
     images: Mapping[str, Path] | None = None,
+    trusted: Sequence[str] = (),
 ) -> Model:
     """The model of a run's folder or of an exported one.
 
     which    "best", "last" or the step of a checkpoint
     refiner  made by `evaluate.diffusion.load_refiner`
     images   expert -> a folder with its images of what is to be upscaled, for experts that cannot be run here
+    trusted  Python modules that the run may name as its experts' networks: their code is run
     raises   StoreError if there is no such checkpoint, WeightsError if it is damaged
     """
-    return Model(load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner, images)
+    return Model(
+        load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner, images, trusted
+    )
 
 
 def images_entry(name: str, folder: Path, subfolder: str = "") -> ExpertConfig:
@@ -222,19 +234,15 @@ def _check_images(images: Mapping[str, Path], fusion: LoadedFusion) -> None:
         )
 
 
-def expert_of(entry: Expert, scale: int, device: torch.device, folder: Path) -> LoadedExpert:
-    """The expert that the run was trained with.
+def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
+    """The expert's configuration with its weights in `folder`, where they lie there and not where the entry says.
 
-    folder  where its weights lie if they are not where the entry says
-    raises  WeightsError if its weights file is missing or another one; ConfigError if it has none
+    raises  ConfigError if the expert has no weights
     """
-    config = recorded_config(entry)
     if config.images:
         raise ConfigError(
-            f"expert {entry.name}: another program made its images; give those of these inputs by "
-            f"--expert-images {entry.name}=DIR"
+            f"expert {config.name}: another program made its images; give those of these inputs by "
+            f"--expert-images {config.name}=DIR"
         )
     own = folder / Path(config.weights).name
-    if own.exists() and not Path(config.weights).exists():
-        config = replace(config, weights=str(own))
-    return live_expert(entry, scale, device, config)
+    return replace(config, weights=str(own)) if own.exists() and not Path(config.weights).exists() else config

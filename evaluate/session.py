@@ -62,22 +62,24 @@ def evaluate_sets(
     wanted: Wanted,
     config: EvaluateConfig,
     with_gallery: bool,
+    trusted: Sequence[str] = (),
 ) -> Results:
     """Scores a store, folders of image files, or every benchmark in a folder.
 
     experts       names or YAML files, in place of the run's when files are scored without a run
     expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
+    trusted       modules that the run and the store may name as their experts' networks
     """
     if sum(map(bool, (store, hr, benchmarks))) != 1:
         raise ConfigError("evaluate: give one of --store, --hr and --benchmarks")
     if store and expert_images:
         raise ConfigError("evaluate: --expert-images is for image files; a store has its experts' images")
-    model = load(run, config=config, images=expert_images) if run else None
+    model = load(run, config=config, images=expert_images, trusted=trusted) if run else None
     scale = model.scale if model else SCALE
     if store:
         gallery, seen = _gallery(scale, wanted, config, with_gallery)
-        scores = evaluate_store(model, store, images or None, wanted=seen, config=config)
+        scores = evaluate_store(model, store, images or None, wanted=seen, config=config, trusted=trusted)
         return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
     left_out: list[str] = []
     names = model.expert_names if model else ()

@@ -8,9 +8,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from championship_sr.store.config import build, config_dataclass, read_yaml
+from championship_sr.store.disk.small_files import parse_yaml
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.layout import checked_name
 from championship_sr.store.format.variants import VARIANTS
@@ -192,7 +191,7 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
     if entry not in entry_names():
         raise ConfigError(f"expert {entry}: no such entry. Known are {', '.join(entry_names())}; or give a YAML file")
     text = entries_dir().joinpath(f"{entry}.yaml").read_text(encoding="utf-8")
-    return build(ExpertConfig, yaml.safe_load(text), f"configs/experts/{entry}.yaml")
+    return build(ExpertConfig, parse_yaml(text), f"configs/experts/{entry}.yaml")
 
 
 def expert_configs(entries: tuple[str | dict[str, Any], ...], names: Sequence[str] = ()) -> list[ExpertConfig]:

@@ -60,6 +60,14 @@ class EDSR(nn.Module):
         rgb_mean: tuple[float, ...] = DIV2K_RGB_MEAN,
     ) -> None:
         super().__init__()
+        self.arguments = {
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "upscale": upscale,
+            "res_scale": res_scale,
+            "img_range": img_range,
+            "rgb_mean": rgb_mean,
+        }
         self.img_range = img_range
         self.register_buffer("mean", torch.tensor(rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, num_feat, 3, padding=1)
@@ -72,12 +80,6 @@ class EDSR(nn.Module):
         x = self.conv_first((x - self.mean) * self.img_range)
         x = self.upsample(self.conv_after_body(self.body(x)) + x)
         return self.conv_last(x) / self.img_range + self.mean
-
-    def adopt(self, *, res_scale: float | None = None, img_range: float | None = None) -> None:
-        """Sets what no weights file says, where it is given."""
-        self.img_range = self.img_range if img_range is None else img_range
-        for block in self.body if res_scale is not None else ():
-            block.res_scale = res_scale
 
 
 def basicsr_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:

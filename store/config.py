@@ -9,7 +9,8 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from championship_sr.store.errors import ConfigError
+from championship_sr.store.disk.small_files import YAML_MIB, parse_yaml, read_small
+from championship_sr.store.errors import ConfigError, StoreError
 
 T = TypeVar("T")
 
@@ -24,11 +25,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     raises  ConfigError if the file is missing, is not YAML or holds something else
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = parse_yaml(read_small(path, YAML_MIB))
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
     return content
@@ -50,8 +53,8 @@ def override(content: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
             place[key] = dict(child)
             place = place[key]
         try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            place[last] = parse_yaml(value)
+        except ValueError:
             raise ConfigError(f"--set {assignment}: {value!r} is not a YAML value") from None
     return result
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import resources
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from championship_sr.extract.commands.options import trust_option
 from championship_sr.store.config import dump_yaml, load_section
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
@@ -28,6 +30,7 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
 @click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
+@trust_option
 @click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def train(
@@ -39,6 +42,7 @@ def train(
     out: Path | None,
     resume: Path | None,
     live: bool,
+    trusted: tuple[str, ...],
     describe: bool,
     as_json: bool,
 ) -> None:
@@ -51,7 +55,7 @@ def train(
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out)
-        store, settings = _of_run(resume, store, assignments)
+        store, settings = _of_run(resume, store, assignments, trusted)
     else:
         settings = read_settings(config, assignments)
     if live:
@@ -63,7 +67,7 @@ def train(
         raise click.UsageError("give --store and --out, or --resume")
     from championship_sr.train.run.loop import train as run_training
 
-    run = run_training(settings, store, resume or out, resume=True, changes=bool(resume))
+    run = run_training(settings, store, resume or out, resume=True, changes=bool(resume), trusted=trusted)
     if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
         _report(run, as_json)
 
@@ -118,12 +122,27 @@ def _refuse(reason: str, **options: Any) -> None:
         raise click.UsageError(f"{reason}; leave out {' and '.join(given)}")
 
 
-def _of_run(run: Path, store: str | None, assignments: tuple[str, ...]) -> tuple[Path | str, TrainConfig]:
+def _of_run(
+    run: Path, store: str | None, assignments: tuple[str, ...], trusted: tuple[str, ...]
+) -> tuple[Path | str, TrainConfig]:
     from championship_sr.train.run.folder import CONFIG_FILE, read_store
 
     if not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: not a training run (it has no {CONFIG_FILE})")
-    return store or read_store(run), load_section(TrainConfig, run / CONFIG_FILE, "train", assignments)
+    settings = load_section(TrainConfig, run / CONFIG_FILE, "train", assignments)
+    if not any(assignment.startswith("train.live.experts=") for assignment in assignments):
+        _check_named(settings.live.experts, trusted)
+    return store or read_store(run), settings
+
+
+def _check_named(entries: Sequence[str], trusted: tuple[str, ...]) -> None:
+    """Raises ConfigError for experts that a run names, and not the user, if their networks are not to be trusted."""
+    for entry in entries:
+        from championship_sr.extract.config import load_expert_config
+        from championship_sr.extract.experts.architecture import Origin
+        from championship_sr.extract.experts.recorded import vetted
+
+        vetted(load_expert_config(entry), Origin(Path(entry), trusted))
 
 
 def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:

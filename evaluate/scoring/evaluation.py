@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
@@ -26,8 +27,9 @@ from championship_sr.evaluate.scoring.cases import (
 from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.architecture import RefusedArchitecture
 from championship_sr.extract.experts.expert import LoadedExpert
-from championship_sr.extract.experts.recorded import live_expert
+from championship_sr.extract.experts.recorded import live_expert, recorded_config, store_origin
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.identify import sha256_of
 from championship_sr.extract.images.pairs import Pair
@@ -69,21 +71,23 @@ def evaluate_store(
     *,
     wanted: Wanted | None = None,
     config: EvaluateConfig | None = None,
+    trusted: Sequence[str] = (),
 ) -> Scores:
     """The scores of a run on a store; without a run, those of the store's experts.
 
-    images  ids of the images that are scored; None: all
-    raises  StoreError if the store lacks an expert of the run, or has it with other weights
+    images   ids of the images that are scored; None: all
+    trusted  modules that the run and the store may name as their experts' networks
+    raises   StoreError if the store lacks an expert of the run, or has it with other weights
     """
     wanted, config = wanted or Wanted(), config or EvaluateConfig()
-    model = load(run, config=config) if isinstance(run, (str, Path)) else run
+    model = load(run, config=config, trusted=trusted) if isinstance(run, (str, Path)) else run
     names = model.expert_names if model else None
     store = store if isinstance(store, Store) else Store(store, names)
     names = names or tuple(store.experts)
     if model:
         _check_experts(model, store)
     device = pick_device(config.device)
-    live = cache(lambda: tuple(live_expert(store.experts[name], store.scale, device) for name in names))
+    live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live)
     scored = {store.images[index].hr_sha256 for index in chosen}
@@ -143,6 +147,13 @@ def evaluate_pairs(
     return score_cases(cases, scale, lr, plan, config)
 
 
+def _live_experts(
+    store: Store, names: Sequence[str], device: torch.device, trusted: Sequence[str]
+) -> tuple[LoadedExpert, ...]:
+    configs = {name: recorded_config(store.experts[name], store_origin(store.root, name, trusted)) for name in names}
+    return tuple(live_expert(store.experts[name], store.scale, device, config) for name, config in configs.items())
+
+
 def _check_experts(model: Model, store: Store) -> None:
     if store.scale != model.scale:
         raise StoreError(f"{store.root}: scale {store.scale}; the run has {model.scale}")
@@ -194,6 +205,8 @@ def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str])
         return False
     try:
         ready()
+    except RefusedArchitecture:
+        raise  # what a store tries is said, and not left out
     except (WeightsError, ConfigError, StoreError) as error:
         if wanted.self_ensemble:
             raise

@@ -16,6 +16,7 @@ from championship_sr.extract.commands.options import (
     random_option,
     set_option,
     table,
+    trust_option,
 )
 from championship_sr.extract.config import (
     FULL_SIZE,
@@ -129,13 +130,14 @@ def check_text(result: dict[str, Any]) -> str:
 @click.argument("root", metavar="STORE", type=click.Path(path_type=Path))
 @click.option("--images", "n_images", default=2, help="How many, from all over the store.")
 @expert_option
+@trust_option
 @device_option
 @json_option
-def live(root, n_images, names, device, as_json):
+def live(root, n_images, names, trusted, device, as_json):
     """Run a store's experts again on some of its images, and compare within what their codecs change."""
     from championship_sr.extract.experts.recorded import check_live
 
-    checks = check_live(root, n_images, names or None, device or "auto")
+    checks = check_live(root, n_images, names or None, device or "auto", trusted)
     if as_json:
         click.echo(json.dumps([asdict(check) | {"faults": check.faults} for check in checks]))
     for check in checks if not as_json else ():

@@ -19,6 +19,13 @@ expert_option = click.option(
 features_option = click.option("--without-features", is_flag=True, help="Keep only the experts' SR images.")
 random_option = click.option("--random-weights", is_flag=True, help="Run without the weights files, to size a run.")
 device_option = click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+trust_option = click.option(
+    "--trust-architecture",
+    "trusted",
+    multiple=True,
+    metavar="MODULE",
+    help="Let the store or run name this Python module as an expert's network: its code is run. Repeatable.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from championship_sr.extract.commands.experts import live as check_live
+from championship_sr.extract.commands.options import trust_option
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.images.identify import sha256_of
 from championship_sr.extract.images.pairs import find_pairs
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 @click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
 @click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr.")
 @click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
+@trust_option
 @JSON
 @click.pass_context
 def verify(
@@ -35,13 +37,14 @@ def verify(
     hr: tuple[str, ...],
     lr: tuple[str, ...],
     live: int | None,
+    trusted: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
     hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr else None
     context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
     if live:
-        context.invoke(check_live, root=root, n_images=live, names=(), device=None, as_json=as_json)
+        context.invoke(check_live, root=root, n_images=live, names=(), trusted=trusted, device=None, as_json=as_json)
 
 
 def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:

@@ -16,6 +16,7 @@ from championship_sr.extract.experts.taps import TapShape, captured, possible_sh
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 PROBE_SIZES = ((32, 48), (48, 80))  # not square; the second one only where the first leaves a tap's layout open
+CODE = "code"  # the key of an identity that holds what is known of a network's source
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,9 +74,10 @@ class LoadedExpert:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides this expert's answer to an image, as plain values."""
-        points = self.config.points
+        points, code = self.config.points, self._network.code
         return {
             "architecture": self._network.architecture,
+            **({CODE: code} if code else {}),
             "hyperparameters": self._network.hyperparameters,
             "weights_sha256": self._network.weights_sha256,
             "random_weights": self._network.weights_sha256 is None,

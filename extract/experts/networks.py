@@ -2,18 +2,18 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from spandrel import MAIN_REGISTRY, ImageModelDescriptor, UnsupportedModelError
+from spandrel import MAIN_REGISTRY, Architecture, ImageModelDescriptor, UnsupportedModelError
 from torch import Tensor, nn
 
 from championship_sr.extract import edsr
 from championship_sr.extract.config import ExpertConfig
+from championship_sr.extract.experts.architecture import build_network, code_identity, known
 from championship_sr.extract.experts.weights_file import check_digest, found_weights, read_state
 from championship_sr.store.errors import ConfigError, WeightsError
 
@@ -36,10 +36,7 @@ class Network:
     architecture: str
     hyperparameters: dict[str, Any]
     weights_sha256: str | None  # None for random weights
-
-
-# in users' configurations and in stores that exist
-NAMES_THAT_STAY = {"extract.edsr": "championship_sr.extract.edsr"}
+    code: dict[str, str] | None = None  # of an architecture that is neither spandrel's nor ours: where it is from
 
 
 def load_network(config: ExpertConfig, scale: int, random_weights: bool = False) -> Network:
@@ -50,19 +47,20 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
     if random_weights and not config.images:
         return _described(config, _declared(config), None, None)
     path, digest = found_weights(config)
-    state = read_state(path)
-    if config.architecture and not _spandrel_reads(config.architecture):
+    if config.architecture and not known(config.architecture):
         descriptor, model = None, _declared(config)
-        _load_strictly(model, state, path, config.name)
+        names = model.state_dict().keys()
+        _load_strictly(model, read_state(path, lambda state: names <= state.keys()), path, config.name)
     else:
-        descriptor = _recognised(config, state, path, scale)
-        model = descriptor.model
+        descriptor = _recognised(config, read_state(path, _detected), path, scale)
+        model = _as_described(config, descriptor.model, path)
     check_digest(config, path, digest)  # last: what a wrong file holds says more than its sha256
     return _described(config, model, descriptor, digest)
 
 
-def _spandrel_reads(architecture: str) -> bool:
-    return architecture.startswith("spandrel.") or architecture == "extract.edsr:EDSR"
+def _detected(state: Mapping[str, Tensor]) -> Architecture | None:
+    """The architecture that spandrel knows by these names, if there is one."""
+    return next((a.architecture for a in MAIN_REGISTRY.architectures("detection") if a.detect(state)), None)
 
 
 def _declared(config: ExpertConfig) -> nn.Module:
@@ -72,9 +70,10 @@ def _declared(config: ExpertConfig) -> nn.Module:
         recipe = (config.pretrain.network, config.pretrain.hyperparameters, "pretrain.network")
     if not recipe[0]:
         raise ConfigError(f"expert {config.name}: random weights need the entry's architecture and hyperparameters")
+    path, hyperparameters, key = recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        return build_network(*recipe)
+        return build_network(path, hyperparameters, f"expert {config.name}: {key}")
 
 
 def _described(config: ExpertConfig, model: nn.Module, descriptor: Any, digest: str | None) -> Network:
@@ -97,6 +96,7 @@ def _described(config: ExpertConfig, model: nn.Module, descriptor: Any, digest: 
         architecture=type(model).__name__,
         hyperparameters=_plain(getattr(model, "hyperparameters", None) or config.hyperparameters),
         weights_sha256=digest,
+        code=code_identity(config.architecture) if config.architecture and not known(config.architecture) else None,
     )
 
 
@@ -117,26 +117,58 @@ def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scal
         raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")
     if config.architecture:
         _compare(config, descriptor.model, _declared(config), path)
-        if isinstance(descriptor.model, edsr.EDSR):
-            descriptor.model.adopt(**{key: config.hyperparameters.get(key) for key in ("res_scale", "img_range")})
     return descriptor
+
+
+def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Module:
+    """The network with what the entry says and no weights show: a residual scale, a value range, a mean.
+
+    raises  ConfigError for a hyperparameter that the network does not have, WeightsError for one that the file denies
+    """
+    found = getattr(model, "arguments", None) or getattr(model, "hyperparameters", {})
+    said = {
+        key: value for key, value in config.hyperparameters.items() if key not in found or _differ(value, found[key])
+    }
+    if not said:
+        return model
+    unknown = [key for key in said if key not in found]
+    if unknown:
+        raise ConfigError(
+            f"expert {config.name}: hyperparameters.{unknown[0]}: {type(model).__name__} here has no such value "
+            f"and would ignore it (it has {', '.join(found)}). Leave it out, or set architecture to code that has it"
+        )
+    with torch.random.fork_rng(devices=[]):
+        try:
+            described = type(model)(**{**found, **said})
+            described.load_state_dict(model.state_dict())
+        except INCOMPLETE as error:
+            values = ", ".join(f"{key}={value}" for key, value in said.items())
+            raise WeightsError(
+                f"{path}: not of the hyperparameters of {config.name}, {values}: {_misfit(error)}"
+            ) from None
+    _compare(config, model, described, path)
+    return described
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return _plain(one) != _plain(other)
 
 
 def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> ImageModelDescriptor:
     expected = config.architecture and config.architecture.partition(":")[0].rpartition(".")[2]
-    known = next((a.architecture for a in MAIN_REGISTRY.architectures("detection") if a.detect(state)), None)
-    if known is None:
+    found = _detected(state)
+    if found is None:
         raise WeightsError(f"{path}: {_unrecognised(config, state)}")
-    if expected and known.id.lower() != expected.lower():  # extract.edsr holds EDSR
-        raise WeightsError(f"{path}: holds {known.id}, expected {expected.upper()}")
+    if expected and found.id.lower() != expected.lower():  # extract.edsr holds EDSR
+        raise WeightsError(f"{path}: holds {found.id}, expected {expected.upper()}")
     try:
         descriptor = MAIN_REGISTRY.load(dict(state))
     except UnsupportedModelError:
-        raise WeightsError(f"{path}: {known.id} of a kind that spandrel does not support") from None
+        raise WeightsError(f"{path}: {found.id} of a kind that spandrel does not support") from None
     except INCOMPLETE as error:
-        raise WeightsError(f"{path}: not a whole {known.id}: {_misfit(error)}") from None
+        raise WeightsError(f"{path}: not a whole {found.id}: {_misfit(error)}") from None
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise WeightsError(f"{path}: {known.id}, which takes more than an image")
+        raise WeightsError(f"{path}: {found.id}, which takes more than an image")
     return descriptor
 
 
@@ -192,12 +224,3 @@ def _misfit(error: BaseException) -> str:
     if shapes:
         parts.append(f"{len(shapes)} of another shape (such as {shapes[0]})")
     return ", ".join(parts) or f"{type(error).__name__} {text.partition(chr(10))[0]}"
-
-
-def build_network(path: str, hyperparameters: dict[str, Any], key: str = "pretrain.network") -> nn.Module:
-    """A new network from `package.module:Class` and its keyword arguments; `key` is named if there is none."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(import_module(NAMES_THAT_STAY.get(module, module)), name)(**hyperparameters)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}={path}: {error}") from error

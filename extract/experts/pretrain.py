@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from championship_sr.extract.config import PretrainConfig
-from championship_sr.extract.experts.networks import build_network
+from championship_sr.extract.experts.architecture import build_network
 from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.decode import decode
 from championship_sr.extract.images.pairs import image_files
@@ -133,7 +133,7 @@ class Training:
 def begin(config: PretrainConfig, device: torch.device) -> Training:
     """A training at its first step."""
     torch.manual_seed(config.seed)
-    network = build_network(config.network, config.hyperparameters).train()
+    network = build_network(config.network, config.hyperparameters, "pretrain.network").train()
     network.to(device, memory_format=torch.channels_last)
     averaged = {key: value.detach().clone() for key, value in network.state_dict().items()}
     return Training(network, torch.optim.Adam(network.parameters(), betas=(0.9, 0.99)), averaged)

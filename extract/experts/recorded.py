@@ -1,19 +1,21 @@
 """What a store's experts say now, for `store.live.compare_live`: each made again from what the store recorded of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.device import pick_device
-from championship_sr.extract.experts.expert import LoadedExpert, load_expert
+from championship_sr.extract.experts.architecture import Origin, find_factory
+from championship_sr.extract.experts.expert import CODE, LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import as_input, run_tiled
 from championship_sr.store.errors import StoreError, WeightsError
-from championship_sr.store.format.entries import Expert
-from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.entries import EXPERT_FILE, Expert
+from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.variants import transform
 from championship_sr.store.live import LiveDifference, compare_live
 from championship_sr.store.shards.reader import Store
@@ -38,19 +40,20 @@ class LiveCheck:
         return [f"{self.name}: {text}" for text in self.changed] + far
 
 
-def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, device: str = "auto") -> list[LiveCheck]:
+def check_live(
+    root: Path, n_images: int, names: Sequence[str] | None = None, device: str = "auto", trusted: Sequence[str] = ()
+) -> list[LiveCheck]:
     """Runs the store's experts again on images from all over it, one expert after the other.
 
-    raises  WeightsError, ConfigError if an expert cannot be loaded by what the store recorded of it
+    trusted  modules that the store may name as architectures
+    raises   WeightsError, ConfigError if an expert cannot be loaded by what the store recorded of it
     """
     result = []
     for name, entry in Store(root, names).experts.items():
         store = Store(root, [name])
-        with live_expert(entry, store.scale, pick_device(device), any_weights=True) as expert:
-            made, now = entry.identity, expert.identity
-            changed = [
-                f"{key} is {made.get(key)} in the store, {now[key]} now" for key in now if made.get(key) != now[key]
-            ]
+        config = recorded_config(entry, store_origin(root, name, trusted))
+        with live_expert(entry, store.scale, pick_device(device), config, any_weights=True) as expert:
+            changed = _changed(entry.identity, expert.identity)
             index = {image.id: i for i, image in enumerate(store.images)}
 
             def recompute(_name, image, variant, store=store, entry=entry, expert=expert, index=index):
@@ -61,18 +64,24 @@ def check_live(root: Path, n_images: int, names: Sequence[str] | None = None, de
     return result
 
 
+def _changed(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One phrase for each part of an expert's identity that differs; stores of before say nothing of its code."""
+    keys = [key for key in now if made.get(key) != now[key] and (key != CODE or key in made)]
+    return [f"{key} is {made.get(key)} in the store, {now[key]} now" for key in keys]
+
+
 def live_expert(
-    entry: Expert, scale: int, device: torch.device, config: ExpertConfig | None = None, *, any_weights: bool = False
+    entry: Expert, scale: int, device: torch.device, config: ExpertConfig, *, any_weights: bool = False
 ) -> LoadedExpert:
     """The expert that a store's entry describes, loaded again and run as it was run for the store.
 
-    config       where its weights are now; None: where the entry says
-    any_weights  other weights than the store was made with are taken too
-    raises       WeightsError if they are missing or others, StoreError if the entry does not say where they were
+    config       from `recorded_config`, or the user's own
+    any_weights  other weights and other code than the store was made with are taken too
+    raises       WeightsError if they are missing or others
     """
     made = entry.identity
     expert = load_expert(
-        config or recorded_config(entry),
+        config,
         device,
         scale,
         bool(made.get("random_weights")),
@@ -80,24 +89,59 @@ def live_expert(
         channels_last=bool(made.get("channels_last")),
         compiled=bool(made.get("compile")),
     )
-    found, expected = expert.identity["weights_sha256"], made.get("weights_sha256")
-    if found != expected and not any_weights:
-        expert.close()
+    if not any_weights:
+        try:
+            _check_same(entry, expert)
+        except WeightsError:
+            expert.close()
+            raise
+    return expert
+
+
+def _check_same(entry: Expert, expert: LoadedExpert) -> None:
+    """Raises WeightsError if the expert's weights or the code of its network are not those that it was made with."""
+    made, now = entry.identity, expert.identity
+    found, expected = now["weights_sha256"], made.get("weights_sha256")
+    if found != expected:
         raise WeightsError(
             f"expert {entry.name}: was made with other weights (sha256 {str(expected)[:12]}) "
             f"than {expert.config.weights} holds now ({str(found)[:12]})"
         )
-    return expert
+    if CODE in made and made[CODE] != now.get(CODE):
+        raise WeightsError(
+            f"expert {entry.name}: the code of {expert.config.architecture} is not what it was made with "
+            f"({made[CODE]} then, {now.get(CODE)} now)"
+        )
 
 
-def recorded_config(entry: Expert) -> ExpertConfig:
-    """The configuration that the expert was extracted with.
+def store_origin(root: Path, name: str, trusted: Sequence[str] = ()) -> Origin:
+    """Who names the architecture of a store's expert: its expert.yaml."""
+    return Origin(source_dir(root, name) / EXPERT_FILE, tuple(trusted))
 
-    raises  StoreError if the entry has none
+
+def recorded_config(entry: Expert, origin: Origin) -> ExpertConfig:
+    """The configuration that the expert was extracted with, once what it names as its network may be imported.
+
+    This is the gate between a description that may be anybody's and a configuration that is acted upon.
+
+    raises  StoreError if the entry has none, RefusedArchitecture
     """
-    if not entry.notes.get("config"):
+    recorded = entry.notes.get("config")
+    if not isinstance(recorded, Mapping):
         raise StoreError(f"expert {entry.name}: its entry holds no configuration (notes.config) to load it again from")
-    return load_expert_config(entry.notes["config"])
+    return vetted(load_expert_config(recorded), origin)
+
+
+def vetted(config: ExpertConfig, origin: Origin) -> ExpertConfig:
+    """The configuration, if each network that it names is one that such a file may name.
+
+    raises  RefusedArchitecture, ConfigError
+    """
+    if config.architecture:
+        find_factory(config.architecture, f"expert {config.name}: architecture", origin)
+    if config.pretrain:
+        find_factory(config.pretrain.network, f"expert {config.name}: pretrain.network", origin)
+    return config
 
 
 def answer(expert: LoadedExpert, entry: Expert, lr: np.ndarray) -> dict[str, np.ndarray]:

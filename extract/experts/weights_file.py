@@ -1,20 +1,45 @@
 """A weights file on disk -> its tensors, without ever running code that is in it."""
 
-import hashlib
+import logging
 import pickle
 import re
+import zipfile
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from spandrel import canonicalize_state_dict
 from torch import Tensor
 
 from championship_sr.extract.config import BUNDLED, ExpertConfig
-from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.store.disk.small_files import sha256_of
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
+log = logging.getLogger(__name__)
+
+Fits = Callable[[dict[str, Tensor]], bool]
+
+# an average over the training, and the weights as such: keys around a state_dict and prefixes before its names
+AVERAGES = ("params_ema", "params-ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "g_ema")
+WRAPPERS = (
+    "model_state_dict",
+    "state_dict",
+    "params",
+    "model",
+    "module",
+    "network",
+    "net",
+    "net_g",
+    "generator",
+    "shadow",
+)
+AVERAGE_PREFIXES = ("ema_model.", "model_ema.", "ema.", "g_ema.")
+PREFIXES = ("module.", "model.", "network.", "net.", "netG.", "net_g.", "generator.", "online_model.")
+COMPILED = "_orig_mod."  # of torch.compile, before any part of a name
+COUNTERS = ("n_averaged", "num_updates", "step", "global_step", "initted", "decay")  # beside the weights
+DEEPEST = 3  # prefixes before one another, such as model.module.
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
@@ -37,16 +62,19 @@ def weights_path(config: ExpertConfig) -> Path:
 def found_weights(config: ExpertConfig) -> tuple[Path, str]:
     """The expert's weights file and its sha256.
 
-    raises  WeightsError if it is missing, ConfigError if the expert has none
+    raises  WeightsError if it is missing or no file, ConfigError if the expert has none
     """
     path = weights_path(config)
-    if not path.is_file():
+    try:
+        return path, sha256_of(path)
+    except (FileNotFoundError, NotADirectoryError):
         where = f" Published at {config.url}." if config.url else ""
         raise WeightsError(
             f"expert {config.name}: no weights at {path}.{where} "
             "Put the file there or set the entry's weights; --random-weights does without"
-        )
-    return path, sha256_of(path)
+        ) from None
+    except StoreError as error:
+        raise WeightsError(f"expert {config.name}: weights: {error}") from None
 
 
 def check_digest(config: ExpertConfig, path: Path, digest: str) -> None:
@@ -58,24 +86,76 @@ def check_digest(config: ExpertConfig, path: Path, digest: str) -> None:
         )
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, fits: Fits = bool) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU, unwrapped from what training tools put around them.
 
+    fits    says whether tensors of these names are the network's: among several sets in one file it chooses, and an
+            average over the training is taken before the weights of its last step
     raises  WeightsError for a file that is truncated, of another kind, or a pickle that would run code
     """
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: weights end in {', '.join(SUFFIXES)}")
-    state = canonicalize_state_dict(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _unwrapped(content, path)
+    tensors = {key.replace(COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensors, only {', '.join(list(state)[:5]) or 'nothing'}")
-    return tensors
+        raise WeightsError(f"{path}: holds no tensors, only {', '.join(map(str, list(state)[:5])) or 'nothing'}")
+    _check_extent(tensors, path)
+    for prefix, found in _candidates(tensors):
+        if fits(found):
+            _tell_left_out(prefix, found, tensors, path)
+            return found
+    return tensors  # of no network that is known: the caller says what is missing
+
+
+def _unwrapped(content: dict, path: Path) -> dict:
+    """The innermost mapping that holds the weights, or their average where a file has both."""
+    while True:
+        inner = {key: value for key, value in content.items() if isinstance(value, dict) and value}
+        found = [key for key in (*AVERAGES, *WRAPPERS) if key in inner]
+        if not found and len(content) == 1:
+            found = list(inner)
+        if not found:
+            return content
+        averages = [key for key in AVERAGES if key in content and key != found[0]]
+        others = [key for key in found[1:] if _has_tensors(inner[key])]
+        if found[0] in AVERAGES and others:
+            log.warning("%s: holds %s and %s: the average, %s, is taken", path, found[0], others[0], found[0])
+        elif averages:
+            log.warning("%s: its %s is no state_dict: %s is taken", path, averages[0], found[0])
+        content = inner[found[0]]
+
+
+def _has_tensors(content: dict) -> bool:
+    return any(
+        isinstance(value, Tensor) or (isinstance(value, dict) and _has_tensors(value)) for value in content.values()
+    )
+
+
+def _candidates(tensors: dict[str, Tensor], above: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(prefix, tensors): all of them as they are, and those below each prefix that training tools put before them."""
+    yield above, {key: value for key, value in tensors.items() if key not in COUNTERS}
+    for prefix in (*AVERAGE_PREFIXES, *PREFIXES):
+        inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if inner and above.count(".") < DEEPEST:
+            yield from _candidates(inner, above + prefix)
+
+
+def _tell_left_out(prefix: str, taken: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+    others = [key for key, value in tensors.items() if value.ndim and not key.startswith(prefix)]
+    if others:
+        log.warning("%s: %d tensors below %s are taken, and not %s", path, len(taken), prefix, _listed(others))
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} others such as {names[0]}"
+
+
+def _check_extent(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises WeightsError for tensors that say they are larger than what the file holds of them."""
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: {name} says it is {tuple(tensor.shape)}, and the file holds less of it")
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -86,6 +166,7 @@ def _read_safetensors(path: Path) -> dict:
 
 
 def _read_pickle(path: Path) -> dict:
+    _check_kind(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -96,11 +177,33 @@ def _read_pickle(path: Path) -> dict:
                 "Save its state_dict alone, on a machine where you trust the file"
             ) from None
         raise WeightsError(f"{path}: truncated, or not a weights file (a pickle that torch did not write)") from None
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError) as error:  # OSError: a zip that ends too early
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # OSError: a zip that ends too early
         raise WeightsError(f"{path}: truncated, or not a weights file ({_first_line(error)})") from None
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state_dict")
     return state
+
+
+def _check_kind(path: Path) -> None:
+    """Raises WeightsError for a file that is known by its beginning or its parts to be something else."""
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a pointer of Git LFS in the weights' place. Run: git lfs pull")
+    if start[:1] == b"<":
+        raise WeightsError(f"{path}: a web page, not the file: the download did not work")
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as parts:
+        infos = parts.infolist()
+    if any("/code/" in info.filename for info in infos):
+        raise WeightsError(
+            f"{path}: a TorchScript program (torch.jit.save), which holds code and is never run. Save the state_dict "
+            "of the module that it was made from"
+        )
+    if any(info.file_size > info.compress_size for info in infos):
+        raise WeightsError(f"{path}: a compressed zip, which torch never writes")
 
 
 def _first_line(error: Exception) -> str:

@@ -125,7 +125,7 @@ class Job:
             tiling = replace(tiling, tile_px=there.identity["tiling"]["tile_px"])  # as small as it had to be then
         if self.device.type == "cuda":
             tiling = fit_tiling(expert, manifest.images, tiling)
-        described = describe(expert, config, tiling)
+        described = describe(expert, config, tiling, there)
         needed = manifest.needs_basis(described, self.rebuild)
         basis = fit_bases(expert, manifest, self.pairs, needed) if needed else None
         manifest.add_expert(described, rebuild=self.rebuild, basis=basis)

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from championship_sr.extract.config import ExtractConfig
-from championship_sr.extract.experts.expert import LoadedExpert
+from championship_sr.extract.experts.expert import CODE, LoadedExpert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import ResultImages
@@ -27,8 +27,11 @@ DEFAULT_CODEC = "float16"
 BASIS_IMAGES, BASIS_PX = 32, 64  # the windows that a codec with principal components is fitted on
 
 
-def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling) -> Expert:
-    """The expert as the store records it."""
+def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling, there: Expert | None = None) -> Expert:
+    """The expert as the store records it.
+
+    there  its entry, if the store has one: where that was begun without a word on the code, none is said now
+    """
     codec = config.codecs.get
     arrays = [ArraySpec("sr", 3, expert.scale, codec("sr", DEFAULT_CODEC))]
     arrays += [ArraySpec(name, n, 1, codec(name, DEFAULT_CODEC)) for name, n in expert.channels.items()]
@@ -37,6 +40,8 @@ def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling) -> Exp
         "tiling": {"tile_px": tiling.tile_px, "halo_px": tiling.halo_px},
         "variants": list(config.variants),
     }
+    if there is not None and CODE not in there.identity:
+        identity.pop(CODE, None)
     notes = {
         "config": to_plain(expert.config),
         "parameters": expert.n_parameters,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files
+from championship_sr.store.disk.small_files import parse_yaml, read_as
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.layout import CONTAINERS, UNFINISHED, checked_name, shard_number, source_dir
 from championship_sr.store.format.variants import VARIANTS
@@ -194,14 +194,9 @@ def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
 def read_yaml(path: Path, absent: str) -> dict[str, Any]:
     """The mapping in a file; `absent` is the message where there is none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_as(parse_yaml, path)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(absent) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise StoreError(f"{path}: damaged: expected a mapping of keys")
-    return content
 
 
 def plain_expert(expert: Expert) -> Expert:

@@ -1,6 +1,6 @@
 """Experts in the step: the same windows as from a store, and the augmentations that only experts can answer to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -51,15 +51,16 @@ class LiveExperts:
         self._stack.close()
 
 
-def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveExperts:
+def load_experts(root: Path, config: TrainConfig, device: torch.device, trusted: Sequence[str] = ()) -> LiveExperts:
     """The experts of `live.experts`, or those that the store records, loaded from their weights.
 
-    raises  ConfigError if neither names any; StoreError, WeightsError as `extract.experts.recorded.live_expert`
+    trusted  modules that the store may name as their networks
+    raises   ConfigError if neither names any; StoreError, WeightsError as `extract.experts.recorded.live_expert`
     """
     # the one place where training needs the experts themselves
     from championship_sr.extract.config import load_expert_config
     from championship_sr.extract.experts.expert import load_expert
-    from championship_sr.extract.experts.recorded import live_expert, recorded_config
+    from championship_sr.extract.experts.recorded import live_expert, recorded_config, store_origin
 
     manifest = Manifest.load(root)
     names = config.experts or tuple(manifest.experts)
@@ -70,7 +71,9 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device) -> LiveE
     if missing and not config.live.experts:
         has = ", ".join(manifest.experts) or "none"
         raise StoreError(f"{root}: no expert {', '.join(missing)} (has: {has}); name it with live.experts")
-    sources = config.live.experts or [recorded_config(recorded[name]) for name in names]
+    sources = config.live.experts or [
+        recorded_config(recorded[name], store_origin(root, name, trusted)) for name in names
+    ]
     loaded, entries = {}, {}
     for settings in map(load_expert_config, sources):
         entry = recorded.get(settings.name)

@@ -5,7 +5,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,18 +39,27 @@ from championship_sr.train.run.watch import Meter, Watch, stop_signals
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, store: Path | str, out: Path, *, resume: bool = False, changes: bool = False) -> Path:
+def train(
+    config: TrainConfig,
+    store: Path | str,
+    out: Path,
+    *,
+    resume: bool = False,
+    changes: bool = False,
+    trusted: Sequence[str] = (),
+) -> Path:
     """Trains a fusion from a store and returns the run's folder, `out`.
 
     resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
     changes  with resume: take over a configuration that differs from the run's, except for the network's
+    trusted  modules that the store may name as its experts' networks
     raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
              KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
     """
     store, out = store_place(store), Path(out)
     with ExitStack() as stack:
         processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
-        source = stack.enter_context(closing(open_source(store, config, processes)))
+        source = stack.enter_context(closing(open_source(store, config, processes, trusted)))
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries))
         if processes.first:

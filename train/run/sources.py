@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,6 +28,9 @@ from championship_sr.train.run.validation import (
     split_images,
 )
 
+if TYPE_CHECKING:
+    from championship_sr.extract.config import ExpertConfig
+
 VALIDATION_STORE = "validation.store"
 LOADER_KEYS = (
     "batch_size",
@@ -47,14 +51,16 @@ LOADER_KEYS = (
 class Source:
     """A store and its experts, in the order of the network's inputs.
 
-    live   where they are run in the step
-    cache  where the store lies in object storage
+    live     where they are run in the step
+    cache    where the store lies in object storage
+    trusted  modules that it may name as its experts' networks
     """
 
     store: Store
     entries: dict[str, Expert]
     live: LiveExperts | None = None
     cache: ShardCache | None = None
+    trusted: tuple[str, ...] = ()
 
     def close(self) -> None:
         for part in (self.live, self.cache):
@@ -62,22 +68,23 @@ class Source:
                 part.close()
 
 
-def open_source(place: Path | str, config: TrainConfig, world: World) -> Source:
+def open_source(place: Path | str, config: TrainConfig, world: World, trusted: Sequence[str] = ()) -> Source:
     """The store, whole for the experts that the configuration names, or its images alone and live experts.
 
-    raises  StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
+    trusted  modules that the store may name as its experts' networks
+    raises   StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
     """
     if not config.live.enabled:
         _check_answerable(config)
     store = open_store(place, () if config.live.enabled else config.experts or None, config.data)
-    live = load_experts(store.root, config, world.device) if config.live.enabled else None
+    live = load_experts(store.root, config, world.device, trusted) if config.live.enabled else None
     entries = live.entries if live else store.experts
     _check_entries(place, entries, config)
     if not is_remote(place):
-        return Source(store, entries, live)
+        return Source(store, entries, live, trusted=tuple(trusted))
     first, alone = world.local_rank == 0, len(world.beside) == 1
     cache = ShardCache(store, config.data.cache_gb, fetches=first, alone=alone)
-    return Source(store, entries, live, cache)
+    return Source(store, entries, live, cache, tuple(trusted))
 
 
 def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfig) -> Store:
@@ -153,7 +160,7 @@ def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
     content = {
         "store": str(run / VALIDATION_STORE),
         "data": {"hr": [str(path) for path in settings.hr], "lr": [str(path) for path in settings.lr]},
-        "experts": [dict(entry.notes["config"]) for entry in source.entries.values()],
+        "experts": [to_plain(config) for config in _expert_configs(source)],
         "scale": source.store.scale,
         "precision": first.get("precision", "fp32"),
         "random_weights": bool(first.get("random_weights")),
@@ -162,6 +169,18 @@ def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
     }
     extract(build(ExtractConfig, content, "validation", "extract"))
     return run / VALIDATION_STORE
+
+
+def _expert_configs(source: Source) -> list["ExpertConfig"]:
+    """How the source's experts are loaded again; those that run already have been asked about."""
+    from championship_sr.extract.experts.recorded import recorded_config, store_origin
+
+    if source.live:
+        return [expert.config for expert in source.live.experts.values()]
+    return [
+        recorded_config(entry, store_origin(source.store.root, name, source.trusted))
+        for name, entry in source.entries.items()
+    ]
 
 
 def loader_options(data: DataConfig) -> dict:

@@ -11,7 +11,8 @@ from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.edsr import DIV2K_RGB_MEAN, EDSR
 from championship_sr.extract.experts.networks import load_network
 from championship_sr.extract.experts.pretrain import export
-from championship_sr.extract.experts.weights_file import read_state, sha256_of
+from championship_sr.extract.experts.weights_file import read_state
+from championship_sr.store.disk.small_files import sha256_of
 from championship_sr.store.errors import ConfigError, WeightsError
 
 DECLARED = {"architecture": "extract.edsr:EDSR", "hyperparameters": {"num_feat": 8, "num_block": 3, "res_scale": 1.0}}

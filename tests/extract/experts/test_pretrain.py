@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from championship_sr.extract.config import PretrainConfig, load_expert_config
+from championship_sr.extract.experts.architecture import build_network
 from championship_sr.extract.experts.expert import load_expert
-from championship_sr.extract.experts.networks import build_network
 from championship_sr.extract.experts.pretrain import (
     export,
     learning_rate,
@@ -102,7 +102,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(make_config):
 
 def test_unknown_networks_and_folders_without_images_are_refused(make_config, tmp_path):
     with pytest.raises(ConfigError, match=r"pretrain.network=extract.edsr:EDRS"):
-        build_network("extract.edsr:EDRS", {})
+        build_network("extract.edsr:EDRS", {}, "pretrain.network")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="empty: no images in it"):
         load_pairs((str(tmp_path / "empty"),), 4)

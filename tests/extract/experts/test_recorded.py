@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from championship_sr.extract.config import load_expert_config
-from championship_sr.extract.experts.recorded import check_live, live_expert
+from championship_sr.extract.experts.architecture import USER
+from championship_sr.extract.experts.recorded import check_live, live_expert, recorded_config
 from championship_sr.extract.run.extraction import extract
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
@@ -61,7 +62,8 @@ def test_an_expert_is_run_again_as_it_was_run_for_the_store(make_config, monkeyp
     config = make_config(**settings)
     extract(config)
     made = entry_of(config).identity
-    with live_expert(entry_of(config), 4, torch.device("cpu")) as expert:
+    entry = entry_of(config)
+    with live_expert(entry, 4, torch.device("cpu"), recorded_config(entry, USER)) as expert:
         assert expert.identity.items() <= made.items()
     assert all(made[key] == value for key, value in settings.items())
 
@@ -77,4 +79,4 @@ def test_an_expert_with_other_weights_is_refused_unless_told(make_config, save_e
 
 def test_an_entry_without_a_configuration_is_named():
     with pytest.raises(StoreError, match="expert bare: its entry holds no configuration"):
-        live_expert(Expert("bare", (), {}, {}), 4, torch.device("cpu"))
+        recorded_config(Expert("bare", (), {}, {}), USER)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files
-from championship_sr.store.disk.small_files import parse_yaml, read_as
+from championship_sr.store.disk.small_files import open_regular, parse_json, parse_yaml, read_as
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.layout import CONTAINERS, UNFINISHED, checked_name, shard_number, source_dir
 from championship_sr.store.format.variants import VARIANTS
@@ -39,6 +40,8 @@ class Image:
 class ArraySpec:
     """One array of every image; `channels` as decoded, `resolution` 1 for the LR grid, the scale for the HR grid."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     channels: int
     resolution: int
@@ -53,6 +56,8 @@ class Expert:
     notes         what is worth knowing and decides nothing
     basis_sha256  of basis.safetensors, where a codec has one
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     arrays: tuple[ArraySpec, ...]
@@ -78,6 +83,9 @@ class Expert:
             "basis": self.basis_sha256,
         }
         return hashlib.sha256(_canonical(decides)).hexdigest()
+
+
+_EXPERT = TypeAdapter(Expert)
 
 
 def check_expert(expert: Expert) -> None:
@@ -114,13 +122,33 @@ def check_images(images: tuple[Image, ...], container: str) -> None:
 def read_images(path: Path, sha256: str | None, count: int | None) -> tuple[Image, ...]:
     """The images of images.jsonl: its first `count` lines, as a store that is just growing may have more.
 
-    raises  StoreError if these lines are not those of this sha256
+    raises  StoreError if these lines are not those of this sha256, or one is no image
     """
-    lines = path.read_bytes().splitlines(keepends=True)[:count] if path.exists() else []
+    try:
+        with open_regular(path) as file:
+            lines = file.read().splitlines(keepends=True)[:count]
+    except (FileNotFoundError, NotADirectoryError):
+        lines = []
     if hashlib.sha256(b"".join(lines)).hexdigest() != sha256:
         raise StoreError(f"{path}: missing, damaged or of another store ({STORE_FILE} names another sha256)")
-    entries = (json.loads(line) for line in lines)
-    return tuple(Image(**{**entry, "lr_size": tuple(entry["lr_size"])}) for entry in entries)
+    number = 0
+    try:
+        images = []
+        for number, line in enumerate(lines, 1):  # noqa: B007 (told below)
+            images.append(_image(parse_json(line)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{path}: line {number} is no image: {' '.join(str(error).split())}") from None
+    return tuple(images)
+
+
+def _image(entry: Mapping[str, Any]) -> Image:
+    rows, cols = entry["lr_size"]
+    image = Image(**{**entry, "lr_size": (rows, cols)})
+    checked_name(image.id, "image id")  # it becomes a part of paths
+    for key, value, least in (("lr_size", rows, 1), ("lr_size", cols, 1), ("shard", image.shard, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{key} is {value!r}")
+    return image
 
 
 def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> Expert:
@@ -156,13 +184,26 @@ def read_expert(root: Path, name: str, rebuild: bool = False) -> Expert:
     """
     path = source_dir(root, name, rebuild) / EXPERT_FILE
     content = read_yaml(path, f"{path}: missing")
-    try:
-        arrays = tuple(ArraySpec(**spec) for spec in content.pop("arrays"))
-        expert = Expert(arrays=arrays, **content)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from None
+    expert = parse_expert(content, str(path))
     if expert.name != name:
         raise StoreError(f"{path}: the folder of {name} holds the expert {expert.name}")
+    return expert
+
+
+def parse_expert(content: Mapping[str, Any], where: str) -> Expert:
+    """The expert that plain values describe: a store's expert.yaml, or an entry of a run's experts.yaml.
+
+    raises  StoreError naming `where` if they describe none
+    """
+    try:
+        expert = _EXPERT.validate_python(content)
+        check_expert(expert)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise StoreError(f"{where}: damaged: {key}: {fault['msg']}") from None
+    except ConfigError as error:
+        raise StoreError(f"{where}: damaged: {error}") from None
     return expert
 
 
@@ -170,7 +211,9 @@ def expert_names(root: Path) -> list[str]:
     """The experts whose folders have an entry."""
     folder = root / "experts"
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in names if not name.endswith(UNFINISHED) and (folder / name / EXPERT_FILE).exists())
+    return sorted(
+        name for name in names if not name.endswith(UNFINISHED) and os.path.lexists(folder / name / EXPERT_FILE)
+    )
 
 
 def read_basis(folder: Path, sha256: str) -> dict[str, Params]:

@@ -18,7 +18,7 @@ from typing import Any
 from championship_sr.store.config import build, dump_yaml, read_yaml, to_plain
 from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import ArraySpec, Expert
+from championship_sr.store.format.entries import Expert, parse_expert
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig
 
@@ -47,11 +47,8 @@ def read_config(run: Path) -> TrainConfig:
 
 def read_experts(run: Path) -> dict[str, Expert]:
     """The store's entries of the experts that the run was trained from, in the order of the network's inputs."""
-    entries = {}
-    for name, entry in read_yaml(run / EXPERTS_FILE).items():
-        arrays = tuple(ArraySpec(**spec) for spec in entry.pop("arrays"))
-        entries[name] = Expert(arrays=arrays, **entry)
-    return entries
+    path = run / EXPERTS_FILE
+    return {name: parse_expert(entry, f"{path}: {name}") for name, entry in read_yaml(path).items()}
 
 
 def read_store(run: Path) -> Path | str:

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def example(tmp_path, monkeypatch):
     """The document's network, importable, with weights on disk; its class and its entry."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    code, entry = (re.search(rf"```{kind}\n# [\w/]+\.\w+\n(.*?)```", text, re.S)[1] for kind in ("python", "yaml"))
+    code, entry = (re.search(rf"```{kind}\n# [\w/]*nafsr\.\w+\n(.*?)```", text, re.S)[1] for kind in ("python", "yaml"))
     (tmp_path / "mynets").mkdir()
     (tmp_path / "mynets/nafsr.py").write_text(code)
     monkeypatch.chdir(tmp_path)

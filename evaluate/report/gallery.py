@@ -1,80 +1,17 @@
 """What a report shows of the images, gathered while they are scored, in a bounded number of bytes.
 
 An image is kept whole where it fits into its share of the bytes; of the others, those windows are kept where over all
-images the fusion gains or loses most. Pictures are lossless, so that what a page computes from them is true; maps are
-not.
+images the fusion gains or loses most.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, row
-from championship_sr.evaluate.metrics import to_tensor
-from championship_sr.evaluate.report.colours import categories, data_uri
+from championship_sr.evaluate.report.regions import Region, ShownImage, square
 from championship_sr.evaluate.scoring.comparison import Pictures
-from championship_sr.extract.images.picture import eight_bit
-from championship_sr.train.metrics import rgb_to_y
 
 PAGE_BYTES = 27_000_000  # of all pictures of a page; with the rest of it less than 30 MB
-SMALLEST_BYTES_PER_PIXEL = 0.25  # of a lossless picture of a photograph: what can't fit isn't encoded
 LARGEST_SHARE = 3  # of an image, in equal shares: else the last images would push out all windows of the others
-WINDOW_LR_PX = 64  # side of a window; in HR pixels `scale` times that
-PER_IMAGE = 2  # windows of each kind
-KINDS_SHOWN = ("floor", "expert", "baseline", "fusion")
-HR = "HR"
-WINS_BLUR = 9  # HR pixels over which an expert must be nearer on average to win there
-ERROR_PERCENTILE = 99.5  # of the errors in a region is the brightest colour
-THUMBNAIL_PX = 112
-
-Place = tuple[slice, slice]  # rows and columns, HR pixels
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One picture of a region.
-
-    key     of a picture: its method; of a map: its title
-    kind    picture (lossless) | map (one channel between low and high, lossy) | nearest (in the experts' colours)
-    source  a `data:` address
-    """
-
-    key: str
-    title: str
-    kind: str
-    source: str
-    low: float = 0.0
-    high: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """An image, or a window of it, in all pictures that can be compared.
-
-    y, x, height, width  where it lies, HR pixels
-    uncounted            rows and columns at its top, left, bottom and right that the image's scores leave out
-    brightest            luma error (of 255) that is shown in the brightest colour
-    """
-
-    image: str
-    y: int
-    x: int
-    height: int
-    width: int
-    whole: bool
-    uncounted: tuple[int, int, int, int]
-    brightest: float
-    thumbnail: str
-    layers: tuple[Layer, ...]
-
-    @property
-    def bytes(self) -> int:
-        """What it takes of the page."""
-        return sum(len(layer.source) for layer in self.layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +49,11 @@ class Gallery:
     seen: int = 0  # images
 
     def __call__(self, pictures: Pictures) -> None:
-        experts = {k.removeprefix(EXPERT): v for k, v in pictures.images.items() if k.startswith(EXPERT)}
-        winner = nearest_expert(list(experts.values()), pictures.hr)
-        for index, name in enumerate(experts):
-            self.wins.setdefault(name, []).append(float((winner == index).mean()))
+        image = ShownImage(pictures, self.scale, self.border)
+        for index, name in enumerate(image.experts):
+            self.wins.setdefault(name, []).append(float((image.nearest == index).mean()))
         self.seen += 1
-        if FUSION in pictures.images:
-            self._keep(_Image(pictures, winner, _best_expert(pictures, experts), self.scale, self.border))
+        self._keep(image)
 
     @property
     def gains(self) -> list[Window]:
@@ -135,7 +70,7 @@ class Gallery:
         """Everything that is kept: whole images first."""
         return list(dict.fromkeys([*self.images, *(window.region for window in self.windows)]))
 
-    def _keep(self, image: "_Image") -> None:
+    def _keep(self, image: ShownImage) -> None:
         places = list(image.places())
         whole = image.whole(self._share(image.pictures.total))
         if whole:
@@ -144,10 +79,10 @@ class Gallery:
             if whole:
                 region, inside = whole, (y, x)
             elif self._is_worth(gain):
-                region, inside = image.region(_square(y, x, size)), (0, 0)
+                region, inside = image.region(square(y, x, size)), (0, 0)
             else:
                 continue
-            place = _square(y, x, size)
+            place = square(y, x, size)
             decibels, thumbnail = image.decibels(place), image.thumbnail(place)
             self.windows.append(Window(region, *inside, size, gain, decibels, image.best, thumbnail))
         self._shrink()
@@ -174,118 +109,3 @@ class Gallery:
     @staticmethod
     def _loose(windows: Sequence[Window]) -> list[Window]:
         return [window for window in windows if not window.region.whole]
-
-
-class _Image:
-    """One image while it is looked at."""
-
-    def __init__(self, pictures: Pictures, winner: np.ndarray, best: str, scale: int, border: int) -> None:
-        self.pictures, self.winner, self.best, self.scale, self.border = pictures, winner, best, scale, border
-        self.shown = {k: v for k, v in pictures.images.items() if row(k).kind in KINDS_SHOWN}
-        self.shown[HR] = eight_bit(pictures.hr)
-        self.height, self.width = self.shown[HR].shape[:2]
-        truth = _luma(self.shown[HR])
-        self.best_squares = (_luma(self.shown[EXPERT + best]) - truth) ** 2
-        self.squares = (_luma(self.shown[FUSION]) - truth) ** 2
-
-    def places(self) -> Iterator[tuple[int, int, int, float]]:
-        """(y, x, size, gain) of the windows of most gain and most loss, at whole LR pixels; HR pixels."""
-        difference = torch.from_numpy(self.best_squares - self.squares)
-        size = min(WINDOW_LR_PX, self.height // self.scale, self.width // self.scale)
-        means = F.avg_pool2d(difference[None, None], size * self.scale, stride=self.scale)[0, 0]
-        for sign in (1, -1):
-            for y, x, value in _peaks(sign * means, size):
-                yield y * self.scale, x * self.scale, size * self.scale, sign * value
-
-    def decibels(self, place: Place) -> float:
-        """How much the fusion is better than the best expert at this place."""
-        with np.errstate(divide="ignore"):
-            return float(10 * np.log10(self.best_squares[place].mean() / self.squares[place].mean()))
-
-    def whole(self, most_bytes: int) -> Region | None:
-        """The whole image, if it takes no more than this."""
-        if self.height * self.width * len(self.shown) * SMALLEST_BYTES_PER_PIXEL > most_bytes:
-            return None
-        region = self.region((slice(0, self.height), slice(0, self.width)))
-        return region if region.bytes <= most_bytes else None
-
-    def region(self, place: Place) -> Region:
-        """The part of the image at this place, encoded."""
-        rows, cols = place
-        height, width = rows.stop - rows.start, cols.stop - cols.start
-        ends = (rows.start, cols.start, self.height - rows.stop, self.width - cols.stop)
-        return Region(
-            image=self.pictures.case.name,
-            y=rows.start,
-            x=cols.start,
-            height=height,
-            width=width,
-            whole=(height, width) == (self.height, self.width),
-            uncounted=tuple(max(0, self.border - distance) for distance in ends),
-            brightest=self._brightest(place),
-            thumbnail=self.thumbnail(place),
-            layers=(*self._pictures(place), *self._maps(place)),
-        )
-
-    def thumbnail(self, place: Place) -> str:
-        """The place in HR, small."""
-        return data_uri(self.shown[HR][place], lossless=False, longest=THUMBNAIL_PX)
-
-    def _pictures(self, place: Place) -> Iterator[Layer]:
-        for method, image in self.shown.items():
-            yield Layer(method, title_of(method), "picture", data_uri(np.ascontiguousarray(image[place])))
-
-    def _maps(self, place: Place) -> Iterator[Layer]:
-        experts = [method.removeprefix(EXPERT) for method in self.shown if method.startswith(EXPERT)]
-        yield Layer("nearest expert", "nearest expert", "nearest", data_uri(categories(self.winner[place])))
-        for name, layers in self.pictures.maps.items():
-            part = layers[:, *place]
-            low, high = float(part.min()), float(part.max())
-            titles = [name] if len(part) == 1 else [f"{name}: {expert}" for expert in experts]
-            for title, layer in zip(titles, part, strict=True):
-                grey = np.round((layer - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-                source = data_uri(np.repeat(grey[..., None], 3, axis=2), lossless=False)
-                yield Layer(title, title, "map", source, low, high)
-
-    def _brightest(self, place: Place) -> float:
-        squares = np.stack([self.best_squares[place], self.squares[place]])
-        return max(1.0, float(np.sqrt(np.percentile(squares, ERROR_PERCENTILE))))
-
-
-def title_of(method: str) -> str:
-    """How a picture is called where one is chosen."""
-    return HR if method == HR else "LR (bicubic)" if method == BICUBIC else row(method).title
-
-
-def nearest_expert(images: Sequence[np.ndarray], hr: np.ndarray) -> np.ndarray:
-    """(H, W): the index of the expert whose luma is nearest to HR's around each pixel."""
-    truth = rgb_to_y(to_tensor(hr))
-    squares = torch.cat([(rgb_to_y(to_tensor(image)) - truth).square() for image in images])
-    around = F.avg_pool2d(squares, WINS_BLUR, stride=1, padding=WINS_BLUR // 2, count_include_pad=False)
-    return around[:, 0].argmin(dim=0).numpy()
-
-
-def _peaks(means: Tensor, size: int) -> Iterator[tuple[int, int, float]]:
-    """(y, x, value) of the largest positive values; windows of this size that begin there do not overlap."""
-    means = means.clone()
-    for _ in range(PER_IMAGE):
-        value, place = means.flatten().max(dim=0)
-        if value <= 0:
-            return
-        y, x = divmod(place.item(), means.shape[1])
-        means[max(0, y - size + 1) : y + size, max(0, x - size + 1) : x + size] = -torch.inf
-        yield y, x, value.item()
-
-
-def _square(y: int, x: int, size: int) -> Place:
-    return slice(y, y + size), slice(x, x + size)
-
-
-def _best_expert(pictures: Pictures, experts: Mapping[str, np.ndarray]) -> str:
-    """The expert with the least luma error on the whole image."""
-    truth = _luma(eight_bit(pictures.hr))
-    return min(experts, key=lambda name: float(np.mean((_luma(experts[name]) - truth) ** 2)))
-
-
-def _luma(image: np.ndarray) -> np.ndarray:
-    return rgb_to_y(to_tensor(image))[0, 0].numpy() * 255

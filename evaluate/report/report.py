@@ -17,7 +17,8 @@ from championship_sr.evaluate.metrics import METRICS
 from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.report import charts, headline
 from championship_sr.evaluate.report.colours import CATEGORIES, INFERNO, VIRIDIS
-from championship_sr.evaluate.report.gallery import HR, Gallery, Region, Window
+from championship_sr.evaluate.report.gallery import Gallery, Window
+from championship_sr.evaluate.report.regions import HR, Region
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk.files import write_atomic

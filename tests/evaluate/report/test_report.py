@@ -15,8 +15,9 @@ from PIL import Image
 from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, MEAN
 from championship_sr.evaluate.report import charts
 from championship_sr.evaluate.report.colours import INFERNO, categories, coloured, data_uri
-from championship_sr.evaluate.report.gallery import HR, WINDOW_LR_PX, Gallery, nearest_expert
+from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.headline import sentence
+from championship_sr.evaluate.report.regions import HR, WINDOW_LR_PX, nearest_expert
 from championship_sr.evaluate.scoring.cases import Case
 from championship_sr.evaluate.scoring.comparison import Pictures
 from championship_sr.evaluate.scoring.evaluation import Wanted

@@ -79,12 +79,11 @@ def evaluate(
     if ctx.invoked_subcommand:
         return
     from championship_sr.evaluate.inference.pictures import check_writable
-    from championship_sr.evaluate.methods import FUSION
     from championship_sr.evaluate.scoring.evaluation import Wanted
     from championship_sr.evaluate.session import evaluate_sets, write_results
 
-    if given["run"] is None and (ablation or report):
-        raise click.UsageError("--ablation and --report need a --run")
+    if given["run"] is None and ablation:
+        raise click.UsageError("--ablation needs a --run")
     wanted = Wanted(self_ensemble, ablation, fit_store)
     config = section(config_path, assignments)
     if report:
@@ -92,11 +91,7 @@ def evaluate(
     results = evaluate_sets(wanted=wanted, config=config, with_gallery=report is not None, **given)
     files = write_results(report, results) if report else []
     if as_json:
-        sets = {
-            name: scored.scores.summary()
-            | {"gain": {FUSION: scored.scores.headline_gains()}, "scores": scored.scores.to_plain()}
-            for name, scored in results.sets.items()
-        }
+        sets = {name: scored.scores.described() for name, scored in results.sets.items()}
         click.echo(json.dumps({"sets": sets, "files": [str(path) for path in files]}))
     else:
         click.echo("\n".join([*map(str, files), results.table()]))

@@ -9,6 +9,7 @@ from championship_sr.evaluate.model import Model, images_entry, load
 from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
 from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
+from championship_sr.evaluate.scoring.complementarity_table import text
 from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
 from championship_sr.extract.config import DataConfig, ExpertConfig, expert_configs
@@ -39,9 +40,14 @@ class Results:
     left_out: tuple[str, ...]
 
     def table(self) -> str:
-        """The table of the one set, or one table over all sets."""
+        """The table of the one set, or one over all sets; without a run, what the experts are worth together too."""
         scores = {name: scored.scores for name, scored in self.sets.items()}
-        return next(iter(scores.values())).table() if len(scores) == 1 else benchmarks_table(scores)
+        table = next(iter(scores.values())).table() if len(scores) == 1 else benchmarks_table(scores)
+        if self.model:
+            return table
+        named = {f"{name}: " if len(scores) > 1 else "": each.complementarity for name, each in scores.items()}
+        sentences = "\n".join(name + each.sentence for name, each in named.items())
+        return "\n\n".join([sentences, table, *(name + text(each) for name, each in named.items())])
 
     def check(self) -> None:
         """raises  StoreError naming the images that could not be read, once the others are done"""

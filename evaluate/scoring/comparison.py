@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,16 +13,18 @@ from tqdm import tqdm
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import hwc
 from championship_sr.evaluate.inference.passes import run, run_ensemble
-from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE
+from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, PER_PIXEL
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
-from championship_sr.evaluate.scoring.baselines import images_of
+from championship_sr.evaluate.scoring.baselines import images_of, products_of
 from championship_sr.evaluate.scoring.cases import Case
+from championship_sr.evaluate.scoring.complementarity import Complementarity, Cost, Evidence, complementarity
 from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean_of
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import in_short, joined
 from championship_sr.extract.memory import peak_memory
 from championship_sr.store.errors import StoreError
+from championship_sr.train.combination import psnr_of
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,22 @@ Observer = Callable[[Pictures], None]
 class Plan:
     """What is scored: the baselines of these experts, and the networks.
 
-    ensemble   whether the best expert's x8 self-ensemble is scored; fusion_x8 whether the fusion's is too
+    ensemble   whose x8 self-ensemble is scored: "all" also that of every expert, in the same pass over the images;
+               fusion_x8 the fusion's too
     weights    of the row of fitted weights; None leaves it out
+    fitted     (m, E, E): the images that they were fitted to, as of `products_of`
+    costs      of the experts, for one LR pixel
     observe    called with the pictures of each image
     notes      what a reader of the table must know
     """
 
     experts: Sequence[str]
     networks: Mapping[str, nn.Module]
-    ensemble: bool
+    ensemble: Literal["none", "best", "all"]
     fusion_x8: bool
     weights: Mapping[str, float] | None
+    fitted: np.ndarray | None = None
+    costs: Mapping[str, Cost] = field(default_factory=dict)
     notes: Sequence[str] = ()
     observe: Observer | None = None
 
@@ -81,7 +89,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
             left_out.append(str(error))
     if not scored:
         raise StoreError(f"no image could be scored: {joined(left_out)}")
-    if plan.ensemble:
+    if plan.ensemble == "best":
         for case in tqdm(scored, desc="self-ensemble", unit="image", disable=None):
             comparison.add_ensemble(case)
     return comparison.scores(lr, left_out)
@@ -94,7 +102,8 @@ class _Comparison:
         self.scale, self.plan, self.config = scale, plan, config
         self.border, self.tiling = config.border(scale), config.tiling
         self.device = pick_device(config.device)
-        self.table = _Table(config.scored)
+        self.table, self.together = _Table(config.scored), _Together(plan)
+        self.x8: dict[str, list[dict[str, float]]] = {}  # expert -> metric -> value, of each image
         self.networks = dict(plan.networks)
         if plan.observe and FUSION in self.networks:
             self.networks[FUSION] = WithMaps(self.networks[FUSION])
@@ -116,25 +125,40 @@ class _Comparison:
         scores = {method: scorer(image) for method, image in images.items()}
         scores[PER_IMAGE] = best_per_image({name: scores[EXPERT + name] for name in experts}, self.config.scored)
         self.table.add(case.name, scores, result.seconds, peak.mib)
+        self.together.add(products_of(hr, experts, self.border), inputs.size)
+        if self.plan.ensemble == "all":
+            self._ensemble_of_all(case, hr, scorer)
         if self.plan.observe:
             maps = self.networks[FUSION].split(result.images[FUSION]) if FUSION in self.networks else {}
             self.plan.observe(Pictures(case, lr, hr, images, scores, maps, total))
 
-    def add_ensemble(self, case: Case) -> None:
-        """Scores the best expert, and the fusion if wanted, as the mean over the eight variants of the image."""
-        best = self.table.best_expert()
+    def _ensemble_of_all(self, case: Case, hr: np.ndarray, scorer: Scorer) -> None:
+        """Scores every expert, and the fusion if wanted, as the mean over the eight variants of the image."""
         networks = {FUSION: self.plan.networks[FUSION]} if self.plan.fusion_x8 and self.plan.networks else {}
-        experts = self.plan.experts if networks else [best]
-        result = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
-        scorer = Scorer(case.pair()[1], self.config.scored, self.border, self.device)
-        scores = {BEST_X8: scorer(hwc(result.images[best]))}
+        images = self._ensembled(case, self.plan.experts, networks)
+        self.together.add_x8(hr, {name: images[name] for name in self.plan.experts}, self.border)
+        for name in self.plan.experts:
+            self.x8.setdefault(name, []).append(scorer(hwc(images[name])))
         if networks:
-            scores[FUSION_X8] = scorer(hwc(result.images[FUSION]))
-        self.table.extend(scores)
+            self.table.extend({FUSION_X8: scorer(hwc(images[FUSION]))})
+
+    def add_ensemble(self, case: Case) -> None:
+        """Scores the best expert as the mean over the eight variants of the image."""
+        best, hr = self.table.best_expert(), case.pair()[1]
+        images = self._ensembled(case, [best], {})
+        self.together.add_x8(hr, images, self.border)
+        scorer = Scorer(hr, self.config.scored, self.border, self.device)
+        self.x8.setdefault(best, []).append(scorer(hwc(images[best])))
+
+    def _ensembled(self, case: Case, experts: Sequence[str], networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        made = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
+        return made.images
 
     def scores(self, lr: str, left_out: Sequence[str]) -> Scores:
         """What has been scored."""
         table, config = self.table, self.config
+        for x8 in self.x8.get(table.best_expert(), ()):
+            table.extend({BEST_X8: x8})
         return Scores(
             protocol=Protocol(self.scale, self.border, lr).describe(config.scored),
             images=tuple(table.names),
@@ -144,9 +168,39 @@ class _Comparison:
             weights=dict(self.plan.weights) if self.plan.weights else None,
             notes=(*self.plan.notes, *_notes_on_small_images(table)),
             left_out=tuple(left_out),
+            complementarity=self.together.made(table.values, config),
             bootstrap=config.bootstrap,
             seed=config.seed,
         )
+
+
+class _Together:
+    """What is needed to say what the experts are worth together, as images come in."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.products: list[np.ndarray] = []
+        self.lr_px: list[int] = []
+        self.x8: dict[str, list[float]] = {}
+
+    def add(self, products: np.ndarray, size: tuple[int, int]) -> None:
+        self.products.append(products)
+        self.lr_px.append(size[0] * size[1])
+
+    def add_x8(self, hr: np.ndarray, images: Mapping[str, Tensor], border: int) -> None:
+        for name, squared in zip(images, np.diag(products_of(hr, images, border)), strict=True):
+            self.x8.setdefault(name, []).append(squared)
+
+    def made(self, values: Mapping[str, Mapping[str, Sequence[float]]], config: EvaluateConfig) -> Complementarity:
+        """values  metric -> method -> the scores of each image, for the oracles"""
+        products = np.stack(self.products)
+        oracles = {PER_IMAGE: psnr_of(products.diagonal(axis1=1, axis2=2)).max(axis=1)}
+        if "psnr_y" in values:
+            oracles[PER_PIXEL] = np.array(values["psnr_y"][PER_PIXEL])
+        x8 = {name: np.array(squared) for name, squared in self.x8.items()}
+        costs = {name: cost.of(float(np.mean(self.lr_px))) for name, cost in self.plan.costs.items()}
+        evidence = Evidence(products, self.plan.fitted, x8, oracles)
+        return complementarity(self.plan.experts, evidence, costs=costs, resamples=config.bootstrap, seed=config.seed)
 
 
 class WithMaps(nn.Module):

@@ -25,6 +25,7 @@ from championship_sr.evaluate.scoring.cases import (
     stored_variants,
 )
 from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
+from championship_sr.evaluate.scoring.costs import live_costs, stored_costs
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.architecture import RefusedArchitecture
@@ -91,14 +92,18 @@ def evaluate_store(
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live)
     scored = {store.images[index].hr_sha256 for index in chosen}
-    weights, note = _fitted(wanted, model, store, names, scored, config.border(store.scale))
-    notes = [note]
+    fit = _fitted(wanted, model, store, names, scored, config.border(store.scale))
+    notes = [fit.note]
+    held = len(stored_variants(store)) == len(VARIANTS)
+    ensemble = _can_ensemble(wanted, lambda: held or live(), notes)
     plan = Plan(
         experts=names,
         networks=_networks(model, wanted),
-        ensemble=_can_ensemble(wanted, lambda: len(stored_variants(store)) == len(VARIANTS) or live(), notes),
+        ensemble=("all" if held or wanted.self_ensemble else "best") if ensemble else "none",
         fusion_x8=bool(wanted.self_ensemble),
-        weights=weights,
+        weights=fit.weights,
+        fitted=fit.products,
+        costs=stored_costs(store, names, _loadable(live) if wanted.self_ensemble is not False else (), device),
         notes=notes,
         observe=wanted.observe,
     )
@@ -131,18 +136,21 @@ def evaluate_pairs(
     if not experts:
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
-    weights, note = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
-    notes = [note]
+    fit = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
+    device, notes = pick_device(config.device), [fit.note]
+    ensemble = _can_ensemble(wanted, lambda: must_run(experts), notes)
     plan = Plan(
         experts=names,
         networks=_networks(model, wanted),
-        ensemble=_can_ensemble(wanted, lambda: must_run(experts), notes),
+        ensemble=("all" if wanted.self_ensemble else "best") if ensemble else "none",
         fusion_x8=bool(wanted.self_ensemble),
-        weights=weights,
+        weights=fit.weights,
+        fitted=fit.products,
+        costs=live_costs(experts, device),
         notes=notes,
         observe=wanted.observe,
     )
-    cases = paired_cases(pairs, experts, pick_device(config.device))
+    cases = paired_cases(pairs, experts, device)
     lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
     return score_cases(cases, scale, lr, plan, config)
 
@@ -215,26 +223,45 @@ def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str])
     return True
 
 
+def _loadable(live: Callable[[], Sequence[LoadedExpert]]) -> Sequence[LoadedExpert]:
+    """The store's experts, or none where one of them cannot be loaded here."""
+    try:
+        return live()
+    except (WeightsError, ConfigError, StoreError) as error:
+        log.info("the experts are not timed: %s", error)
+        return ()
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The weights of the row of fitted weights, None where there is nothing to fit them to; and where they are from.
+
+    products  (m, E, E): of the images that they were fitted to, none of which is scored
+    """
+
+    weights: dict[str, float] | None
+    note: str
+    products: np.ndarray | None = None
+
+
 def _fitted(
     wanted: Wanted, model: Model | None, scored_store: Store | None, names: Sequence[str], scored: set[str], border: int
-) -> tuple[dict[str, float] | None, str]:
-    """The weights of the row of fitted weights, None where there is nothing to fit them to; and where they are from."""
+) -> _Fit:
     if len(names) == 1:
-        return {names[0]: 1.0}, "one expert alone: there are no weights to fit"
+        return _Fit({names[0]: 1.0}, "one expert alone: there are no weights to fit")
     own = _fit_store(wanted, model, names)
     store = own or scored_store
     images = fit_images(store, scored) if store else []
     if images:
-        pairs = fit_pairs(store, images, names)
-        products = np.mean([products_of(hr, experts, border) for hr, experts in pairs], axis=0)
+        products = np.stack([products_of(hr, made, border) for hr, made in fit_pairs(store, images, names)])
         note = f"fitted weights: of sum 1, negative allowed, from {counted(len(images), 'image')} of {store.root.name}"
-        note += f" that are not scored{_equal_in_words(names, products)}"
-        return dict(zip(names, fit_weights(products).tolist(), strict=True)), note
+        note += f" that are not scored{_equal_in_words(names, products.mean(axis=0))}"
+        return _Fit(dict(zip(names, fit_weights(products.mean(axis=0)).tolist(), strict=True)), note, products)
     started = getattr(model.network, "start_weights", None) if model and not own else None
     if started is not None:
         note = "fitted weights: those that the run started from, of its training images"
-        return dict(zip(names, started.tolist(), strict=True)), note
-    return None, "fitted weights left out: no images but the scored ones to fit them to; give --fit-store"
+        return _Fit(dict(zip(names, started.tolist(), strict=True)), note)
+    return _Fit(None, "fitted weights left out: no images but the scored ones to fit them to; give --fit-store")
 
 
 def _equal_in_words(names: Sequence[str], products: np.ndarray) -> str:

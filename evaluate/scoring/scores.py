@@ -11,21 +11,10 @@ import numpy as np
 
 from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, ROWS, row
 from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
+from championship_sr.evaluate.scoring.complementarity import Complementarity
+from championship_sr.evaluate.scoring.gains import Gain, Resampling, difference
 
-CONFIDENCE = 0.95
 KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
-
-
-@dataclass(frozen=True)
-class Gain:
-    """The paired difference between two methods over the same images, better being positive."""
-
-    mean: float
-    low: float  # of the bootstrap interval
-    high: float
-    wins: int
-    losses: int
-    ties: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,7 @@ class Scores:
     weights: dict[str, float] | None = None  # of the row of fitted weights
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # images that could not be read
+    complementarity: Complementarity | None = None  # of the experts
     bootstrap: int = 10_000
     seed: int = 0
     _gained: dict[tuple[str, str, str], Gain] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -69,9 +59,8 @@ class Scores:
     def differences(self, metric: str, method: str, against: str) -> np.ndarray:
         """How much better `method` is on each image; 0 where both are infinitely good, nan without a score."""
         ours, theirs = (np.asarray(self.values[metric][name]) for name in (method, against))
-        with np.errstate(invalid="ignore"):
-            difference = np.where(ours == theirs, 0.0, ours - theirs)
-        return difference if METRICS[metric].higher_is_better else -difference
+        more = difference(ours, theirs)
+        return more if METRICS[metric].higher_is_better else -more
 
     def gain(self, metric: str, method: str, against: str) -> Gain:
         """The mean difference with its percentile bootstrap interval over images, which is computed once."""
@@ -81,23 +70,11 @@ class Scores:
         return self._gained[key]
 
     def _bootstrapped(self, metric: str, method: str, against: str) -> Gain:
-        difference = self.differences(metric, method, against)
-        difference = difference[~np.isnan(difference)]
-        if not difference.size:
+        differences = self.differences(metric, method, against)
+        differences = differences[~np.isnan(differences)]
+        if not differences.size:
             return Gain(math.nan, math.nan, math.nan, 0, 0, 0)
-        rng = np.random.default_rng(self.seed)
-        picked = rng.integers(len(difference), size=(self.bootstrap, len(difference)))
-        # inverted_cdf does not interpolate: between inf and inf there would be nan
-        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        low, high = np.quantile(difference[picked].mean(axis=1), tails, method="inverted_cdf")
-        return Gain(
-            mean=float(difference.mean()),
-            low=float(low),
-            high=float(high),
-            wins=int((difference > 0).sum()),
-            losses=int((difference < 0).sum()),
-            ties=int((difference == 0).sum()),
-        )
+        return Resampling(len(differences), self.bootstrap, self.seed).gain(differences)
 
     @property
     def best_expert(self) -> str | None:
@@ -123,7 +100,7 @@ class Scores:
         if method not in self.methods:
             return {}
         gains = {"over_best": self.over_best(method), "over_fitted": self.over_fitted(method)}
-        return finite({name: gain and [gain.mean, gain.low, gain.high] for name, gain in gains.items()})
+        return finite({name: gain and gain.interval for name, gain in gains.items()})
 
     def headline(self) -> list[str]:
         """What the fusion gains over fitted weights, its honest rival, and over the best expert; a line each."""
@@ -217,6 +194,8 @@ class Scores:
             "notes": list(self.notes),
             "left_out": list(self.left_out),
         }
+        if self.complementarity:
+            plain["complementarity"] = self.complementarity.to_plain()
         if self.perceptual_score(self.methods[0]) is not None:
             plain["ntire_score"] = {method: self.perceptual_score(method) for method in self.methods}
         return finite(plain)
@@ -235,6 +214,12 @@ class Scores:
             experts = {row(k).title: v for k, v in means.items() if row(k).kind == "expert"}
             result[metric] = {k: v for k, v in means.items() if row(k).kind != "expert"} | {"experts": experts}
         return finite(result)
+
+    def described(self) -> dict[str, Any]:
+        """The summary, what the fusion gains, what the experts are worth together, and every value under `scores`."""
+        every = self.to_plain()
+        together = {"complementarity": every.pop("complementarity")} if self.complementarity else {}
+        return {**self.summary(), "gain": {FUSION: self.headline_gains()}, **together, "scores": every}
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -96,11 +96,22 @@ def test_experts_are_scored_without_a_run(hr_folder, expert_entries, tmp_path):
     assert "one" in text and "fusion" not in text and "made by MATLAB's bicubic" in text
 
 
+def test_experts_alone_say_first_what_they_are_worth_together(store_root, tmp_path):
+    arguments = ("--store", store_root, "--no-self-ensemble", "--report", tmp_path / "out", *FAST)
+    text = call(evaluate, *arguments)
+    together = json.loads((tmp_path / "out" / "scores.json").read_text())["complementarity"]
+    assert together["sentence"].startswith("Adding ") and together["sentence"] in text
+    assert text.index(together["sentence"]) < text.index("PSNR-Y") < text.index("correlation of their luma errors")
+    assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) > 4 * 4
+    [scored] = json.loads(call(evaluate, *arguments, "--json").splitlines()[-1])["sets"].values()
+    assert scored["complementarity"] == together and len(together["subsets"]) == 3
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ((), "give one of --store, --hr and --benchmarks"),
-        (("--ablation",), "need a --run"),
+        (("--ablation",), "needs a --run"),
         (("--hr", "HR"), "--expert NAME"),
         (("--hr", "HR", "--set", "evaluate.tile=3"), "tile: no such key"),
         (("--hr", "HR", "--set", "evaluate.metrics=[psnr]"), "no such metric: psnr"),

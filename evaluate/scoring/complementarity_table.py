@@ -1,0 +1,88 @@
+"""What experts are worth together, as text for a terminal."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from championship_sr.evaluate.methods import row
+from championship_sr.evaluate.scoring.complementarity import Complementarity, Cost, Subset
+from championship_sr.evaluate.scoring.gains import Gain
+from championship_sr.evaluate.scoring.scores import aligned
+
+MOST_ROWS = 15  # every subset of four experts; of more experts the best of each size
+DIGITS = 3  # of PSNR, as in the table of scores
+
+
+def text(found: Complementarity) -> str:
+    """The experts, their errors' correlation, the subsets and the oracles, each as a table of its own."""
+    parts = [_experts(found), _correlation(found), _subsets(found), _oracles(found)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def shown(found: Complementarity) -> list[Subset]:
+    """All subsets, or the best of each size where they are many."""
+    if len(found.subsets) <= MOST_ROWS:
+        return list(found.subsets)
+    by_size = groupby(found.subsets, key=lambda subset: len(subset.experts))
+    return [max(group, key=lambda subset: subset.psnr_y) for _, group in by_size]
+
+
+def signed(gain: Gain) -> str:
+    """The mean with its sign."""
+    return f"{gain.mean:+.{DIGITS}f}"
+
+
+def interval(gain: Gain) -> str:
+    """The two ends."""
+    return f"{gain.low:+.{DIGITS}f} .. {gain.high:+.{DIGITS}f}"
+
+
+def cost_cells(cost: Cost) -> list[str]:
+    """Parameters, seconds and stored bytes, empty where they are not known."""
+    return [
+        "" if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
+        "" if cost.seconds is None else f"{cost.seconds:.3g}",
+        "" if cost.stored_bytes is None else f"{cost.stored_bytes / 1e6:.3g} MB",
+    ]
+
+
+def _experts(found: Complementarity) -> list[str]:
+    header = ["expert", "own error", "adds to the others, dB", "95 % interval", "x8 adds, dB", "95 % interval"]
+    rows = [[*header, "parameters", "seconds", "stored"]]
+    for name in found.experts:
+        gains = [found.adds.get(name), found.self_ensemble.get(name)]
+        cells = [cell for gain in gains for cell in ((signed(gain), interval(gain)) if gain else ("", ""))]
+        own = f"{100 * found.own_error[name]:.1f} %" if len(found.experts) > 1 else ""
+        rows.append([name, own, *cells, *cost_cells(found.costs.get(name, Cost()))])
+    explained = "own error: the share of an expert's squared error that no combination of the others' errors explains"
+    return ["what each expert adds", *without_empty_columns(rows), f"{explained}; seconds and bytes for a mean image"]
+
+
+def without_empty_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows in columns, without those that are empty under their title."""
+    kept = [i for i in range(len(rows[0])) if any(cells[i] for cells in rows[1:])]
+    return aligned([[cells[i] for i in kept] for cells in rows])
+
+
+def _correlation(found: Complementarity) -> list[str]:
+    if not found.correlation:
+        return []
+    names = found.experts
+    rows = [[a, *(f"{found.correlation[a][b]:.3f}" for b in names)] for a in names]
+    return ["correlation of their luma errors", *aligned([["", *names], *rows])]
+
+
+def _subsets(found: Complementarity) -> list[str]:
+    rows = [["experts", "PSNR-Y", f"gain over {found.best}", "95 % interval", "weights"]]
+    for subset in shown(found):
+        weights = " ".join(f"{weight:.3f}" for weight in subset.weights.values())
+        names, psnr = " + ".join(subset.experts), f"{subset.psnr_y:.{DIGITS}f}"
+        rows.append([names, psnr, signed(subset.gain), interval(subset.gain), weights])
+    more = len(found.subsets) - len(rows) + 1
+    title = "combined by weights of sum 1, negative allowed, before rounding to 8 bits"
+    notes = [f"the best of each number of experts; {more} more in the JSON"] if more else []
+    return [title, *aligned(rows), *notes, *found.notes]
+
+
+def _oracles(found: Complementarity) -> list[str]:
+    words = [f"{row(name).title} {signed(gain)} dB" for name, gain in found.oracles.items()]
+    return [f"upper bounds, which choose with HR in hand, over {found.best}: {', '.join(words)}"] if words else []

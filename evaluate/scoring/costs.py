@@ -1,0 +1,51 @@
+"""What each expert costs: parameters, seconds and stored bytes."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from championship_sr.evaluate.inference.inputs import Device
+from championship_sr.evaluate.scoring.complementarity import Cost
+from championship_sr.extract.experts.expert import LoadedExpert
+from championship_sr.extract.images.results import ResultImages
+from championship_sr.store.operations.info import info
+from championship_sr.store.shards.reader import Store
+
+TIMED_PX = 64  # side of the window that an expert is timed on, LR pixels
+
+
+def live_costs(experts: Sequence[LoadedExpert | ResultImages], device: Device) -> dict[str, Cost]:
+    """Expert -> its cost for one LR pixel, timed on a small window; not of those whose images are given."""
+    return {
+        expert.name: Cost(expert.n_parameters, seconds_of(expert, torch.device(device)) / TIMED_PX**2)
+        for expert in experts
+        if isinstance(expert, LoadedExpert)
+    }
+
+
+def seconds_of(expert: LoadedExpert, device: torch.device) -> float:
+    """Seconds for a window of TIMED_PX x TIMED_PX LR pixels, the second one after the first."""
+    window, taken = torch.full((1, 3, TIMED_PX, TIMED_PX), 0.5, device=device), 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        image, _ = expert(window)
+        image.sum().item()  # waits for the device
+        taken = time.perf_counter() - started
+    return taken
+
+
+def stored_costs(store: Store, names: Sequence[str], live: Sequence[LoadedExpert], device: Device) -> dict[str, Cost]:
+    """The same of a store's experts, with what a pixel takes on its disk; seconds of those that are loaded.
+
+    live  the experts that can be run, or none
+    """
+    timed = live_costs(live, device)
+    there = Path(store.root)
+    bytes_of = {source.name: source.bytes_per_lr_px for source in info(there).sources}
+    costs = {}
+    for name in names:
+        parameters = store.experts[name].notes.get("parameters")
+        costs[name] = Cost(parameters, timed.get(name, Cost()).seconds, bytes_of.get(name) or None)
+    return costs

@@ -5,6 +5,7 @@ The public names, each imported when it is first used (docs/api.md has examples 
     extract, train, evaluate    the three stages; they are also the packages that hold them
     load                        a trained run or an export, as a function of images
     Store, Loader               a feature store, and batches of random windows of it
+    complementarity, Evidence, products_of    what experts are worth together, from their images alone
     ConfigError, StoreError, WeightsError    the three kinds of bad input, each with a one-line message
 """
 
@@ -14,21 +15,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from championship_sr.evaluate.model import load
+    from championship_sr.evaluate.scoring.baselines import products_of
+    from championship_sr.evaluate.scoring.complementarity import Evidence, complementarity
     from championship_sr.stages import evaluate, extract, train
     from championship_sr.store.errors import ConfigError, StoreError, WeightsError
     from championship_sr.store.shards.reader import Store
     from championship_sr.train.data.loader import Loader
 
-__all__ = ["ConfigError", "Loader", "Store", "StoreError", "WeightsError", "evaluate", "extract", "load", "train"]
+__all__ = [
+    "ConfigError",
+    "Evidence",
+    "Loader",
+    "Store",
+    "StoreError",
+    "WeightsError",
+    "complementarity",
+    "evaluate",
+    "extract",
+    "load",
+    "products_of",
+    "train",
+]
 
 _STAGES = ("evaluate", "extract", "train")
 _HOMES = {
     "ConfigError": "store.errors",
+    "Evidence": "evaluate.scoring.complementarity",
     "Loader": "train.data.loader",
     "Store": "store.shards.reader",
     "StoreError": "store.errors",
     "WeightsError": "store.errors",
+    "complementarity": "evaluate.scoring.complementarity",
     "load": "evaluate.model",
+    "products_of": "evaluate.scoring.baselines",
 }
 
 

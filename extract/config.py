@@ -118,18 +118,27 @@ class ExpertConfig:
 
 @config_dataclass
 class DataConfig:
-    """Where the images are: data sets in a known layout, or folders of HR and, if they exist, LR images."""
+    """Where the images are: data sets in a known layout, or folders of HR images, of LR images, or of both."""
 
     roots: tuple[str, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
     split: Literal["train", "val", "all"] = "train"  # of the roots that have one
     hr: tuple[str, ...] = ()
-    lr: tuple[str, ...] = ()  # one for each of hr; none: LR is made from HR by the bicubic recipe
+    lr: tuple[str, ...] = ()  # one for each of hr, or alone; none: LR is made from HR by the bicubic recipe
 
     def __post_init__(self) -> None:
-        if not self.roots and not self.hr:
-            raise ValueError("give roots or hr: there are no images to read")
-        if self.lr and len(self.lr) != len(self.hr):
+        if not self.roots and not self.hr and not self.lr:
+            raise ValueError("give roots, hr or lr: there are no images to read")
+        if self.roots and self.lr and not self.hr:
+            raise ValueError(
+                "lr without hr stands alone: those of roots have HR, and a store has it of all images or none"
+            )
+        if self.lr and self.hr and len(self.lr) != len(self.hr):
             raise ValueError(f"lr must name one folder for each of hr, found {len(self.lr)} for {len(self.hr)}")
+
+    @property
+    def has_hr(self) -> bool:
+        """Whether there are HR images; for all of them or for none."""
+        return bool(self.roots or self.hr)
 
 
 @config_dataclass

@@ -78,8 +78,9 @@ def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert | ResultI
 def chosen_images(store: Store, ids: Sequence[str] | None) -> list[int]:
     """The indices of the images with these ids; None: all.
 
-    raises  StoreError naming the ids that the store hasn't
+    raises  StoreError naming the ids that the store hasn't, or if it has no HR images
     """
+    store.check_hr("a score")
     index = {image.id: number for number, image in enumerate(store.images)}
     missing = [image for image in ids or () if image not in index]
     if missing:
@@ -91,7 +92,9 @@ def fit_images(store: Store, scored: set[str]) -> list[int]:
     """The indices of up to MAX_FIT_IMAGES images of a store, spread over it, none of which is scored.
 
     scored  sha256 of the HR images that are scored
+    raises  StoreError if the store has no HR images
     """
+    store.check_hr("a fit of weights")
     free = [index for index, image in enumerate(store.images) if image.hr_sha256 not in scored]
     count = min(MAX_FIT_IMAGES, len(free))
     return [free[i * len(free) // count] for i in range(count)]

@@ -32,7 +32,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 def data_options(command: Any) -> Any:
     """--store, --root, --hr and --lr, for runs without a YAML file."""
     for option in (
-        click.option("--lr", multiple=True, metavar="DIR", help="LR images, one folder for each --hr."),
+        click.option(
+            "--lr",
+            multiple=True,
+            metavar="DIR",
+            help="LR images, one folder for each --hr, or LR images alone.",
+        ),
         click.option("--hr", multiple=True, metavar="DIR", help="HR images; without --lr the LR images are made."),
         click.option("--root", "roots", multiple=True, metavar="DIR", help="A data set in a known layout."),
         click.option("--store", metavar="DIR|URL", help="The feature store; s3:// and gs:// too."),

@@ -8,7 +8,7 @@ import click
 from championship_sr.extract.commands.experts import live as check_live
 from championship_sr.extract.commands.options import trust_option
 from championship_sr.extract.config import DataConfig
-from championship_sr.extract.images.identify import sha256_of
+from championship_sr.extract.images.identify import digests
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.commands import FOLDER, JSON, store
 from championship_sr.store.commands import verify as verify_bytes
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
 @click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
-@click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr.")
+@click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr; or these alone.")
 @click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
 @trust_option
 @JSON
@@ -41,7 +41,7 @@ def verify(
     as_json: bool,
 ) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
-    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr else None
+    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr or lr else None
     context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
     if live:
         context.invoke(check_live, root=root, n_images=live, names=(), trusted=trusted, device=None, as_json=as_json)
@@ -53,12 +53,14 @@ def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:
     absent = [image.id for image in manifest.images if image.id not in pairs]
     if absent:
         count, of = len(absent), len(manifest.images)
-        log.warning("%d of %d images are not in %s and not compared, such as %s", count, of, data.hr[0], absent[0])
+        log.warning(
+            "%d of %d images are not in %s and not compared, such as %s", count, of, (data.hr or data.lr)[0], absent[0]
+        )
 
     def hashes(image: Image) -> tuple[str | None, str | None]:
         if image.id not in pairs:
             return None, None
         lr, hr = pairs[image.id].read()
-        return sha256_of(lr), sha256_of(hr)
+        return digests(lr, hr)
 
     return hashes

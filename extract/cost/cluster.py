@@ -186,4 +186,4 @@ def _more_requests(n_bytes: float) -> int:
 def _arrays(plan: Plan, config: ExtractConfig) -> int:
     """Arrays of the whole store: lr and hr, and of each expert sr and its taps in every variant."""
     of_experts = sum(1 + len(expert.channels) for expert in plan.experts) * len(config.variants)
-    return plan.images * (2 + of_experts)
+    return plan.images * (1 + config.data.has_hr + of_experts)

@@ -123,7 +123,7 @@ def plan(
         images=len(sizes),
         shards=-(-len(sizes) // config.images_per_shard),
         lr_px=lr_px,
-        pairs_bytes=lr_px * 3 * (1 + config.scale**2),
+        pairs_bytes=lr_px * 3 * (1 + config.scale**2 * config.data.has_hr),
         experts=tuple(experts),
         free_bytes=None if is_remote(config.store) else free_bytes(Path(config.store)),
     )

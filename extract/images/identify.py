@@ -32,13 +32,18 @@ class Source:
     stamps: list[list]  # [path, bytes, time of change in ns] of each file
     lr_size: tuple[int, int]
     lr_sha256: str
-    hr_sha256: str
+    hr_sha256: str | None  # None where there is no HR
     results: dict[str, Result] = field(default_factory=dict)  # expert -> what another program made of the image
 
 
 def sha256_of(array: np.ndarray) -> str:
     """The sha256 of an array's bytes in C order, in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def digests(lr: np.ndarray, hr: np.ndarray | None) -> tuple[str, str | None]:
+    """The sha256 of both images of a pair."""
+    return sha256_of(lr), None if hr is None else sha256_of(hr)
 
 
 def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
@@ -74,7 +79,7 @@ def identify(
             lr, hr = pair.read()
         except UnreadableImage as error:
             return None, [str(error)]
-        source = there or Source(stamps, lr.shape[:2], sha256_of(lr), sha256_of(hr))
+        source = there or Source(stamps, lr.shape[:2], *digests(lr, hr))
         seen, unreadable = _results(new, lr, pair.scale)
         return replace(source, results=source.results | seen), unreadable
 

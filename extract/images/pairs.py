@@ -49,15 +49,20 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """One photograph: an HR file, and the LR file or none where LR is made from HR."""
+    """One photograph: an HR and an LR file, an HR file that LR is made from, or an LR file alone."""
 
     id: str
     name: str
-    hr: Path
+    hr: Path | None
     lr: Path | None
     scale: int
     lr_size: tuple[int, int] = (0, 0)  # rows and columns, by the headers
     cut: bool = False  # whether HR is a little larger than `scale` times its LR file
+
+    @property
+    def path(self) -> Path:
+        """The file that the photograph is named after."""
+        return self.hr or self.lr
 
     @property
     def lr_source(self) -> str:
@@ -65,14 +70,16 @@ class Pair:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.hr,) if self.lr is None else (self.lr, self.hr)
+        return tuple(path for path in (self.lr, self.hr) if path)
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """LR (h, w, 3) uint8 and HR (scale*h, scale*w, 3) uint8 or uint16.
+    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """LR (h, w, 3) uint8 and HR (scale*h, scale*w, 3) uint8 or uint16, None where there is none.
 
         HR is cut to multiples of the scale; without an LR file LR is made of that by the bicubic recipe.
         raises  UnreadableImage
         """
+        if self.hr is None:
+            return eight_bit(decode(self.lr)), None
         hr = decode(self.hr)
         height, width = (n - n % self.scale for n in hr.shape[:2])
         hr = np.ascontiguousarray(hr[:height, :width])
@@ -118,9 +125,9 @@ def joined(faults: Sequence[str]) -> str:
     return many + "; ".join(faults[:SHOWN_FAULTS]) + more
 
 
-def _folders(data: DataConfig, scale: int) -> list[tuple[Path, Path | None]]:
-    """(HR folder, LR folder or None) of everything that the configuration names."""
-    folders: list[tuple[Path, Path | None]] = []
+def _folders(data: DataConfig, scale: int) -> list[tuple[Path | None, Path | None]]:
+    """(HR folder, LR folder), one of them None where there is none, of everything that the configuration names."""
+    folders: list[tuple[Path | None, Path | None]] = []
     for root in map(Path, data.roots):
         found = _known_layouts(root, data.split, scale)
         if not found and root.is_dir():
@@ -131,6 +138,8 @@ def _folders(data: DataConfig, scale: int) -> list[tuple[Path, Path | None]]:
                 f"{root}: no images in a known layout ({data.split} of {names}); name the folders as data.hr"
             )
         folders += found
+    if not data.has_hr:
+        return [(None, Path(lr)) for lr in data.lr]
     folders += zip(map(Path, data.hr), map(Path, data.lr) if data.lr else [None] * len(data.hr), strict=True)
     return folders
 
@@ -184,7 +193,12 @@ def warn_of_nested(folder: Path) -> None:
         log.warning("%s: images in folders under it are not read: %s", folder, in_short(skipped))
 
 
-def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, nested: bool, faults: list[str]) -> list[Pair]:
+def _pairs_of(
+    hr_folder: Path | None, lr_folder: Path | None, scale: int, nested: bool, faults: list[str]
+) -> list[Pair]:
+    if hr_folder is None:
+        lr_files = image_files(lr_folder, nested=nested)
+        return [Pair(relative_stem(lr, lr_folder), printable(lr.name), None, lr, scale) for lr in lr_files]
     hr_files = image_files(hr_folder, nested=nested)
     lr_files = image_files(lr_folder, nested=nested) if lr_folder else []
     high, low = _of_one_folder(hr_files, scale)
@@ -223,7 +237,7 @@ def _pair(hr: Path, stem: str, lr: Path | None, scale: int) -> Pair:
 
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
     """The pairs with ids: the HR file's path under its folder, after as many folders above it as tell it apart."""
-    paths = {pair.hr: pair.id for pair in pairs}
+    paths = {pair.path: pair.id for pair in pairs}
     taken = Counter((folder, _safe(stem)) for folder, stem in {(path.parent, stem) for path, stem in paths.items()})
     stems = {path: _distinct(stem, taken[path.parent, _safe(stem)] > 1) for path, stem in paths.items()}
     above = {path: path.parts[: -1 - stem.count("/")] for path, stem in paths.items()}
@@ -235,11 +249,11 @@ def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
                 ids[path] = _safe("-".join([*above[path][-depth:], stem]))
     seen: dict[str, Path] = {}
     for pair in pairs:
-        name = ids[pair.hr]
+        name = ids[pair.path]
         if name in seen:
-            faults.append(f"{pair.hr}: would have the same id as {seen[name]}: {name}")
-        seen[name] = pair.hr
-    return [replace(pair, id=ids[pair.hr]) for pair in pairs]
+            faults.append(f"{pair.path}: would have the same id as {seen[name]}: {name}")
+        seen[name] = pair.path
+    return [replace(pair, id=ids[pair.path]) for pair in pairs]
 
 
 def _safe(name: str) -> str:
@@ -273,6 +287,8 @@ def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair | Non
     modes.update(header.mode for header in headers)
     (height, width), scale = headers[-1].size, pair.scale
     lr_size = headers[0].size if pair.lr else (height // scale, width // scale)
+    if pair.hr is None:
+        return replace(pair, lr_size=lr_size)
     if not min(lr_size):
         faults.append(f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}")
         return None

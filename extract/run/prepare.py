@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from championship_sr.extract.config import DataConfig, ExpertConfig
-from championship_sr.extract.images.identify import Source, identify, in_threads, read_sources, sha256_of
+from championship_sr.extract.images.identify import Source, digests, identify, in_threads, read_sources
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.extract.images.results import (
     ResultImages,
@@ -164,8 +164,8 @@ class PairsWriter:
         with write_shard(self._manifest, PAIRS, shard) as out:
             read = in_threads(lambda image: self._pairs[image.id].read(), images)
             for image, (lr, hr) in zip(images, read, strict=True):
-                if (sha256_of(lr), sha256_of(hr)) != (image.lr_sha256, image.hr_sha256):
-                    hr_path = self._pairs[image.id].hr
-                    raise StoreError(f"{hr_path}: changed while the store was being made; run the command again")
-                out.add(image.id, {"lr": lr, "hr": hr})
+                if digests(lr, hr) != (image.lr_sha256, image.hr_sha256):
+                    path = self._pairs[image.id].path
+                    raise StoreError(f"{path}: changed while the store was being made; run the command again")
+                out.add(image.id, {"lr": lr} | ({} if hr is None else {"hr": hr}))
                 bar.update()

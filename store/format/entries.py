@@ -31,7 +31,7 @@ class Image:
     name: str
     lr_size: tuple[int, int]
     lr_sha256: str
-    hr_sha256: str
+    hr_sha256: str | None  # None: there is no HR image, in the whole store
     shard: int
     lr_source: str  # "file", or "bicubic": made from the HR image
 
@@ -111,6 +111,8 @@ def check_images(images: tuple[Image, ...], container: str) -> None:
         raise StoreError(f"container {container!r}: expected one of {', '.join(CONTAINERS)}")
     if not images:
         raise StoreError("a store needs at least one image")
+    if len({image.hr_sha256 is None for image in images}) > 1:
+        raise StoreError("a store has HR images of all its photographs or of none; make two stores of these")
     seen: set[str] = set()
     for image in images:
         checked_name(image.id, "image id")

@@ -98,6 +98,11 @@ class Manifest:
         return cls(root, content["scale"], content["container"], images, experts)
 
     @property
+    def has_hr(self) -> bool:
+        """Whether the photographs have HR images; all of them, or none."""
+        return self.images[0].hr_sha256 is not None
+
+    @property
     def n_shards(self) -> int:
         return len(self._by_shard)
 
@@ -113,7 +118,8 @@ class Manifest:
     def specs(self, source: str, rebuild: bool = False) -> tuple[ArraySpec, ...]:
         """The arrays that each image has in this source; hr may also be uint16."""
         if source == PAIRS:
-            return ArraySpec("lr", 3, 1, "uint8"), ArraySpec("hr", 3, self.scale, "uint8")
+            hr = (ArraySpec("hr", 3, self.scale, "uint8"),) if self.has_hr else ()
+            return ArraySpec("lr", 3, 1, "uint8"), *hr
         return self.expert(source, rebuild).arrays
 
     def variants(self, source: str, rebuild: bool = False) -> tuple[str, ...]:

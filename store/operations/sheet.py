@@ -22,13 +22,18 @@ def write_sheet(store: Store, image: str, path: Path) -> None:
     raises  StoreError if the store has no such image
     """
     index = _index(store, image)
-    step = -(-max(store.array(index, PAIRS, "hr").shape[:2]) // CELL_PX)
-    hr = _unit(store.array(index, PAIRS, "hr"), step)
-    lr = _unit(store.array(index, PAIRS, "lr"), 1)
-    rows = [[("LR", _like(lr, hr)), ("HR", hr)]]
+    array = store.array(index, PAIRS, "lr")
+    step = -(-max(array.shape[:2]) * store.scale // CELL_PX)
+    lr = _unit(array, 1)
+    has_hr = store.manifest.has_hr
+    whole = np.empty(tuple(-(-n * store.scale // step) for n in lr.shape[:2]))
+    hr = _unit(store.array(index, PAIRS, "hr"), step) if has_hr else _like(lr, whole)
+    rows = [[("LR", _like(lr, hr)), *[("HR", hr)] * has_hr]]
     for name, expert in store.experts.items():
         sr = store.array(index, name, "sr").load()[::step, ::step]
-        row = [(f"{name}: SR", sr), (f"{name}: |SR - HR| x {ERROR_GAIN}", np.abs(sr - hr) * ERROR_GAIN)]
+        row = [(f"{name}: SR", sr)]
+        if has_hr:
+            row.append((f"{name}: |SR - HR| x {ERROR_GAIN}", np.abs(sr - hr) * ERROR_GAIN))
         for spec in expert.arrays:
             if spec.name != "sr":
                 features = store.array(index, name, spec.name).load()

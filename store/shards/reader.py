@@ -74,6 +74,14 @@ class Store:
             self._checked.add((source, key))
         return array
 
+    def check_hr(self, purpose: str) -> None:
+        """Raises StoreError where the store has no HR images, which the purpose needs."""
+        if not self.manifest.has_hr:
+            raise StoreError(
+                f"{self.root}: was made from LR images alone, and {purpose} needs their HR images. Extract with both, "
+                "--hr and --lr, into another store"
+            )
+
     def forget(self, source: str, shard: int) -> None:
         """Close the maps of a shard whose files go, once nobody reads from them any more."""
         ids = {image.id for image in self.manifest.images_of(shard)}

@@ -72,11 +72,13 @@ def open_source(place: Path | str, config: TrainConfig, world: World, trusted: S
     """The store, whole for the experts that the configuration names, or its images alone and live experts.
 
     trusted  modules that the store may name as its experts' networks
-    raises   StoreError if an expert is missing or has random weights; ConfigError for what a store cannot answer
+    raises   StoreError if HR or an expert is missing, or one has random weights;
+             ConfigError for what a store cannot answer
     """
     if not config.live.enabled:
         _check_answerable(config)
     store = open_store(place, () if config.live.enabled else config.experts or None, config.data)
+    store.check_hr("training")
     live = load_experts(store.root, config, world.device, trusted) if config.live.enabled else None
     entries = live.entries if live else store.experts
     _check_entries(place, entries, config)
@@ -123,6 +125,7 @@ def make_validation(source: Source, config: TrainConfig, run: Path, world: World
     root = settings.store or (extracted(config, source, run) if settings.hr else None)
     if root:
         training, held = list(range(len(store.images))), Store(root, experts)
+        held.check_hr("validation")
         check_apart(source.store, source.entries, held)
         scored = list(range(len(held.images)))
     else:

@@ -30,7 +30,7 @@ class Rival:
 def rivals(scores: Scores) -> list[Rival]:
     """The best expert; and fitted weights, where they were scored."""
     best = scores.best_expert
-    both = [Rival(best, f"the best expert, {row(best).title}"), Rival(FITTED, "fitted weights")]
+    both = [Rival(best, f"the best expert ({row(best).title})"), Rival(FITTED, "fitted weights")]
     return [rival for rival in both if rival.method in scores.methods]
 
 
@@ -60,7 +60,7 @@ def sentence(scores: Scores) -> str:
     parts = [f"is {' and '.join(shown)}"] if shown else []
     if even:
         reason = "both intervals contain" if len(even) > 1 else "the interval contains"
-        parts.append(f"cannot be told from {' or from '.join(even)}: {reason} 0")
+        parts.append(f"cannot be told apart from {' or from '.join(even)}: {reason} 0")
     return f"By {metric.title} on {counted(len(scores.images), 'image')}, the fusion {', but '.join(parts)}."
 
 

@@ -146,9 +146,10 @@ def _whole_image(region: Region, numbers: Mapping[Region, int]) -> dict[str, Any
 
 
 def _region(region: Region) -> dict[str, Any]:
-    where = "" if region.whole else f", from row {region.y}, column {region.x}"
     return {
-        "title": region.image + where,
+        "title": region.image,
+        "y": region.y,
+        "x": region.x,
         "height": region.height,
         "width": region.width,
         "uncounted": region.uncounted,

@@ -115,7 +115,7 @@ class Page:
     def box(self) -> tuple[slice, slice]:
         """Rows and columns in view."""
         first, last, left, right = re.search(
-            r"rows (\d+) to (\d+) of \d+, columns (\d+) to (\d+) of", self.text("where")
+            r"rows (\d+) to (\d+), columns (\d+) to (\d+)$", self.text("where")
         ).groups()
         return slice(int(first), int(last) + 1), slice(int(left), int(right) + 1)
 

@@ -194,11 +194,11 @@ def test_what_an_image_leaves_of_its_share_goes_to_those_after_it():
 @pytest.mark.parametrize(
     ("expert", "fitted", "words"),
     [
-        (0.3, 0.2, "is 0.300 dB better than the best expert, one and 0.200 dB better than fitted weights."),
-        (-0.3, 0.2, "is 0.300 dB worse than the best expert, one and 0.200 dB better than fitted weights."),
-        (0.3, 0.0, "is 0.300 dB better than the best expert, one, but cannot be told from fitted weights: "),
-        (0.0, 0.0, "cannot be told from the best expert, one or from fitted weights: both intervals contain 0."),
-        (0.3, None, "is 0.300 dB better than the best expert, one."),
+        (0.3, 0.2, "is 0.300 dB better than the best expert (one) and 0.200 dB better than fitted weights."),
+        (-0.3, 0.2, "is 0.300 dB worse than the best expert (one) and 0.200 dB better than fitted weights."),
+        (0.3, 0.0, "is 0.300 dB better than the best expert (one), but cannot be told apart from fitted weights: "),
+        (0.0, 0.0, "cannot be told apart from the best expert (one) or from fitted weights: both intervals contain 0."),
+        (0.3, None, "is 0.300 dB better than the best expert (one)."),
     ],
 )
 def test_the_headline_says_what_is_shown_and_what_is_not(expert, fitted, words):

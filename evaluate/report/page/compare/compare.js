@@ -108,7 +108,8 @@ function startComparison(settings) {
 
   function tell(shown, box, values, texts) {
     const percent = `${Math.round(100 * stage.view.zoom)} %`;
-    const where = `${shown.title}: rows ${box.top} to ${box.bottom - 1} of ${shown.height}, columns ${box.left} to ${box.right - 1} of ${shown.width}`;
+    const range = (offset, first, end) => `${offset + first} to ${offset + end - 1}`;
+    const where = `${shown.title}: rows ${range(shown.y, box.top, box.bottom)}, columns ${range(shown.x, box.left, box.right)}`;
     element("percent").textContent = percent;
     element("where").textContent = where;
     const difference = values[1] - values[0];

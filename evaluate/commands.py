@@ -173,17 +173,26 @@ def upscale(
 ) -> None:
     """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
 
+    INPUT may be a feature store too: its experts' images are fused, and no expert is run.
     With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
     """
+    from championship_sr.evaluate.deliver.stored import is_store, upscale_store
     from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files
     from championship_sr.evaluate.model import load
 
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
-    inputs, config = find_inputs(given), section(config_path, assignments)
+    from_store = is_store(Path(given))
+    if from_store and expert_images:
+        raise click.UsageError("--expert-images is for image files; a store has its experts' images")
+    inputs, config = [] if from_store else find_inputs(given), section(config_path, assignments)
     refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
     model = load(run, config=config, refiner=refiner, images=expert_images, trusted=trusted)
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
-    for path in upscale_files(model, inputs, output, chosen, into_folder=into_folder):
+    if from_store:
+        written = upscale_store(model, Path(given), output, chosen)
+    else:
+        written = upscale_files(model, inputs, output, chosen, into_folder=into_folder)
+    for path in written:
         click.echo(path)

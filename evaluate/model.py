@@ -1,7 +1,7 @@
 """A trained run as one object: the fusion, its experts, and images through both."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
-from championship_sr.evaluate.inference.inputs import LiveInputs, chw, hwc, must_run
+from championship_sr.evaluate.inference.inputs import Inputs, LiveInputs, chw, hwc, must_run
 from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
@@ -146,12 +146,9 @@ class Model:
     ) -> Result:
         """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1.
 
-        Out of memory on a GPU, it goes on with tiles of half the size.
-
         given   the images of the experts that are not run
         raises  ConfigError if one of them is missing, or if their flips would be needed
         """
-        wanted = {FUSION: self.network} if networks else {}
         experts = self._answering(given)
         if self_ensemble:
             must_run(experts)
@@ -159,6 +156,23 @@ class Model:
         def inputs(variant: str) -> LiveInputs:
             return LiveInputs(lr, experts, variant, self.device)
 
+        return self.run_on(inputs, self_ensemble=self_ensemble, networks=networks, progress=progress)
+
+    def run_on(
+        self,
+        inputs: Callable[[str], Inputs],
+        *,
+        self_ensemble: bool = False,
+        networks: bool = True,
+        progress: Progress | None = None,
+    ) -> Result:
+        """The same from what the experts say of an image, wherever it comes from.
+
+        Out of memory on a GPU, it goes on with tiles of half the size.
+
+        inputs  variant -> the inputs of the image in that variant
+        """
+        wanted = {FUSION: self.network} if networks else {}
         while True:
             try:
                 if self_ensemble:
@@ -182,7 +196,10 @@ class Model:
         self, lr: Tensor, self_ensemble: bool, progress: Progress | None = None, given: Sequence[GivenImage] = ()
     ) -> Tensor:
         """The image (3, H, W) in 0..1 of one (1, 3, h, w)."""
-        result = self.run(lr.cpu(), given=given, self_ensemble=self_ensemble, progress=progress)
+        return self.finished(self.run(lr.cpu(), given=given, self_ensemble=self_ensemble, progress=progress))
+
+    def finished(self, result: Result) -> Tensor:
+        """The fusion's image (3, H, W) in 0..1, refined where the model has a refiner."""
         image = result.images[FUSION].clamp_(0, 1)
         return self.refiner(image[None])[0] if self.refiner else image
 

@@ -86,7 +86,7 @@ def evaluate_store(
     store = store if isinstance(store, Store) else Store(store, names)
     names = names or tuple(store.experts)
     if model:
-        _check_experts(model, store)
+        check_experts(model, store)
     device = pick_device(config.device)
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
@@ -162,7 +162,8 @@ def _live_experts(
     return tuple(live_expert(store.experts[name], store.scale, device, config) for name, config in configs.items())
 
 
-def _check_experts(model: Model, store: Store) -> None:
+def check_experts(model: Model, store: Store) -> None:
+    """Raises StoreError if the store is of another scale, or has an expert that is not the one of the run."""
     if store.scale != model.scale:
         raise StoreError(f"{store.root}: scale {store.scale}; the run has {model.scale}")
     for name, trained in model.fusion.expert_entries.items():

@@ -93,10 +93,19 @@ def test_three_folders_of_results_are_fused_without_any_weights_file(fused, fold
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(written[1])))
 
 
-def test_what_is_upscaled_is_the_same_from_the_store(fused, folders):
+def test_a_store_of_lr_images_alone_is_fused_as_the_files_are(fused, folders, tmp_path):
     model = load(fused, device="cpu", images={name: folders[name] for name in ENDINGS})
-    picture = np.asarray(model(folders["LR"] / "photo1x4.png"))
-    assert picture.shape == (64, 48, 3)
+    picture = np.asarray(model(folders["LR"] / "photo1x4.png")).astype(int)
+    chosen = [part for name in ENDINGS for part in ("--expert", fused.parent / f"{name}.yaml")]
+    args = ("--lr", folders["LR"], "--store", tmp_path / "lr.store", "--set", "extract.codecs.sr=uint8")
+    call(extract, *args, "--device", "cpu", *chosen)
+    written = call(upscale, "--run", fused, tmp_path / "lr.store", tmp_path / "SR").split()
+    assert [Path(path).name for path in written] == [f"photo{i}x4.png" for i in range(4)]
+    assert np.array_equal(np.asarray(Image.open(written[1])), picture)
+    experts = call(upscale, "--run", fused, tmp_path / "lr.store", tmp_path / "each", "--experts-only").split()
+    assert len(experts) == 12
+    with pytest.raises(StoreError, match="has not all 8 variants, which --self-ensemble takes the mean of"):
+        call(upscale, "--run", fused, tmp_path / "lr.store", tmp_path / "x8", "--self-ensemble")
     with pytest.raises(ConfigError, match=r"expert \w+: is not run, and its image of this picture is not given"):
         model(np.zeros((8, 8, 3), np.uint8))
 

@@ -85,6 +85,8 @@ def cli(debug: bool, verbose: bool, max_megapixels: float | None) -> None:
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged or large picture is said in one line
+    for name in ("imagecodecs", "tifffile"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths that are no UTF-8 are printed as they are
     if max_megapixels:

@@ -19,7 +19,7 @@ from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.decode import decode
 from championship_sr.extract.images.pairs import image_files
 from championship_sr.extract.images.picture import eight_bit
-from championship_sr.store.errors import WeightsError
+from championship_sr.store.errors import StoreError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,20 @@ def load_pairs(folders: tuple[str, ...], scale: int) -> list[tuple[np.ndarray, n
         hr = np.ascontiguousarray(image[:height, :width])
         pairs.append((downscale(hr, scale), hr))
     return pairs
+
+
+def _large_enough(pairs: list, config: PretrainConfig) -> list:
+    """The pairs that a crop fits into.
+
+    raises  StoreError if there is none
+    """
+    fitting = [pair for pair in pairs if min(pair[0].shape[:2]) >= config.patch_px]
+    small = f"{len(pairs) - len(fitting)} images are smaller than pretrain.patch_px={config.patch_px} LR pixels"
+    if not fitting:
+        raise StoreError(f"{', '.join(config.hr)}: {small}, and no other is there")
+    if len(fitting) < len(pairs):
+        log.warning("%s and are left out", small)
+    return fitting
 
 
 def sample_batch(pairs: list, config: PretrainConfig, step: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +164,7 @@ def pretrain(name: str, config: PretrainConfig, out: Path, device: torch.device)
     if checkpoint.exists():
         training.load(checkpoint, device)
         log.info("%s: going on from step %d", checkpoint, training.step)
-    pairs = load_pairs(config.hr, config.scale)
+    pairs = _large_enough(load_pairs(config.hr, config.scale), config)
     started = time.monotonic() - training.seconds
     with (
         tqdm(total=config.steps, initial=training.step, desc=name, unit="step", disable=None) as bar,

@@ -13,7 +13,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from championship_sr.extract.images.deep_tiff import deep_page, picture_of_page, size_of_page
+from championship_sr.extract.images.deep_tiff import deep_page, mode_of_page, picture_of_page, size_of_page
 from championship_sr.extract.images.names import printable
 from championship_sr.extract.images.picture import (
     Picture,
@@ -72,7 +72,7 @@ def read_header(path: Path) -> Header:
     """
     with _faults_named(path), deep_page(path) as page:
         if page is not None:
-            return Header(size_of_page(page), page.photometric.name)
+            return Header(size_of_page(page), mode_of_page(page))
         with Image.open(path, formats=CONTENTS) as image:
             orientation = 1 if image.format == "TIFF" else _exif_of(image, path)[1]  # Pillow turns TIFF itself
             return Header(upright_size(image.height, image.width, orientation), image.mode)

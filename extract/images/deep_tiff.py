@@ -1,5 +1,6 @@
 """TIFF files of more than 8 bits a value, of which Pillow reads few: 16-bit integers, and floating point in 0..1."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,16 @@ def deep_page(path: Path) -> Iterator[TiffPage | None]:
         return
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
-        if len(tiff.pages) > 1:
-            log.warning("%s: %d frames; the first is used", path, len(tiff.pages))
+        if page.bitspersample > 8 and _has_second(tiff):
+            log.warning("%s: more than one frame; the first is used", path)
         yield page if page.bitspersample > 8 else None
+
+
+def _has_second(tiff: tifffile.TiffFile) -> bool:
+    try:
+        return tiff.pages[1] is not None  # to count them all may take long where they lead in circles
+    except IndexError:
+        return False
 
 
 def size_of_page(page: TiffPage) -> tuple[int, int]:
@@ -45,19 +53,28 @@ def size_of_page(page: TiffPage) -> tuple[int, int]:
     return upright_size(page.imagelength, page.imagewidth, _orientation(page))
 
 
+def mode_of_page(page: TiffPage) -> str:
+    """RGB, or how the file differs from it."""
+    return "RGB" if page.samplesperpixel == 3 else f"{page.samplesperpixel} x {page.bitspersample} bits"
+
+
 def picture_of_page(page: TiffPage) -> Picture:
     """The picture, with 16 bits a channel.
 
     raises  StoreError for what has no agreed range of values or no agreed colours
     """
     check_size(page.imagelength, page.imagewidth)
-    if page.photometric not in KNOWN or page.samplesperpixel > 4 or page.imagedepth != 1:
+    colours = (3, 4) if page.photometric == PHOTOMETRIC.RGB else (1, 2)
+    if page.photometric not in KNOWN or page.samplesperpixel not in colours or page.imagedepth != 1:
         raise StoreError(_kind(page) + "; convert it to grey or RGB")
     if page.dtype is None or not (page.dtype.kind == "f" or (page.dtype == np.uint16 and page.bitspersample == 16)):
         raise StoreError(_kind(page) + "; expected 8 or 16 bits, or floating point in 0..1")
+    _check_whole(page)
     values = page.asarray()
     values = sixteen_bit(values) if page.dtype.kind == "f" else values
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else np.atleast_3d(values)
+    if values.shape[:2] != (page.imagelength, page.imagewidth):
+        raise ValueError(f"{values.shape} values, expected {page.imagelength} x {page.imagewidth} pixels")
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         values[..., 0] = 65535 - values[..., 0]
     if page.extrasamples and page.extrasamples[0] == EXTRASAMPLE.ASSOCALPHA:
@@ -66,8 +83,20 @@ def picture_of_page(page: TiffPage) -> Picture:
     return upright(from_channels(values, icc=icc), _orientation(page))
 
 
+def _check_whole(page: TiffPage) -> None:
+    """Raises ValueError if strips or tiles are missing, which tifffile would read as zeros."""
+    ends = [
+        start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True) if start and count
+    ]
+    if len(ends) != math.prod(page.chunked) or max(ends) > page.parent.filehandle.size:
+        raise ValueError(
+            f"{len(ends)} of {math.prod(page.chunked)} strips or tiles are there, or their ends are missing"
+        )
+
+
 def _kind(page: TiffPage) -> str:
-    return f"a TIFF of {page.samplesperpixel} x {page.bitspersample} bits, {page.photometric.name}, {page.dtype}"
+    colours = getattr(page.photometric, "name", page.photometric)
+    return f"a TIFF of {page.samplesperpixel} x {page.bitspersample} bits, {colours}, {page.dtype}"
 
 
 def _orientation(page: TiffPage) -> int:

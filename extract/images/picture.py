@@ -60,7 +60,9 @@ if LIMIT_VARIABLE in os.environ:
 
 
 def check_size(rows: int, columns: int) -> None:
-    """Raises DecompressionBombError for a picture over Pillow's limit, where Pillow has not looked."""
+    """Raises DecompressionBombError over Pillow's limit, and ValueError without pixels, where Pillow does not look."""
+    if min(rows, columns) < 1:
+        raise ValueError(f"{columns} x {rows} pixels")
     if rows * columns > limit_megapixels() * 1e6:
         raise Image.DecompressionBombError(f"{columns} x {rows} pixels")
 

@@ -93,6 +93,18 @@ def test_images_are_read_as_extraction_reads_them(tmp_path):
         assert np.array_equal(hr, np.round(deep / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
 
 
+def test_images_smaller_than_a_crop_are_left_out_and_said(make_config, tmp_path, caplog):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for name, side in (("a", 16), ("b", 64)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(folder / f"{name}.png")
+    pretrain("e", make_config(hr=(str(folder),), steps=1), tmp_path, CPU)
+    assert "1 images are smaller than pretrain.patch_px=8 LR pixels and are left out" in caplog.text
+    (folder / "b.png").unlink()
+    with pytest.raises(StoreError, match=r"1 images are smaller than pretrain.patch_px=8 LR pixels, and no other"):
+        pretrain("e", make_config(hr=(str(folder),), steps=2), tmp_path, CPU)
+
+
 def test_the_learning_rate_warms_up_and_ends_at_zero(make_config):
     config = make_config(steps=100, warmup_steps=10, learning_rate=1.0)
     rates = np.array([learning_rate(config, step) for step in range(101)])

@@ -114,6 +114,32 @@ def test_each_kind_of_tiff_shows_its_values(tmp_path, kind):
     assert read_header(tmp_path / "a.tif").size == (5, 7)
 
 
+def test_hostile_tiffs_whose_strips_are_missing_are_not_black(tmp_path):
+    whole = tmp_path / "a.tif"
+    tifffile.imwrite(whole, DEEP, photometric="rgb", compression="zlib", rowsperstrip=1)
+    with tifffile.TiffFile(whole) as tiff:
+        names = ("StripByteCounts", "StripOffsets", "ImageLength")
+        places = [tiff.pages[0].tags[name].valueoffset for name in names]
+    content = whole.read_bytes()
+    changed = {
+        "no bytes": (places[0], struct.pack("<I", 0)),
+        "behind the end": (places[1], struct.pack("<I", len(content))),
+        "many rows": (places[2], struct.pack("<I", 8_000_000)),
+        "no rows": (places[2], struct.pack("<I", 0)),
+    }
+    for kind, (place, value) in changed.items():
+        path = tmp_path / f"{kind}.tif"
+        path.write_bytes(content[:place] + value + content[place + len(value) :])
+        with pytest.raises(UnreadableImage, match=rf"{kind}\.tif: truncated or damaged image"):
+            read_picture(path)
+
+
+def test_of_several_pages_the_first_is_used_and_it_is_said(tmp_path, caplog):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([DEEP, DEEP // 2]), photometric="rgb")
+    assert np.array_equal(decode(tmp_path / "a.tif"), DEEP)
+    assert caplog.messages == [f"{tmp_path}/a.tif: more than one frame; the first is used"]
+
+
 def test_colours_that_were_multiplied_by_alpha_are_divided_again(tmp_path):
     alpha = np.full((5, 7, 1), 32768, np.uint16)
     tifffile.imwrite(
@@ -164,7 +190,7 @@ def test_what_cannot_be_seen_has_the_colour_beside_it():
     assert np.array_equal(filled(nothing), pixels) and filled(Picture(pixels)) is pixels
 
 
-def test_files_that_are_none_are_refused_without_waiting(tmp_path):
+def test_hostile_files_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
@@ -238,7 +264,7 @@ def small_files(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")  # Pillow's, on damaged tags
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=sampled_from(SMALL), more=data())
-def test_no_flipped_bytes_end_in_anything_but_a_picture_or_one_line(small_files, tmp_path, name, more):
+def test_a_hostile_file_ends_in_a_picture_or_in_one_line(small_files, tmp_path, name, more):
     content = bytearray(small_files[name])
     for _ in range(more.draw(integers(1, 4))):
         content[more.draw(integers(0, len(content) - 1))] = more.draw(integers(0, 255))

@@ -260,7 +260,7 @@ def test_a_turned_photograph_is_paired_with_its_upright_lr(tmp_path):
     assert pair.lr_size == (3, 2) and np.array_equal(pair.read()[1], array)
 
 
-def test_pipes_and_huge_headers_are_faults_beside_others(tmp_path):
+def test_hostile_pipes_and_huge_headers_are_faults_beside_others(tmp_path):
     save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "pipe.png")
     whole = (tmp_path / "good.png").read_bytes()

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, integers
 from PIL import Image, ImageCms
@@ -112,6 +113,14 @@ def test_what_is_written_is_read_again(tmp_path_factory, seed, height, width, gr
         assert np.array_equal(after.alpha, layer) if alpha else after.alpha is None
         assert (after.grey, after.icc) == (grey, before.icc)
         assert after.exif == (before.exif if name == "a.png" else b"")
+    channels = [*(pixels[..., i] for i in ((0,) if grey else range(3))), *([layer] if alpha else [])]
+    folder = tmp_path_factory.getbasetemp()
+    assert np.array_equal(np.atleast_3d(tifffile.imread(folder / "a.tif")), np.stack(channels, axis=-1))
+    with Image.open(folder / "a.png") as image:  # Pillow keeps the upper byte of each value, but for grey
+        seen = np.atleast_3d(np.asarray(image))
+        seen = seen[..., [0, 3]] if grey and alpha else seen  # it has no mode for grey with alpha of 16 bits
+        assert np.array_equal(seen, np.stack(channels, axis=-1) >> (8 if seen.dtype == np.uint8 else 0))
+        assert (image.info.get("icc_profile") or b"") == before.icc
 
 
 ROWS = bytes(2 * (1 + 6 * 3))  # 2 rows of 3 RGB pixels, filter 0

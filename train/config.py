@@ -74,6 +74,7 @@ class DataConfig:
     """Which windows a step sees. See train/data/sampler.py for the order and train/data/mixing.py for the mixing."""
 
     batch_size: Positive = 16  # windows an optimiser step, over all processes and micro-batches
+    batch_per_process: Annotated[int, Field(ge=0)] = 0  # in place of batch_size: of each process; 0: share batch_size
     accumulation: Positive = 1  # micro-batches a step: the same result in less memory
     crop_px: Annotated[int, Field(ge=8)] = 64  # side of a window, LR pixels
     repeat_factor: Positive = 20  # windows an image and epoch, on average

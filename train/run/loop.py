@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from championship_sr.extract.device import float32_products
+from championship_sr.extract.run.shares import LONGEST_WAIT
 from championship_sr.store.disk import leases
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.remote.bucket import store_place
@@ -32,7 +33,7 @@ from championship_sr.train.run.fitting import fit_start
 from championship_sr.train.run.folder import LOCK_FILE, begin, check_folder, feature_channels
 from championship_sr.train.run.journal import Journal
 from championship_sr.train.run.processes import World, world
-from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source
+from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
 from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.watch import Meter, Watch, stop_signals
 
@@ -58,10 +59,12 @@ def train(
     """
     store, out = store_place(store), Path(out)
     with ExitStack() as stack:
-        processes, stopping = stack.enter_context(world(config.device)), stack.enter_context(stop_signals())
+        # validation images that are extracted first take one process hours, in which the others wait
+        timeout = LONGEST_WAIT if config.validation.hr else None
+        processes, stopping = stack.enter_context(world(config.device, timeout)), stack.enter_context(stop_signals())
         source = stack.enter_context(closing(open_source(store, config, processes, trusted)))
         # resolved: a store that gets another expert later doesn't change the run
-        config = replace(config, experts=tuple(source.entries))
+        config = replace(config, experts=tuple(source.entries), data=whole_batch(config.data, processes.size))
         if processes.first:
             check_folder(out)
             out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,7 @@ class Run:
         self._go_on()
         self.journal = Journal(out, self.step, config.tensorboard, self.unscored) if processes.first else None
         log.info("%s: %d steps on %d images, on %s", out, self.span.steps, len(training), processes.device)
+        log.info("%s", arithmetic(config, processes.size))
 
     def close(self) -> None:
         if self.journal:
@@ -276,6 +280,17 @@ class Run:
     def _progress(self) -> tqdm:
         hidden = None if self.world.first else True  # None: where stderr is no terminal
         return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
+
+
+def arithmetic(config: TrainConfig, processes: int) -> str:
+    """What a step is made of, and the learning rate that goes with it."""
+    data = config.data
+    each = data.batch_size // (processes * data.accumulation)
+    return (
+        f"a step has {data.batch_size} windows: processes x micro-batches x windows = {processes} x "
+        f"{data.accumulation} x {each}; the learning rate is {config.optimiser.learning_rate:g} at its peak, "
+        "whatever the number of windows"
+    )
 
 
 def new_network(

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -64,17 +65,18 @@ class World:
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
+def world(device: str, timeout: timedelta | None = None) -> Iterator[World]:
     """The processes that torchrun started, or this one alone.
 
-    device  "auto" takes this process's GPU where there is one; otherwise as torch names it
+    device   "auto" takes this process's GPU where there is one; otherwise as torch names it
+    timeout  how long one may wait for the others before it gives up; None: torch's ten to thirty minutes
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     place = pick_device(device, local)
     if size == 1:
         yield World(place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timeout)
     try:
         alone = World(place, rank, size)
         yield replace(alone, node=int(os.environ.get("GROUP_RANK", "0")), nodes=_nodes(alone), local_rank=local)

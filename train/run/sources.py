@@ -1,7 +1,7 @@
 """What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,6 +189,11 @@ def _expert_configs(source: Source) -> list["ExpertConfig"]:
 def loader_options(data: DataConfig) -> dict:
     """The part of the configuration that the loader takes as it is."""
     return {key: value for key, value in to_plain(data).items() if key in LOADER_KEYS}
+
+
+def whole_batch(data: DataConfig, processes: int) -> DataConfig:
+    """The same with the `batch_size` of all processes, where that of each was given."""
+    return replace(data, batch_size=data.batch_per_process * processes) if data.batch_per_process else data
 
 
 def check_shares(data: DataConfig, processes: int) -> None:

@@ -1,9 +1,13 @@
 """The mean over processes."""
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 
+from championship_sr.train.run.loop import arithmetic
 from championship_sr.train.run.processes import World
+from championship_sr.train.run.sources import whole_batch
 
 
 def test_one_process_changes_nothing():
@@ -20,3 +24,12 @@ def test_the_mean_keeps_each_tensors_shape_and_memory_format(monkeypatch):
     World(torch.device("cpu"), 0, 2).mean(tensors)
     for found, wanted in zip(tensors, expected, strict=True):
         assert torch.equal(found, wanted) and found.stride() == wanted.stride()
+
+
+def test_a_batch_size_for_each_process_grows_with_their_number(make_config):
+    config = make_config(data={"batch_per_process": 3, "accumulation": 3})
+    whole = replace(config, data=whole_batch(config.data, processes=4))
+    assert whole.data.batch_size == 12 and whole_batch(make_config().data, 4).batch_size == 2
+    assert arithmetic(whole, 4).startswith(
+        "a step has 12 windows: processes x micro-batches x windows = 4 x 3 x 1; the learning rate is 0.001 at its peak"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from championship_sr.extract.commands.options import trust_option
+from championship_sr.extract.commands.options import device_option, trust_option
 from championship_sr.store.config import dump_yaml, load_section
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
@@ -31,6 +31,7 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
 @click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
 @trust_option
+@device_option
 @click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def train(
@@ -43,6 +44,7 @@ def train(
     resume: Path | None,
     live: bool,
     trusted: tuple[str, ...],
+    device: str | None,
     describe: bool,
     as_json: bool,
 ) -> None:
@@ -53,6 +55,8 @@ def train(
     """
     options = {"cache": cache, "cache_gb": cache_gb}
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
+    if device:
+        assignments += (f"train.device={device}",)
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out)
         store, settings = _of_run(resume, store, assignments, trusted)
@@ -78,18 +82,24 @@ def bench() -> None:
 
 
 @bench.command("step")
-@click.option("--batch", "batches", multiple=True, type=AT_LEAST_1, default=(1, 4), show_default=True)
+@click.option(
+    "--batch", "batches", multiple=True, type=AT_LEAST_1, help="Windows a step; default: 1 and 4, on a GPU 16."
+)
 @click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True, help="Side of a window, LR pixels.")
 @click.option("--profile", "profiles", multiple=True, default=("direct", "paper", "swift"), show_default=True)
 @click.option("--rounds", type=AT_LEAST_1, default=3, show_default=True, help="The medians of so many are given.")
 @click.option("--live/--no-live", default=True, help="Measure the four full-size experts too.")
+@device_option
+@click.option("--trace", type=click.Path(path_type=Path), help="Write torch.profiler's trace of a step to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
-def bench_step(batches, crop, profiles, rounds, live, as_json) -> None:
+def bench_step(batches, crop, profiles, rounds, live, device, trace, as_json) -> None:
     """What a training step costs in each profile, and what it would cost with the experts in it."""
+    from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.step import bench_step as run
     from championship_sr.train.bench.step import table
 
-    result = run(batches, crop, profiles=profiles, rounds=rounds, live=live)
+    where = pick_device(device or "auto")
+    result = run(batches, crop, profiles=profiles, rounds=rounds, live=live, device=where, trace=trace)
     click.echo(json.dumps(result) if as_json else table(result))
 
 
@@ -99,12 +109,15 @@ def bench_step(batches, crop, profiles, rounds, live, as_json) -> None:
 @click.option("--seconds", default=1.0, show_default=True, help="That each contender is measured in a round.")
 @click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True)
 @click.option("--threads", type=AT_LEAST_1, default=2, show_default=True)
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
-def bench_loader(folder, rounds, seconds, batch_size, threads, as_json) -> None:
+def bench_loader(folder, rounds, seconds, batch_size, threads, device, as_json) -> None:
     """How fast a store is read, beside a plain copy of the same bytes and what people use instead."""
+    from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.loader import bench_loader as run
 
-    result = run(folder, rounds=rounds, seconds=seconds, batch_size=batch_size, threads=threads)
+    where = pick_device(device or "auto")
+    result = run(folder, rounds=rounds, seconds=seconds, batch_size=batch_size, threads=threads, device=where)
     click.echo(json.dumps(result) if as_json else dump_yaml(result).rstrip())
 
 
@@ -146,6 +159,7 @@ def _check_named(entries: Sequence[str], trusted: tuple[str, ...]) -> None:
 
 
 def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:
+    from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.phases import describe, plain, table
     from championship_sr.train.fusion import build_fusion
 
@@ -157,7 +171,8 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
         found = open_store(store, settings.experts or None, settings.data)
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
         scale = found.scale
-    costs = describe(build_fusion(settings.fusion, channels, scale), channels, crop=settings.data.crop_px)
+    network = build_fusion(settings.fusion, channels, scale).to(pick_device(settings.device))
+    costs = describe(network, channels, crop=settings.data.crop_px)
     click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
 
 

@@ -87,6 +87,7 @@ def count_step(network: nn.Module, inputs: tuple[Tensor, Tensor, Mapping[str, Te
     target = images[:, 0].contiguous()
 
     def step() -> None:
+        network.zero_grad()  # as in training, where a gradient is new at each step and added to nothing
         network(lr, images, features).sub(target).abs().mean().backward()
 
     return dispatched(step)

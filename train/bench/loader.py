@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
@@ -30,11 +31,13 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.bench.peers import PEERS, contenders
+from championship_sr.train.bench.phases import now
 from championship_sr.train.data.loader import MIB, MOST_SLOTS, Loader
 from championship_sr.train.data.slots import room
 
 CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
 SCALE, CROP_PX, IMAGE_PX = 4, 64, 256
+CPU = torch.device("cpu")
 SEED = 1
 PATCHES = 64  # that pt_files and the peers hold
 COPIED_BATCHES = 4  # that memcpy takes turns with: more than the processor's caches hold
@@ -65,16 +68,18 @@ def bench_loader(
     batch_size: int = 8,
     threads: int = 2,
     n_images: int = 12,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """The figures of one run; the synthetic stores and everything else that it writes are removed at its end.
 
     folder   where to write them (about 6 GB); None: where temporary files go
     seconds  that a contender is measured in a round
+    device   on a GPU also: decoded batches there, and its own copies of pinned memory
     """
     options = {"batch_size": batch_size, "crop_px": CROP_PX, "seed": SEED, "threads": threads}
     with tempfile.TemporaryDirectory(dir=folder) as made, tqdm(disable=None, unit="measurement", desc="bench") as bar:
         stores = {name: write_store(Path(made) / name, name, n_images) for name in ("zarr", "hdf5")}
-        warm = warm_rounds(stores, options, rounds, seconds, bar)
+        warm = warm_rounds(stores, options, rounds, seconds, bar, device)
         cold = [cold_round(stores["zarr"], options | COLD_ORDER, bar) for _ in range(rounds)]
         scattered = cold_figures([cold_round(stores["zarr"], options, bar) for _ in range(rounds)])
         rss = _in_fresh_process(peak_rss_mib, stores["zarr"], options)
@@ -92,11 +97,13 @@ def bench_loader(
 
 
 def warm_rounds(
-    stores: dict[str, Path], options: dict[str, Any], rounds: int, seconds: float, bar: tqdm
+    stores: dict[str, Path], options: dict[str, Any], rounds: int, seconds: float, bar: tqdm, device: torch.device = CPU
 ) -> dict[str, Any]:
     """What every contender serves from memory; nothing that they opened outlasts the call."""
     loader = Loader(Store(stores["zarr"]), **options)
     runners = list(_runners(stores["zarr"].parent, loader, Store(stores["hdf5"])))
+    if device.type != "cpu":
+        runners += on_device(Loader(Store(stores["zarr"]), device=device, **options))
     bar.reset(total=rounds * (len(runners) + 4))
     for _ in range(rounds):
         for runner in runners:
@@ -139,6 +146,29 @@ def _runners(folder: Path, loader: Loader, hdf5: Store) -> Iterator[Runner]:
         for workers in (0, loader.threads):
             batches = opened(workers, batch_size)
             yield Runner(name, workers, partial(iter, batches), batch_size, n_bytes, 1 + 2 * workers)
+
+
+def on_device(loader: Loader) -> list[Runner]:
+    """Batches decoded on the device, and copies of as many bytes from pinned memory to it: the limit of its bus."""
+    sizes = loader.sampler.batch_size, loader.batch_bytes // loader.sampler.batch_size
+    return [
+        Runner("store_on_device", 0, partial(synchronised, loader.batches, loader.device), *sizes, MOST_SLOTS),
+        Runner("device_copy", 0, partial(synchronised, partial(pinned_copies, loader), loader.device), *sizes, 1),
+    ]
+
+
+def synchronised(batches: Callable[[], Iterator[Any]], device: torch.device) -> Iterator[Any]:
+    """The same, each given out once the device has it."""
+    for batch in batches():
+        now(device)
+        yield batch
+
+
+def pinned_copies(loader: Loader) -> Iterator[torch.Tensor]:
+    """A raw batch's bytes, copied to the device again and again."""
+    memory = room(loader.batch_bytes, pinned=loader.on_gpu)
+    while True:
+        yield memory.to(loader.device, non_blocking=True)
 
 
 def float32_bytes(loader: Loader) -> int:
@@ -185,6 +215,7 @@ def warm_figures(runners: list[Runner]) -> dict[str, Any]:
         "gbytes_per_second": {name: rates[name] * runner.sample_bytes / 1e9 for name, runner in best.items()},
         "workers": {name: runner.workers for name, runner in best.items()},
         "memcpy_ratio": rates["store"] / rates["memcpy"],
+        **({"bus_ratio": rates["store_on_device"] / rates["device_copy"]} if "device_copy" in rates else {}),
     }
 
 

@@ -82,20 +82,20 @@ def measure(name: str, module: nn.Module, call: Callable[[], Any], rounds: int) 
     with FlopCounterMode(display=False) as counter:
         call()
     saved = saved_mib(module, call)
-    times = [timed_step(call) for _ in range(rounds)]
+    times = [timed_step(call, next(module.parameters()).device) for _ in range(rounds)]
     module.zero_grad()
     forward, step = (statistics.median(column) for column in zip(*times, strict=True))
     parameters = sum(p.numel() for p in module.parameters())
     return Cost(name, parameters, counter.get_total_flops() / 1e9, forward, step, saved)
 
 
-def timed_step(call: Callable[[], Any]) -> tuple[float, float]:
+def timed_step(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
     """Seconds of the forward pass, and of forward and backward together."""
-    start = _now()
+    start = now(device)
     output = _first_differentiable(call())
-    middle = _now()
+    middle = now(device)
     output.backward(torch.ones_like(output))
-    return middle - start, _now() - start
+    return middle - start, now(device) - start
 
 
 def saved_mib(module: nn.Module, call: Callable[[], Any]) -> float:
@@ -114,9 +114,12 @@ def saved_mib(module: nn.Module, call: Callable[[], Any]) -> float:
     return sum(size for address, size in kept.items() if address not in own) / 2**20
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

@@ -1,8 +1,9 @@
 """What a training step costs in each profile, and what it would cost with the experts in it."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,33 +12,43 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
-from championship_sr.train.bench.phases import Inputs, example, saved_mib
+from championship_sr.train.bench.phases import Inputs, example, now, saved_mib
 from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.run.step import pick_precision
 
 PROFILES = ("direct", "paper", "swift")
 FULL_SIZE = {"hat-l": 180, "drct-l": 180, "grl-b": 180, "edsr-l": 256}
 """The published experts and the channels of their features."""
+CPU = torch.device("cpu")
+BATCHES, GPU_BATCHES = (1, 4), (16,)
+STEP_OVER_FORWARD = 3  # the backward pass takes twice the operations of the forward pass
+PEAK_SIDE, PEAK_PRODUCTS = 8192, 10
 COUNTED_BATCH, COUNTED_CROP = 2, 32  # the counts are the same at any size
 
 
 def bench_step(
-    batches: Sequence[int] = (1, 4), crop: int = 64, *, profiles: Sequence[str] = PROFILES, rounds: int = 3,
+    batches: Sequence[int] = (), crop: int = 64, *, profiles: Sequence[str] = PROFILES, rounds: int = 3,
     channels: Mapping[str, int] = FULL_SIZE, scale: int = 4, experts: Callable[[Tensor], Any] | None = None,
-    live: bool = True,
+    live: bool = True, device: torch.device = CPU, trace: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Medians for each profile and batch; profiles are interleaved, so that a busy moment meets all of them.
 
+    batches  empty: 1 and 4, or on a GPU 16
     crop     side of a window in LR pixels
     experts  runs all experts on LR (1, 3, h, w); None: those of `channels`, with random weights
     live     measure the experts too, for `live_over_cached`: a step with them over a step without, batch 1
+    device   on a GPU in training's own precision, and with the share of what the GPU reaches in one large product
+    trace    file for torch.profiler's trace of one step a profile, for chrome://tracing or ui.perfetto.dev
     raises   ConfigError for a profile that does not exist
     """
     if unknown := sorted(set(profiles) - {*PROFILES, "cnn"}):
         raise ConfigError(f"bench step: no profile {', '.join(unknown)}")
-    networks = {profile: _built(profile, channels, scale) for profile in profiles}
+    batches = batches or (BATCHES if device.type == "cpu" else GPU_BATCHES)
+    networks = {profile: _built(profile, channels, scale).to(device) for profile in profiles}
     result: dict[str, Any] = {profile: {} for profile in profiles}
+    peak = None if device.type == "cpu" else peak_tflops(device)
     for batch in batches:
-        inputs = example(channels, scale, batch=batch, crop=crop)
+        inputs = example(channels, scale, batch=batch, crop=crop, device=device)
         times: dict[str, list[tuple[float, float]]] = {profile: [] for profile in profiles}
         for turn in range(rounds + 1):
             for profile, network in networks.items():
@@ -46,25 +57,34 @@ def bench_step(
                     times[profile].append(measured)
         for profile, network in networks.items():
             forward, step = (statistics.median(column) for column in zip(*times[profile], strict=True))
+            gflop = _gflop(network, inputs)
             result[profile][str(batch)] = {
                 "seconds_forward": forward,
                 "seconds_step": step,
-                "gflop_forward": _gflop(network, inputs),
+                "gflop_forward": gflop,
+                **({"share_of_peak": STEP_OVER_FORWARD * gflop / 1000 / step / peak} if peak else {}),
                 "saved_mib": saved_mib(network, lambda network=network, inputs=inputs: network(*inputs)),
                 "parameters": sum(p.numel() for p in network.parameters()),
             }
     for profile, network in networks.items():
-        result[profile] |= _dispatched(network, example(channels, scale, batch=COUNTED_BATCH, crop=COUNTED_CROP))
+        inputs = example(channels, scale, batch=COUNTED_BATCH, crop=COUNTED_CROP, device=device)
+        result[profile] |= _dispatched(network, inputs)
+    if trace:
+        write_trace(trace, networks, example(channels, scale, batch=batches[0], crop=crop, device=device))
     if live:
         seconds = _seconds(
-            experts or _full_size(tuple(channels), scale), example(channels, scale, batch=1, crop=crop)[0]
+            experts or _full_size(tuple(channels), scale, device),
+            example(channels, scale, batch=1, crop=crop, device=device)[0],
         )
         first = str(batches[0])
         result["live_over_cached"] = {
             profile: 1 + seconds * int(first) / result[profile][first]["seconds_step"] for profile in profiles
         }
         result["seconds_experts"] = seconds
-    return result | {"crop_lr_px": crop, "threads": torch.get_num_threads(), "rounds": rounds}
+    place = {"device": str(device), "precision": str(pick_precision("auto", device)).removeprefix("torch.")}
+    if peak:
+        place |= {"device_name": torch.cuda.get_device_name(device), "peak_tflops": peak}
+    return result | place | {"crop_lr_px": crop, "threads": torch.get_num_threads(), "rounds": rounds}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -78,6 +98,8 @@ def table(result: Mapping[str, Any]) -> str:
                 f"{profile:<8} {batch:>5} {row['seconds_forward']:>10.3f} {row['seconds_step']:>8.3f} "
                 f"{row['gflop_forward']:>8.1f} {row['saved_mib']:>10.1f} {row['parameters']:>11,}"
             )
+            if "share_of_peak" in row:
+                line += f"  {row['share_of_peak']:.3f} of the device's peak"
             if "direct" in result:
                 whole = result["direct"][batch]
                 line += "".join(f"  {row[key] / whole[key]:.3f}" for key in ("seconds_step", "saved_mib"))
@@ -121,15 +143,42 @@ def _built(profile: str, channels: Mapping[str, int], scale: int) -> nn.Module:
 
 def _timed_step(network: nn.Module, inputs: Inputs) -> tuple[float, float]:
     """Seconds of the forward pass; and of forward, L1 loss, backward and AdamW."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-6)
-    start = time.perf_counter()
-    output = network(*inputs)
-    middle = time.perf_counter()
-    (output - inputs[1][:, 0]).abs().mean().backward()
+    device, optimiser = inputs[0].device, torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
+    start = now(device)
+    with training_autocast(device):
+        output = network(*inputs)
+    middle = now(device)
+    (output.float() - inputs[1][:, 0]).abs().mean().backward()
     optimiser.step()
-    end = time.perf_counter()
+    end = now(device)
     optimiser.zero_grad()
     return middle - start, end - start
+
+
+def training_autocast(device: torch.device) -> AbstractContextManager:
+    """Training's own precision on this device."""
+    dtype = pick_precision("auto", device)
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def peak_tflops(device: torch.device) -> float:
+    """What the device reaches in one large product of matrices in training's precision: its peak in practice."""
+    matrix = torch.randn(PEAK_SIDE, PEAK_SIDE, device=device, dtype=pick_precision("auto", device))
+    matrix @ matrix
+    start = now(device)
+    for _ in range(PEAK_PRODUCTS):
+        matrix @ matrix
+    return 2 * PEAK_SIDE**3 * PEAK_PRODUCTS / (now(device) - start) / 1e12
+
+
+def write_trace(path: Path, networks: Mapping[str, nn.Module], inputs: Inputs) -> None:
+    """Writes one step of each network as torch.profiler sees it."""
+    with torch.profiler.profile() as profiler:
+        for profile, network in networks.items():
+            with torch.profiler.record_function(profile):
+                _timed_step(network, inputs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
 
 
 def _gflop(network: nn.Module, inputs: Inputs) -> float:
@@ -142,17 +191,16 @@ def _seconds(experts: Callable[[Tensor], Any], lr: Tensor) -> float:
     """The better of two runs: they are long, and the first one also touches the weights for the first time."""
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = now(lr.device)
         experts(lr)
-        times.append(time.perf_counter() - start)
+        times.append(now(lr.device) - start)
     return min(times)
 
 
-def _full_size(names: Sequence[str], scale: int) -> Callable[[Tensor], Any]:
+def _full_size(names: Sequence[str], scale: int, device: torch.device) -> Callable[[Tensor], Any]:
     # train does not import extract, except where the experts themselves are asked for
     from championship_sr.extract.config import load_expert_config
     from championship_sr.extract.experts.expert import load_expert
 
-    device = torch.device("cpu")
     loaded = [load_expert(load_expert_config(name), device, scale, random_weights=True) for name in names]
     return lambda lr: [expert(lr) for expert in loaded]

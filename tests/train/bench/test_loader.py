@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.bench import loader as bench_loader
 from championship_sr.train.bench import peers as bench_peers
-from championship_sr.train.bench.loader import Runner, useful_bytes, warm_figures
+from championship_sr.train.bench.loader import Runner, on_device, samples_per_second, useful_bytes, warm_figures
 from championship_sr.train.bench.peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
 from championship_sr.train.data.loader import Loader
 from championship_sr.train.data.sampler import Place
@@ -114,3 +115,13 @@ def test_a_peer_serves_the_windows_that_the_loader_serves(random_store, monkeypa
     served = [batch["pairs.hr"].numpy() for batch in opened(0, 2)]
     expected = [raw_sample(store, place, 8)["pairs.hr"] for place in places]
     assert sorted(row.tobytes() for batch in served for row in batch) == sorted(raw.tobytes() for raw in expected)
+
+
+def test_batches_on_a_device_stand_beside_its_own_copies(random_store):
+    loader = Loader(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
+    runners = on_device(loader)  # as if the CPU were one
+    for runner in runners:
+        runner.rates.append(samples_per_second(runner, 0.01))
+    rates = {runner.name: runner.rates[0] for runner in runners}
+    figures = warm_figures([*runners, *(replace(runners[0], name=name) for name in ("store", "memcpy"))])
+    assert figures["bus_ratio"] == rates["store_on_device"] / rates["device_copy"] > 0

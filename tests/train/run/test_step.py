@@ -53,7 +53,7 @@ def whole_step(trainer, make_config, batch, device):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("profile", ["cnn"])
+@pytest.mark.parametrize("profile", ["swift", "paper", "cnn"])
 def test_a_step_reads_no_number_back_and_uploads_nothing(profile, accumulation, make_config, optimiser_on_meta):
     trainer = trainer_on(META, profile, accumulation)
     counts = dispatched(partial(whole_step, trainer, make_config, batch_on(META), META))

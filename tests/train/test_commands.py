@@ -34,7 +34,7 @@ def test_training_ends_with_the_best_and_goes_on_by_resume(shared_store, config_
     done = run("--store", shared_store, "--config", config_file, "--out", out, "--json")
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["run"] == str(out) and result["best"]["step"] == 4
-    assert set(result["reference_psnr"]) == {"one", "two", "mean"}
+    assert set(result["reference_psnr"]) == {"one", "two", "mean", "fitted"}
     again = run("--resume", out, "--set", "train.steps=6")
     assert checkpoints(out)[-1].step == 6
     assert again.stdout.splitlines()[-1] == str(out) and "dB at step" in again.stdout

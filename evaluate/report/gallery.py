@@ -106,6 +106,7 @@ class Gallery:
                 break
             self.windows.remove(loose[-1])
 
-    @staticmethod
-    def _loose(windows: Sequence[Window]) -> list[Window]:
-        return [window for window in windows if not window.region.whole]
+    def _loose(self, windows: Sequence[Window]) -> list[Window]:
+        """Those that can go; a window may cover all of a small image and yet be one."""
+        kept = set(self.images)
+        return [window for window in windows if window.region not in kept]

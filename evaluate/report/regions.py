@@ -61,7 +61,6 @@ class Region:
     x: int
     height: int
     width: int
-    whole: bool
     uncounted: tuple[int, int, int, int]
     brightest: float
     thumbnail: str
@@ -128,7 +127,6 @@ class ShownImage:
             x=cols.start,
             height=height,
             width=width,
-            whole=(height, width) == (self.height, self.width),
             uncounted=tuple(max(0, self.border - distance) for distance in ends),
             brightest=self._brightest(place),
             thumbnail=self.thumbnail(place),

@@ -46,19 +46,29 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 
+class Windows(Gallery):
+    """Keeps no image whole, as if all were too large."""
+
+    def _share(self, total: int) -> int:
+        return 0
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, run_root, store_root, config):
-    """(the page, the scores, image -> method -> pixels)."""
+    """(the page, the scores, image -> method -> pixels); beside it windows.html, in which no image is kept whole."""
     gallery, seen = Gallery(SCALE, config.border(SCALE)), {}
+    narrow = Windows(SCALE, config.border(SCALE))
 
     def observe(pictures):
         gallery(pictures)
+        narrow(pictures)
         seen[pictures.case.name] = pictures.images | {"HR": pictures.hr}
 
     model = load(run_root, config=config)
     wanted = Wanted(self_ensemble=False, observe=observe)
     scores = evaluate_store(model, store_root, wanted=wanted, config=config)
     path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(path.with_name("windows.html"), scores, narrow, model, "photographs")
     return write_report(path, scores, gallery, model, "photographs"), scores, seen
 
 
@@ -139,6 +149,14 @@ def area(box: tuple[slice, slice]) -> int:
     return math.prod(side.stop - side.start for side in box)
 
 
+def counted(box: tuple[slice, slice], image: np.ndarray) -> tuple[slice, slice]:
+    """The part of a box that the scores of the image count."""
+    return tuple(
+        slice(max(side.start, SCALE), min(side.stop, length - SCALE))
+        for side, length in zip(box, image.shape, strict=False)
+    )
+
+
 def luma_psnr(sr: np.ndarray, hr: np.ndarray) -> float:
     return psnr(rgb_to_y(to_tensor(sr)), rgb_to_y(to_tensor(hr)), border=0).item()
 
@@ -159,17 +177,38 @@ def test_psnr_of_a_part_is_the_metric_of_its_pixels(page, report):
     _, scores, seen = report
     page.choose("left", f"picture:{EXPERT}one")
     page.keys("+", "+", "+", "+", "+", Keys.ARROW_RIGHT, Keys.ARROW_UP)
-    images, (rows, cols) = seen[scores.images[0]], page.box()
-    height, width = images["HR"].shape[:2]
-    assert area(page.box()) < height * width / 2
-    counted = (
-        slice(max(rows.start, SCALE), min(rows.stop, height - SCALE)),
-        slice(max(cols.start, SCALE), min(cols.stop, width - SCALE)),
-    )
+    images = seen[scores.images[0]]
+    assert area(page.box()) < images["HR"][..., 0].size / 2
+    place = counted(page.box(), images["HR"])
     for side, method in (("left", EXPERT + "one"), ("right", FUSION)):
-        assert page.psnr(side) == pytest.approx(luma_psnr(images[method][counted], images["HR"][counted]), abs=6e-4)
+        assert page.psnr(side) == pytest.approx(luma_psnr(images[method][place], images["HR"][place]), abs=6e-4)
     difference = float(re.match(r"[+−][\d.]+", page.text("difference"))[0].replace("−", "-"))
     assert difference == pytest.approx(page.psnr("right") - page.psnr("left"), abs=1.1e-3)
+
+
+def test_windows_of_images_that_are_not_there_whole_are_scored_as_parts_of_them(browser, report):
+    path, _, seen = report
+    page = Page(browser, path.with_name("windows.html"))
+    windows = page.browser.find_elements(By.CSS_SELECTOR, ".thumbnails button")
+    assert len(windows) >= 2 and not page.browser.find_elements(By.ID, "list-images")
+    for window in windows:
+        page.browser.execute_script("arguments[0].click()", window)
+        page.settle()
+        images = seen[page.text("where").partition(":")[0]]
+        place = counted(page.box(), images["HR"])
+        for side in ("left", "right"):
+            method = page.find(f"#{side}").get_attribute("value").removeprefix("picture:")
+            assert page.psnr(side) == pytest.approx(luma_psnr(images[method][place], images["HR"][place]), abs=6e-4)
+
+
+def test_the_next_window_is_one_key_away(page):
+    names = [
+        button.text.split("\n")[0] for button in page.browser.find_elements(By.CSS_SELECTOR, "#list-images button")
+    ]
+    page.keys("n")
+    assert page.text("where").startswith(names[1])
+    page.keys("p", "p")
+    assert page.text("where").startswith(names[-1])
 
 
 def test_single_pixels_are_squares_of_one_colour(page, report):

@@ -138,7 +138,7 @@ def test_windows_lie_where_the_fusion_gains_and_loses():
     assert gain.y <= 40 and gain.y + gain.size >= 60 and gain.x <= 60 and gain.x + gain.size >= 80
     assert loss.y <= 320 and loss.y + loss.size >= 340 and loss.x <= 400 and loss.x + loss.size >= 420
     assert gain.gain > 0 > loss.gain and gain.gain == pytest.approx(-loss.gain)
-    assert gain.size == 2 * WINDOW_LR_PX and gain.region is loss.region and gain.region.whole
+    assert gain.size == 2 * WINDOW_LR_PX and gain.region is loss.region and gallery.images == [gain.region]
 
 
 def test_windows_of_one_image_do_not_overlap():
@@ -159,7 +159,7 @@ def test_an_image_too_large_for_its_share_is_kept_as_windows():
     assert not gallery.images and gallery.gains and gallery.losses
     for window in (*gallery.gains, *gallery.losses):
         region = window.region
-        assert not region.whole and (region.height, region.width) == (window.size, window.size)
+        assert (region.height, region.width) == (window.size, window.size)
         inside = slice(region.y, region.y + region.height), slice(region.x, region.x + region.width)
         [hr] = [layer for layer in region.layers if layer.key == HR]
         assert np.array_equal(opened(hr.source), pictures((20, 30)).hr[inside])
@@ -177,6 +177,17 @@ def test_of_many_images_those_windows_stay_where_most_is_gained_and_lost():
     ranked = [f"image{number}" for number in sorted(range(total), key=lambda number: -gains[number])]
     assert kept == ranked[: len(kept)] and len(kept) >= 2
     assert abs(len(gallery.gains) - len(gallery.losses)) <= 1 and gallery.seen == total
+
+
+def test_windows_that_cover_all_of_a_small_image_go_too():
+    gallery, total = Gallery(scale=2, page_bytes=400_000), 12
+    for number in range(total):
+        large = pictures((20, 30), f"image{number}", wrong=20 + number, total=total)
+        square = slice(0, 2 * WINDOW_LR_PX), slice(0, 2 * WINDOW_LR_PX)
+        cut = {method: image[square] for method, image in large.images.items()}
+        gallery(replace(large, lr=large.lr[:WINDOW_LR_PX, :WINDOW_LR_PX], hr=large.hr[square], images=cut))
+        assert sum(region.bytes for region in gallery.regions) <= 400_000
+    assert gallery.gains[0].region.image == "image11" and 0 < len(gallery.gains) < total
 
 
 def test_what_an_image_leaves_of_its_share_goes_to_those_after_it():

@@ -1,5 +1,6 @@
 """The rows of every table: what each method is called and what it is."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 BICUBIC, MEAN, FITTED, FUSION = "bicubic", "mean", "fitted", "fusion"
@@ -27,6 +28,11 @@ ROWS = {
     FUSION: Row("fusion", "fusion"),
     FUSION_X8: Row("fusion, x8 self-ensemble", "fusion"),
 }
+
+
+def held_up(methods: Collection[str]) -> str:
+    """Which of the methods a report holds against the best expert: the fusion, or what can be had without one."""
+    return next(method for method in (FUSION, FITTED, MEAN) if method in methods)
 
 
 def row(method: str) -> Row:

@@ -146,7 +146,7 @@ def write_results(folder: Path, results: Results) -> list[Path]:
     several = len(results.sets) > 1
     for name, scored in results.sets.items():
         paths += write_scores(folder, name if several else "scores", scored.scores)
-        if results.model and scored.gallery:
+        if scored.gallery:
             report = folder / (f"{name}.html" if several else REPORT)
             paths.append(write_report(report, scored.scores, scored.gallery, results.model, name))
     if several:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from championship_sr.evaluate.methods import BICUBIC, EXPERT, FUSION, row
+from championship_sr.evaluate.methods import BICUBIC, EXPERT, held_up, row
 from championship_sr.evaluate.metrics import to_tensor
 from championship_sr.evaluate.report.colours import categories, data_uri
 from championship_sr.evaluate.scoring.comparison import Pictures
@@ -89,7 +89,8 @@ class ShownImage:
         self.truth = _luma(self.shown[HR])
         squares = {name: self._squared_error(image) for name, image in self.experts.items()}
         self.best = min(squares, key=lambda name: float(squares[name].mean()))
-        self.best_squares, self.squares = squares[self.best], self._squared_error(self.shown[FUSION])
+        ours = self._squared_error(self.shown[held_up(self.shown)])
+        self.best_squares, self.squares = squares[self.best], ours
 
     def _squared_error(self, image: np.ndarray) -> np.ndarray:
         """Of luma, (H, W), in levels of 8 bits."""
@@ -105,7 +106,7 @@ class ShownImage:
                 yield y * self.scale, x * self.scale, size * self.scale, sign * value
 
     def decibels(self, place: Place) -> float:
-        """How much the fusion is better than the best expert at this place."""
+        """How much the fusion, or what stands for it, is better than the best expert at this place."""
         with np.errstate(divide="ignore"):
             return float(10 * np.log10(self.best_squares[place].mean() / self.squares[place].mean()))
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from championship_sr.evaluate.methods import FUSION, row
+from championship_sr.evaluate.methods import FUSION, held_up, row
 from championship_sr.evaluate.metrics import METRICS
 from championship_sr.evaluate.model import Model
-from championship_sr.evaluate.report import charts, headline
+from championship_sr.evaluate.report import charts, headline, together
 from championship_sr.evaluate.report.colours import CATEGORIES, INFERNO, VIRIDIS
 from championship_sr.evaluate.report.gallery import Gallery, Window
+from championship_sr.evaluate.report.headline import counted
 from championship_sr.evaluate.report.regions import HR, Region
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.store.config import dump_yaml, to_plain
@@ -43,10 +44,11 @@ def write_scores(folder: Path, stem: str, scores: Scores) -> list[Path]:
     return [folder / f"{stem}.{ending}" for ending in texts]
 
 
-def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model, data: str) -> Path:
-    """Writes the report of a run and returns its path.
+def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model | None, data: str) -> Path:
+    """Writes the report of a run, or of experts alone, and returns its path.
 
     gallery  what looked on while `scores` were made
+    model    the run; None: there are only the experts
     data     what the scored images are called
     """
     environment = Environment(
@@ -60,22 +62,41 @@ def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model, dat
     return path
 
 
-def _content(scores: Scores, gallery: Gallery, model: Model, data: str) -> dict[str, Any]:
+def _content(scores: Scores, gallery: Gallery, model: Model | None, data: str) -> dict[str, Any]:
     """What the templates show; each of them reads the entries that its own name or heading says."""
     return {
         "styles": [_part(name) for name in STYLES],
         "scripts": [_part(name) for name in SCRIPTS],
+        "comparison": _comparison(gallery, scores),
+        "table": _table(scores),
+        "together": together.section(scores.complementarity),
+        "wins": _wins(gallery),
+        "costs": _costs(scores),
+        **(_of_run(scores, model, data) if model else _of_experts(scores, data)),
+    }
+
+
+def _of_run(scores: Scores, model: Model, data: str) -> dict[str, Any]:
+    return {
         **_heading(scores, model, data),
         "sentence": headline.sentence(scores),
         "facts": headline.facts(scores),
-        "comparison": _comparison(gallery, scores.best_expert),
-        "table": _table(scores),
         "images": _images(scores),
-        "wins": _wins(gallery),
         "curves": _curves(model.root),
-        "costs": _costs(scores),
         "experts": _experts(model),
         "config": dump_yaml({"train": to_plain(model.fusion.config)}),
+    }
+
+
+def _of_experts(scores: Scores, data: str) -> dict[str, Any]:
+    """The same without a run: what is only known of one is left out."""
+    names, number = scores.complementarity.experts, counted(len(scores.images), "image")
+    return {
+        "title": f"{_named(names)} on {data}",
+        "subtitle": f"Experts alone, before any training, on {number} of {data}. Report of {date.today().isoformat()}.",
+        "sentence": scores.complementarity.sentence,
+        "facts": together.facts(scores.complementarity),
+        **{"images": {}, "curves": [], "experts": [], "config": ""},
     }
 
 
@@ -84,25 +105,30 @@ def _part(name: str) -> str:
 
 
 def _heading(scores: Scores, model: Model, data: str) -> dict[str, str]:
-    run, step, names = model.root.resolve().name, model.fusion.checkpoint.step, model.expert_names
-    experts = _listed(names) if len(names) <= MANY_EXPERTS else f"{len(names)} experts"
+    run, step = model.root.resolve().name, model.fusion.checkpoint.step
     return {
-        "title": f"Fusion of {experts} on {data}",
-        "subtitle": f"Run {run}, checkpoint of step {step}, on {headline.counted(len(scores.images), 'image')} "
+        "title": f"Fusion of {_named(model.expert_names)} on {data}",
+        "subtitle": f"Run {run}, checkpoint of step {step}, on {counted(len(scores.images), 'image')} "
         f"of {data}. Report of {date.today().isoformat()}.",
     }
+
+
+def _named(experts: Sequence[str]) -> str:
+    return _listed(experts) if len(experts) <= MANY_EXPERTS else f"{len(experts)} experts"
 
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _comparison(gallery: Gallery, best: str) -> dict[str, Any]:
+def _comparison(gallery: Gallery, scores: Scores) -> dict[str, Any]:
     """What the comparison view starts from: everything but the regions' pictures is in `data`."""
     numbers = {region: number for number, region in enumerate(gallery.regions)}
+    right = held_up(scores.methods)
+    ours = row(right).title
     lists = {
-        "gains": [_window(window, numbers) for window in gallery.gains],
-        "losses": [_window(window, numbers) for window in gallery.losses],
+        "gains": [_window(window, numbers, ours) for window in gallery.gains],
+        "losses": [_window(window, numbers, ours) for window in gallery.losses],
         "images": [_whole_image(region, numbers) for region in gallery.images],
     }
     return {
@@ -110,9 +136,10 @@ def _comparison(gallery: Gallery, best: str) -> dict[str, Any]:
         "regions": [_region(region) for region in numbers],
         "total": gallery.seen,
         "border": gallery.border,
+        "ours": ours,
         "data": {
-            "left": best,
-            "right": FUSION,
+            "left": scores.best_expert,
+            "right": right,
             "reference": HR,
             "inferno": INFERNO,
             "viridis": VIRIDIS,
@@ -121,7 +148,7 @@ def _comparison(gallery: Gallery, best: str) -> dict[str, Any]:
     }
 
 
-def _window(window: Window, numbers: Mapping[Region, int]) -> dict[str, Any]:
+def _window(window: Window, numbers: Mapping[Region, int], ours: str) -> dict[str, Any]:
     y, x = window.region.y + window.y, window.region.x + window.x
     return {
         "region": numbers[window.region],
@@ -129,7 +156,7 @@ def _window(window: Window, numbers: Mapping[Region, int]) -> dict[str, Any]:
         "thumbnail": window.thumbnail,
         "title": window.region.image,
         "text": f"{headline.signed(window.decibels, 2)} dB",
-        "label": f"{window.region.image}, window at row {y}, column {x}: the fusion has "
+        "label": f"{window.region.image}, window at row {y}, column {x}: the {ours} has "
         f"{headline.signed(window.decibels, 2)} dB over {window.best}",
     }
 
@@ -164,7 +191,7 @@ def _table(scores: Scores) -> dict[str, Any]:
         "header": scores.header(),
         "rows": [{"cells": cells, "kind": row(method).kind.replace(" ", "-")} for method, cells in rows],
         "protocol": scores.protocol,
-        "gains": _gain_chart(scores),
+        "gains": _gain_chart(scores) if FUSION in scores.methods else "",
         "notes": scores.notes,
         "weights": scores.weights,
     }
@@ -229,7 +256,11 @@ def _wins(gallery: Gallery) -> dict[str, Any]:
 
 def _costs(scores: Scores) -> list[tuple[str, str]]:
     names = {"inputs": "reading the store, or running the experts", FUSION: "fusion"}
-    costs = [(f"{name}, seconds an image", f"{np.mean(scores.seconds[part]):.2f}") for part, name in names.items()]
+    costs = [
+        (f"{name}, seconds an image", f"{np.mean(scores.seconds[part]):.2f}")
+        for part, name in names.items()
+        if part in scores.seconds
+    ]
     return [*costs, ("most memory held, MiB", f"{max(scores.peak_mib):.0f}")]
 
 

@@ -10,6 +10,8 @@ from championship_sr.evaluate.scoring.scores import aligned
 
 MOST_ROWS = 15  # every subset of four experts; of more experts the best of each size
 DIGITS = 3  # of PSNR, as in the table of scores
+EXPLAINED = "own error: the share of an expert's squared error that no combination of the others' errors explains"
+COMBINED = "combined by weights of sum 1, negative allowed, before rounding to 8 bits"
 
 
 def text(found: Complementarity) -> str:
@@ -45,7 +47,8 @@ def cost_cells(cost: Cost) -> list[str]:
     ]
 
 
-def _experts(found: Complementarity) -> list[str]:
+def expert_rows(found: Complementarity) -> list[list[str]]:
+    """A header and a row for each expert, without columns that nothing is known of."""
     header = ["expert", "own error", "adds to the others, dB", "95 % interval", "x8 adds, dB", "95 % interval"]
     rows = [[*header, "parameters", "seconds", "stored"]]
     for name in found.experts:
@@ -53,14 +56,28 @@ def _experts(found: Complementarity) -> list[str]:
         cells = [cell for gain in gains for cell in ((signed(gain), interval(gain)) if gain else ("", ""))]
         own = f"{100 * found.own_error[name]:.1f} %" if len(found.experts) > 1 else ""
         rows.append([name, own, *cells, *cost_cells(found.costs.get(name, Cost()))])
-    explained = "own error: the share of an expert's squared error that no combination of the others' errors explains"
-    return ["what each expert adds", *without_empty_columns(rows), f"{explained}; seconds and bytes for a mean image"]
-
-
-def without_empty_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows in columns, without those that are empty under their title."""
     kept = [i for i in range(len(rows[0])) if any(cells[i] for cells in rows[1:])]
-    return aligned([[cells[i] for i in kept] for cells in rows])
+    return [[cells[i] for i in kept] for cells in rows]
+
+
+def subset_rows(found: Complementarity, subsets: Sequence[Subset]) -> list[list[str]]:
+    """A header and a row for each of these subsets."""
+    rows = [["experts", "PSNR-Y", f"gain over {found.best}", "95 % interval", "weights"]]
+    for subset in subsets:
+        weights = " ".join(f"{weight:.3f}" for weight in subset.weights.values())
+        names, psnr = " + ".join(subset.experts), f"{subset.psnr_y:.{DIGITS}f}"
+        rows.append([names, psnr, signed(subset.gain), interval(subset.gain), weights])
+    return rows
+
+
+def oracles_in_words(found: Complementarity) -> str:
+    """What the upper bounds gain over the best expert."""
+    words = [f"{row(name).title} {signed(gain)} dB" for name, gain in found.oracles.items()]
+    return f"upper bounds, which choose with HR in hand, over {found.best}: {', '.join(words)}" if words else ""
+
+
+def _experts(found: Complementarity) -> list[str]:
+    return ["what each expert adds", *aligned(expert_rows(found)), f"{EXPLAINED}; seconds and bytes for a mean image"]
 
 
 def _correlation(found: Complementarity) -> list[str]:
@@ -72,17 +89,11 @@ def _correlation(found: Complementarity) -> list[str]:
 
 
 def _subsets(found: Complementarity) -> list[str]:
-    rows = [["experts", "PSNR-Y", f"gain over {found.best}", "95 % interval", "weights"]]
-    for subset in shown(found):
-        weights = " ".join(f"{weight:.3f}" for weight in subset.weights.values())
-        names, psnr = " + ".join(subset.experts), f"{subset.psnr_y:.{DIGITS}f}"
-        rows.append([names, psnr, signed(subset.gain), interval(subset.gain), weights])
-    more = len(found.subsets) - len(rows) + 1
-    title = "combined by weights of sum 1, negative allowed, before rounding to 8 bits"
+    subsets = shown(found)
+    more = len(found.subsets) - len(subsets)
     notes = [f"the best of each number of experts; {more} more in the JSON"] if more else []
-    return [title, *aligned(rows), *notes, *found.notes]
+    return [COMBINED, *aligned(subset_rows(found, subsets)), *notes, *found.notes]
 
 
 def _oracles(found: Complementarity) -> list[str]:
-    words = [f"{row(name).title} {signed(gain)} dB" for name, gain in found.oracles.items()]
-    return [f"upper bounds, which choose with HR in hand, over {found.best}: {', '.join(words)}"] if words else []
+    return [oracles_in_words(found)] if found.oracles else []

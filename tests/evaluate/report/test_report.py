@@ -271,3 +271,28 @@ def test_charts_take_whatever_there_is(values):
         charts.line_chart({"a": list(enumerate(values))}, x_title="x", y_title="y", log_y=True),
     ):
         assert "nan" not in chart and "inf" not in chart.replace("infinit", "")
+
+
+def test_the_experts_together_are_a_heat_map_and_tables(written):
+    scores, path = written
+    page, found = path.read_text(), scores.complementarity
+    assert found.sentence in page and 'id="together"' in page
+    for row in found.correlation.values():
+        for value in row.values():
+            assert f">{value:.3f}</td>" in page
+    for subset in found.subsets:
+        assert " + ".join(subset.experts) in page and f"{subset.psnr_y:.3f}" in page
+
+
+def test_experts_alone_have_a_report_that_says_first_what_they_are_worth(store_root, config, tmp_path):
+    wanted = Wanted(self_ensemble=False)
+    results = evaluate_sets(store=store_root, wanted=wanted, config=config, with_gallery=True)
+    paths = write_results(tmp_path, results)
+    assert {path.name for path in paths} == {"report.html", "scores.csv", "scores.json", "scores.md"}
+    text = (tmp_path / "report.html").read_text()
+    page, found = Page(text), results.sets["plain"].scores.complementarity
+    assert page.open == [] and all(source.startswith(("data:", "#")) for source in page.sources)
+    assert "<title>one and two on plain</title>" in text and f'<p class="lead">{found.sentence}' in text
+    shown = re.sub(r"<(style|script)\b.*?</\1>", "", text, flags=re.S)
+    assert "fusion" not in re.sub(r"data:[^\"]*", "", shown).lower()
+    assert {key["key"] for region in regions(tmp_path / "report.html") for key in region["layers"]} >= {MEAN, HR}

@@ -1,0 +1,53 @@
+"""What a report shows of the experts together: a heat map of their errors' correlation, what each adds, and subsets."""
+
+from typing import Any
+
+from championship_sr.evaluate.report.headline import Fact, signed
+from championship_sr.evaluate.scoring.complementarity import Complementarity
+from championship_sr.evaluate.scoring.complementarity_table import (
+    COMBINED,
+    EXPLAINED,
+    expert_rows,
+    oracles_in_words,
+    shown,
+    subset_rows,
+)
+
+PALEST = 0.08  # how much of the heat map's colour the lowest correlation has
+
+
+def section(found: Complementarity) -> dict[str, Any]:
+    """The entries of together.html.j2."""
+    subsets = shown(found)
+    rest = [subset for subset in found.subsets if subset not in subsets]
+    return {
+        "sentence": found.sentence,
+        "names": found.experts,
+        "correlation": _heat_map(found),
+        "experts": expert_rows(found),
+        "explained": EXPLAINED,
+        "combined": COMBINED,
+        "subsets": subset_rows(found, subsets),
+        "rest": subset_rows(found, rest) if rest else [],
+        "notes": [*found.notes, *filter(None, [oracles_in_words(found)])],
+    }
+
+
+def facts(found: Complementarity) -> list[Fact]:
+    """The best expert's score, and what all experts gain over it by fitted weights."""
+    scores = {subset.experts: subset for subset in found.subsets}
+    best, every = scores[(found.best,)], scores[found.experts]
+    limits = f"95\u00a0% interval {signed(every.gain.low, 3)} to {signed(every.gain.high, 3)}"
+    together = Fact(signed(every.gain.mean, 3), "dB", "of all experts by fitted weights over it", limits)
+    alone = Fact(f"{best.psnr_y:.3f}", "dB", f"PSNR-Y of the best expert, {found.best}")
+    return [alone, together] if len(found.experts) > 1 else [alone]
+
+
+def _heat_map(found: Complementarity) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Expert -> the text of each cell, and how much of the colour it has."""
+    values = [value for row in found.correlation.values() for value in row.values()]
+    low, span = min(values, default=0.0), max(values, default=1.0) - min(values, default=0.0) or 1.0
+    return [
+        (name, [(f"{value:.3f}", PALEST + (1 - PALEST) * (value - low) / span) for value in row.values()])
+        for name, row in found.correlation.items()
+    ]

@@ -19,6 +19,8 @@ from championship_sr.store.errors import ConfigError, WeightsError
 
 edsr.register()
 
+# hyperparameters that change nothing in a frozen network; spandrel does not look for them
+IN_TRAINING_ALONE = ("img_size", "drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint")
 RANDOM_SEED = 0  # of --random-weights: the same network in every process
 # what an architecture raises when a state dict has the keys it is known by, but not all the others
 INCOMPLETE = (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError)
@@ -127,7 +129,9 @@ def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Modu
     """
     found = getattr(model, "arguments", None) or getattr(model, "hyperparameters", {})
     said = {
-        key: value for key, value in config.hyperparameters.items() if key not in found or _differ(value, found[key])
+        key: value
+        for key, value in config.hyperparameters.items()
+        if key not in found or (_differ(value, found[key]) and key not in IN_TRAINING_ALONE)
     }
     if not said:
         return model

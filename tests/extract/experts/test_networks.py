@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.GRL import GRL
+from spandrel.architectures.HAT import HAT
 
 from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.edsr import DIV2K_RGB_MEAN, EDSR
@@ -287,3 +288,126 @@ def test_the_four_have_their_published_sizes(name, parameters):
 def test_the_published_grl_has_window_32_and_stripe_64():
     network = load_network(load_expert_config("grl-b"), 4, random_weights=True)
     assert (network.model.window_size, network.model.stripe_size, network.multiple_px) == ((32, 32), [64, 64], 64)
+
+
+HAT_XS = {
+    "img_size": 16, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 8, "compress_ratio": 4,
+    "squeeze_factor": 4, "overlap_ratio": 0.5, "mlp_ratio": 2, "num_feat": 8, "upscale": 4, "upsampler": "pixelshuffle",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [{"conv_scale": 0.5}, {"img_range": 255.0}, {"conv_scale": 0.2, "img_range": 2.0}])
+@pytest.mark.parametrize("declared", [True, False])
+def test_hyperparameters_that_weights_do_not_show_are_honoured(entry, said, declared):
+    torch.manual_seed(0)
+    network = HAT(**HAT_XS | said).eval()
+    values = {"hyperparameters": said}
+    if declared:
+        values = {"architecture": "spandrel.architectures.HAT:HAT", "hyperparameters": HAT_XS | said}
+    loaded = load_network(entry(network.state_dict(), **values), 4)
+    image = torch.rand(1, 3, 16, 16)
+    assert loaded.call(image).equal(network(image))
+    assert not load_network(entry(network.state_dict()), 4).call(image).equal(network(image))
+    assert loaded.hyperparameters.items() >= said.items()
+
+
+def test_hyperparameters_that_change_nothing_leave_the_network_that_spandrel_makes(entry):
+    torch.manual_seed(0)
+    state = HAT(**HAT_XS).state_dict()
+    plain, said = (load_network(entry(state, **values), 4) for values in ({}, {"hyperparameters": HAT_XS}))
+    image = torch.rand(1, 3, 16, 16)
+    assert said.call(image).equal(plain.call(image)) and said.hyperparameters == plain.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        ({"rgb_mean": [0, 0, 0]}, ConfigError, "expert e: hyperparameters.rgb_mean: HAT here has no such value"),
+        ({"embed_dim": 16}, WeightsError, r"not of the hyperparameters of e, embed_dim=16"),
+        ({"window_size": 4}, WeightsError, r"weights.safetensors: .*window_size"),
+    ],
+)
+def test_hyperparameters_that_the_network_has_not_or_the_file_denies_are_refused_by_name(entry, said, error, message):
+    with pytest.raises(error, match=message):
+        load_network(entry(HAT(**HAT_XS).state_dict(), hyperparameters=said), 4)
+
+
+def test_the_mean_and_the_range_of_an_edsr_are_the_entry_s_where_it_says_them(entry):
+    said = {"rgb_mean": [0.1, 0.2, 0.3], "img_range": 1.0}
+    network, image = edsr(**said), torch.rand(1, 3, 7, 9)
+    assert load_network(entry(network.state_dict(), hyperparameters=said), 4).call(image).equal(network(image))
+
+
+def wrapped(weights: dict, other: dict) -> dict:
+    """Checkpoints as training tools write them: with these weights, those to be taken, and others beside them."""
+
+    def below(prefix, state):
+        return {prefix + key: value for key, value in state.items()}
+
+    counter = {"n_averaged": torch.tensor(7)}
+    return {
+        "torch.compile": below("_orig_mod.", weights),
+        "compiled and parallel": below("module._orig_mod.", weights),
+        "SWA": below("module.", weights) | counter,
+        "Lightning": {"state_dict": below("model.", weights) | {"loss.weight": torch.ones(3)}, "epoch": 3},
+        "Lightning's EMA": {"state_dict": below("model.", other) | below("ema_model.module.", weights)},
+        "params_ema": {"params": other, "params_ema": weights},
+        "ema_state_dict": {"state_dict": other, "ema_state_dict": weights, "epoch": 3},
+        "model_ema": {"model": other, "model_ema": below("module.", weights) | counter, "optimizer": {"state": {}}},
+        "ema": {"network": other, "ema": weights, "step": 3},
+        "shadow": {"ema": {"shadow": weights, "decay": 0.99}},
+        "a list of averages": {"state_dict": weights, "ema": [torch.ones(2)]},
+    }
+
+
+AVERAGED = {"Lightning's EMA": "ema_model.module.", "params_ema": "params_ema, is taken", "ema": "ema, is taken",
+            "ema_state_dict": "ema_state_dict, is taken", "model_ema": "model_ema, is taken",
+            "a list of averages": "its ema is no state_dict: state_dict is taken"}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", wrapped({}, {}))
+@pytest.mark.parametrize("own", [False, True])
+def test_checkpoints_of_training_tools_load_and_a_choice_is_named(entry, caplog, monkeypatch, tmp_path, layout, own):
+    network, other = edsr(), edsr()
+    with torch.no_grad():
+        other.conv_last.weight.add_(1)
+    values = {}
+    if own:
+        (tmp_path / "own_edsr.py").write_text(
+            "from championship_sr.extract.edsr import EDSR\ndef make(**v): return EDSR(**v)"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        values = {"architecture": "own_edsr:make", "hyperparameters": DECLARED["hyperparameters"]}
+    config = entry(wrapped(network.state_dict(), other.state_dict())[layout], ".ckpt", **values)
+    loaded = load_network(config, 4)
+    image = torch.rand(1, 3, 7, 9)
+    assert loaded.call(image).equal(network(image))
+    assert AVERAGED.get(layout, "") in caplog.text
+
+
+def test_what_is_no_weights_file_is_named_as_what_it_is(entry, tmp_path):
+    torch.jit.script(torch.nn.Conv2d(3, 3, 1)).save(str(tmp_path / "scripted.pt"))
+    for content, said in (
+        ((tmp_path / "scripted.pt").read_bytes(), "a TorchScript program"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "a web page, not the file"),
+    ):
+        with pytest.raises(WeightsError, match=said):
+            load_network(entry(content, ".pth"), 4)
+
+
+def test_hostile_weights_cannot_claim_more_than_they_hold(entry):
+    state = edsr().state_dict()
+    state["conv_first.weight"] = torch.zeros(1).expand(1 << 20, 3, 3, 3)
+    with pytest.raises(WeightsError, match=r"conv_first.weight says it is \(1048576, 3, 3, 3\), and the file holds"):
+        load_network(entry(state, ".pth"), 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("pipe", "a named pipe"), ("loop", "a link that leads"), ("folder", "a folder")]
+)
+def test_hostile_places_of_weights_are_named_and_not_waited_for(tmp_path, kind, said):
+    path = tmp_path / "weights.pth"
+    {"pipe": os.mkfifo, "loop": lambda p: p.symlink_to(p), "folder": os.mkdir}[kind](path)
+    with pytest.raises(WeightsError, match=f"expert e: weights: .*{said}"):
+        load_network(load_expert_config({"name": "e", "weights": str(path), "tap": "body"}), 4)

@@ -1,12 +1,15 @@
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from championship_sr.extract.config import load_expert_config
-from championship_sr.extract.experts.architecture import USER
+from championship_sr.extract.experts.architecture import USER, Origin
 from championship_sr.extract.experts.recorded import check_live, live_expert, recorded_config
 from championship_sr.extract.run.extraction import extract
 from championship_sr.store.errors import StoreError, WeightsError
@@ -80,3 +83,46 @@ def test_an_expert_with_other_weights_is_refused_unless_told(make_config, save_e
 def test_an_entry_without_a_configuration_is_named():
     with pytest.raises(StoreError, match="expert bare: its entry holds no configuration"):
         recorded_config(Expert("bare", (), {}, {}), USER)
+
+
+OWN_CODE = """
+from championship_sr.extract.edsr import EDSR
+
+
+def make():
+    return EDSR(num_feat=8, num_block=2, res_scale=1.0)
+"""
+
+
+def test_other_code_is_refused_as_other_weights_are(make_config, save_edsr, tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(experts=[save_edsr() | {"architecture": "own_code:make"}])
+    extract(config)
+    entry, root = entry_of(config), Path(config.store)
+    digest = hashlib.sha256(OWN_CODE.encode()).hexdigest()
+    assert entry.identity["code"] == {"module": "own_code", "file_sha256": digest}
+    trusted = Origin(root / "experts/tiny/expert.yaml", ("own_code",))
+    live_expert(entry, 4, torch.device("cpu"), recorded_config(entry, trusted)).close()
+    (tmp_path / "own_code.py").write_text(OWN_CODE + "# changed")
+    with pytest.raises(WeightsError, match="tiny: the code of own_code:make is not what it was made with"):
+        live_expert(entry, 4, torch.device("cpu"), recorded_config(entry, trusted))
+    (checked,) = check_live(root, 1, trusted=["own_code"])
+    assert [text[:7] for text in checked.changed] == ["code is"]
+    with pytest.raises(StoreError, match=r"code\.file_sha256 is"):
+        extract(config)
+
+
+def test_a_store_begun_before_the_code_was_recorded_goes_on(make_config, save_edsr, tmp_path, monkeypatch):
+    (tmp_path / "old_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config(experts=[save_edsr() | {"architecture": "old_code:make"}])
+    extract(config)
+    path = Path(config.store) / "experts/tiny/expert.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["identity"]["code"]
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(content))
+    assert extract(config).experts["tiny"].shards_written == 3
+    assert not check_live(Path(config.store), 1, trusted=["old_code"])[0].changed

@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from championship_sr.store.config import build, config_dataclass, read_yaml
+from championship_sr.store.config import PathText, build, config_dataclass, read_yaml
 from championship_sr.store.disk.small_files import parse_yaml
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.layout import checked_name
@@ -21,7 +21,7 @@ class PretrainConfig:
 
     network: str
     hyperparameters: dict[str, Any]
-    hr: tuple[str, ...]  # folders of HR images
+    hr: tuple[PathText, ...]  # folders of HR images
     scale: int = 4
     steps: int = 6000
     batch_size: int = 8
@@ -120,10 +120,10 @@ class ExpertConfig:
 class DataConfig:
     """Where the images are: data sets in a known layout, or folders of HR images, of LR images, or of both."""
 
-    roots: tuple[str, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
+    roots: tuple[PathText, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
     split: Literal["train", "val", "all"] = "train"  # of the roots that have one
-    hr: tuple[str, ...] = ()
-    lr: tuple[str, ...] = ()  # one for each of hr, or alone; none: LR is made from HR by the bicubic recipe
+    hr: tuple[PathText, ...] = ()
+    lr: tuple[PathText, ...] = ()  # one for each of hr, or alone; none: LR is made from HR by the bicubic recipe
 
     def __post_init__(self) -> None:
         if not self.roots and not self.hr and not self.lr:
@@ -145,7 +145,7 @@ class DataConfig:
 class ExtractConfig:
     """One extraction: images, experts, store, and everything that decides the bytes."""
 
-    store: str
+    store: PathText
     data: DataConfig
     experts: tuple[str | dict[str, Any], ...] = FULL_SIZE  # names in configs/experts, YAML files or entries
     scale: int = 4
@@ -196,7 +196,7 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
     if isinstance(entry, Mapping):
         return build(ExpertConfig, entry, f"expert {entry.get('name', '(without name)')}")
     if str(entry).endswith((".yaml", ".yml")):
-        return build(ExpertConfig, read_yaml(Path(entry)), str(entry))
+        return build(ExpertConfig, read_yaml(Path(entry).expanduser()), str(entry))
     if entry not in entry_names():
         raise ConfigError(f"expert {entry}: no such entry. Known are {', '.join(entry_names())}; or give a YAML file")
     text = entries_dir().joinpath(f"{entry}.yaml").read_text(encoding="utf-8")

@@ -1,12 +1,14 @@
 """YAML and `--set key=value` into frozen dataclasses; whatever does not fit fails with its full path."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from championship_sr.store.disk.small_files import YAML_MIB, parse_yaml, read_small
@@ -16,7 +18,11 @@ T = TypeVar("T")
 
 SECTIONS = ("extract", "train", "evaluate")
 
-config_dataclass = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+# a number where a text is expected is one: the image 101085
+config_dataclass = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # a path of the user's, or a URL
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -67,14 +73,14 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, section: str = "
     try:
         return TypeAdapter(cls).validate_python(content)
     except ValidationError as error:
-        faults = "; ".join(_fault(item, section) for item in error.errors())
+        faults = "; ".join(_fault(item, section, cls) for item in error.errors())
         raise ConfigError(f"{where}: {faults}") from None
 
 
-def _fault(item: Mapping[str, Any], section: str) -> str:
+def _fault(item: Mapping[str, Any], section: str, cls: type) -> str:
     key = ".".join(str(part) for part in (section, *item["loc"]) if part != "")
     if item["type"] == "unexpected_keyword_argument":
-        return f"{key}: no such key"
+        return f"{key}: no such key{_meant(key, key_paths(cls, section))}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
     message = item["msg"].removeprefix("Value error, ")
@@ -82,21 +88,60 @@ def _fault(item: Mapping[str, Any], section: str) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def load_section(cls: type[T], path: Path | None, section: str, assignments: Sequence[str] = ()) -> T:
+def key_paths(cls: type, prefix: str = "") -> list[str]:
+    """The full path of each key of a configuration, such as `train.data.crop_px`."""
+    result = []
+    for name, kind in get_type_hints(cls).items():
+        if name in {field.name for field in fields(cls)}:
+            path = f"{prefix}.{name}" if prefix else name
+            result += [path, *(inner for part in _groups(kind) for inner in key_paths(part, path))]
+    return result
+
+
+def _groups(kind: Any) -> list[type]:
+    """The groups of keys that a type has in it."""
+    return [kind] if is_dataclass(kind) else [part for each in get_args(kind) for part in _groups(each)]
+
+
+def _meant(key: str, paths: Sequence[str]) -> str:
+    """What to say of the key that was probably meant, where there is one: beside it, or of its name elsewhere."""
+    key = ".".join(part for part in key.split(".") if not part.isdigit())
+    parent, _, last = key.rpartition(".")
+    beside = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
+    anywhere = {path.rpartition(".")[2]: path for path in paths}
+    found = [path for end in (key, last) for path in paths if path.endswith(f".{end}")]
+    for names, likeness in ((beside, 0.8), (found, 1), (beside, 0.6), (anywhere, 0.8)):
+        close = names[:1] if names is found else [names[name] for name in get_close_matches(last, names, 1, likeness)]
+        if close:
+            return f"; did you mean {close[0]}?"
+    return ""
+
+
+def load_section(
+    cls: type[T], path: Path | None, section: str, assignments: Sequence[str] = (), options: Sequence[str] = ()
+) -> T:
     """One section of a configuration file, with overrides such as `train.batch_size=8`, as a `cls`.
 
     path     None: the defaults of `cls` and the overrides alone
+    options  overrides that the user gave by options of their own
     raises   ConfigError also for sections that no command reads, so that a misspelt one is not ignored
     """
-    content = override(read_yaml(path) if path else {}, assignments)
-    where = " and ".join([*([str(path)] if path else []), *(["--set"] if assignments or not path else [])])
+    content = override(read_yaml(path) if path else {}, (*assignments, *options))
+    where = " and ".join([*([str(path)] if path else []), *(["--set"] if assignments else [])]) or "the given options"
     unknown = sorted(set(content) - set(SECTIONS))
     if unknown:
-        raise ConfigError(f"{where}: {', '.join(unknown)}: no such section (there are {', '.join(SECTIONS)})")
+        meant = _meant(_first_path(content, unknown[0]), [*SECTIONS, *key_paths(cls, section)])
+        raise ConfigError(f"{where}: {', '.join(unknown)}: no such section (there are {', '.join(SECTIONS)}){meant}")
     values = content.get(section) or {}
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: {section}: expected a group of keys, found {values!r}")
     return build(cls, values, where, section)
+
+
+def _first_path(content: Mapping[str, Any], key: str) -> str:
+    """The path of the first value below a key, as it would be set."""
+    value = content[key]
+    return f"{key}.{_first_path(value, next(iter(value)))}" if isinstance(value, Mapping) and value else key
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -5,12 +5,11 @@ Lengths (of the run, of stages, warm-up and intervals) are steps, epochs or per 
 """
 
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from championship_sr.store.config import config_dataclass
+from championship_sr.store.config import UserPath, config_dataclass
 from championship_sr.train.data.sampler import Weighting
 from championship_sr.train.data.variants import Augment
 from championship_sr.train.fusion.config import FusionConfig
@@ -83,7 +82,7 @@ class DataConfig:
     pool_visits: Positive = 64
     shards_at_once: Annotated[int, Field(ge=0)] = 0  # visited before the next ones are; 0: all; see docs/training.md
     sharding: Literal["all", "node"] = "all"  # node: each machine's processes read a share of the shards alone
-    cache: Path | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
+    cache: UserPath | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
     cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that they may take there
     threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
     buffer_mib: Positive = 128
@@ -114,8 +113,8 @@ class LossConfig:
     """The stages, and files for the losses that need weights."""
 
     stages: tuple[StageConfig, ...] = (StageConfig("100 %", {"l1": 1.0}, "pixels"),)
-    vgg_weights: Path | None = None  # None: torch's cache
-    clip_weights: Path | None = None  # None: the cache of huggingface_hub
+    vgg_weights: UserPath | None = None  # None: torch's cache
+    clip_weights: UserPath | None = None  # None: the cache of huggingface_hub
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -159,10 +158,10 @@ class ValidationConfig:
     """
 
     every: Length = 500
-    store: Path | None = None
+    store: UserPath | None = None
     images: tuple[str, ...] = ()
-    hr: tuple[Path, ...] = ()
-    lr: tuple[Path, ...] = ()
+    hr: tuple[UserPath, ...] = ()
+    lr: tuple[UserPath, ...] = ()
     hold_out: Positive = 4
     pictures: Annotated[int, Field(ge=0)] = 2  # shown in TensorBoard
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better PSNR before the run stops; 0: never

@@ -8,6 +8,7 @@ import click
 
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.store.config import load_section
+from championship_sr.store.errors import ConfigError
 
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
@@ -49,7 +50,11 @@ def data_options(command: Any) -> Any:
 def extract_config(path: Path | None, assignments: tuple[str, ...], options: dict[str, Any]) -> ExtractConfig:
     """The extract section of a file, with the command line's options over it; None and () are not given."""
     given = [f"extract.{key}={json.dumps(value)}" for key, value in options.items() if value or value is False]
-    return load_section(ExtractConfig, path, "extract", (*assignments, *given))
+    keys = [text.removeprefix("extract.").partition("=")[0].partition(".")[0] for text in (*assignments, *given)]
+    for key, asked in (("store", "--store"), ("data", "--root, --hr or --lr")):
+        if path is None and key not in keys:
+            raise ConfigError(f"give {asked}, or a --config with an extract section")
+    return load_section(ExtractConfig, path, "extract", assignments, given)
 
 
 def size_text(n_bytes: float) -> str:

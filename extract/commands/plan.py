@@ -108,6 +108,8 @@ def plan(
         "random_weights": random_weights or None,
         "device": device,
     }
+    if path is None and not any(text.startswith("extract.store=") for text in assignments):
+        options["store"] = store or "."  # nothing is written: only the disk's free space is looked at
     if images:
         options |= {"store": store or ".", "data.hr": hr or ["."]}
     config = extract_config(path, assignments, options)
@@ -188,7 +190,7 @@ def plan_text(made: "Plan") -> str:
     where = "one forward measured on this machine" if measured else "the given speeds"
     return "\n".join(
         [
-            f"{made.images:,} images, {made.lr_px / 1e6:,.0f} M LR pixels, {made.shards:,} shards",
+            f"{made.images:,} images, {_pixels_text(made.lr_px)}, {made.shards:,} shards",
             f"hours from {where}; bytes by the codecs of features + SR, and of SR alone:",
             "",
             table(rows),
@@ -197,6 +199,11 @@ def plan_text(made: "Plan") -> str:
             f"without features {size_text(made.bytes_without_features)}{free}{' (too little)' * short}",
         ]
     )
+
+
+def _pixels_text(n: int) -> str:
+    """LR pixels for people: 596 M, or each one where they are few."""
+    return f"{n / 1e6:,.0f} M LR pixels" if n >= 10e6 else f"{n:,} LR pixels"
 
 
 def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:

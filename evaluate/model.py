@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
+from championship_sr.evaluate.inference.given import array_back, as_batch
 from championship_sr.evaluate.inference.inputs import Inputs, LiveInputs, chw, hwc, must_run
 from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
@@ -93,19 +94,24 @@ class Model:
         """The SR image, of the kind that was given.
 
         image    a path or PIL image (a PIL image comes back, with its transparency, EXIF data and profile),
-                 an array (h, w, 3) in uint8 or uint16, or a floating-point tensor (3, h, w) or (B, 3, h, w) in 0..1
+                 or an array or a tensor: (h, w, 3), (3, h, w), grey (h, w), or a batch; uint8, uint16, or floating
+                 point in 0..1
+        raises   ConfigError for a shape, a type or a range that is none of these
         """
-        if isinstance(image, Tensor):
-            batch = image if image.ndim == 4 else image[None]
-            result = torch.stack([self._image(one[None].float(), self_ensemble) for one in batch]).to(image)
-            return result if image.ndim == 4 else result[0]
         if isinstance(image, np.ndarray):
-            return self.upscale(Picture(image), self_ensemble=self_ensemble).pixels
+            values = torch.from_numpy(image.astype(image.dtype.newbyteorder("="), order="C"))
+            return array_back(self._tensor(values, self_ensemble, channels_last=True), image)
+        if isinstance(image, Tensor):
+            return self._tensor(image, self_ensemble)
         if isinstance(image, Image.Image):
             return to_pil(self.upscale(from_pil(image), self_ensemble=self_ensemble))
         path = Path(image)
         given = [results.given(str(path)) for results in self.results([asked_for(path)])]
         return to_pil(self.upscale(read_picture(path), given=given, self_ensemble=self_ensemble))
+
+    def _tensor(self, image: Tensor, self_ensemble: bool, channels_last: bool = False) -> Tensor:
+        batch, back = as_batch(image, channels_last)
+        return back(torch.stack([self._image(one[None], self_ensemble) for one in batch]))
 
     def upscale(
         self,

@@ -188,6 +188,8 @@ def plan_text(made: "Plan") -> str:
     free = "" if made.free_bytes is None else f"; free where it goes: {size_text(made.free_bytes)}"
     short = made.free_bytes is not None and made.free_bytes < made.bytes
     where = "one forward measured on this machine" if measured else "the given speeds"
+    if all(expert.px_per_second is None for expert in made.experts):
+        where = "nothing, as images are only copied"
     return "\n".join(
         [
             f"{made.images:,} images, {_pixels_text(made.lr_px)}, {made.shards:,} shards",

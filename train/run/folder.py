@@ -2,7 +2,7 @@
 
 config.yaml     the resolved configuration, the section `train`
 experts.yaml    the store's entry of each expert, in the order of the network's inputs
-run.yaml        where the store was, and what trained
+run.yaml        where the store was, how many images it had, and what trained
 metrics.jsonl   one line an event
 tensorboard/    the same to look at
 checkpoints/    see train/run/checkpoint.py
@@ -56,6 +56,11 @@ def read_store(run: Path) -> Path | str:
     return store_place(read_yaml(run / RUN_FILE)["store"])
 
 
+def read_image_count(run: Path) -> int | None:
+    """How many images the run's store had when the run began; those that it got since lie behind them."""
+    return read_yaml(run / RUN_FILE).get("images") if (run / RUN_FILE).exists() else None
+
+
 def check_folder(run: Path) -> None:
     """Raises ConfigError if the folder is there and holds something else than a run."""
     if (run / CONFIG_FILE).exists() or not run.exists():
@@ -73,12 +78,14 @@ def begin(
     trained: bool,
     resume: bool,
     changes: bool,
+    images: int | None = None,
 ) -> None:
     """Writes what the run is made of, or checks that it may go on with this configuration and these experts.
 
     trained  whether it has a checkpoint; a run without one begins anew
     resume   go on with a run that is there
     changes  take over a configuration that differs, except for the network's
+    images   how many the store has; a run that is there keeps to those that it had then
     raises   ConfigError or StoreError naming what differs
     """
     if trained and not resume:
@@ -86,10 +93,11 @@ def begin(
     if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
+        images = read_image_count(run)
     run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
     made_by = {name: version(name) for name in ("torch", "numpy")}
-    files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "versions": made_by}).encode())
+    files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "images": images, "versions": made_by}).encode())
     # last: with it the folder is a run
     files.write_atomic(run / CONFIG_FILE, dump_yaml({"train": to_plain(config)}).encode())
 

@@ -70,7 +70,10 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(leases.held(out / LOCK_FILE, watch=True))  # first: another may be training here
             trained = bool(checkpoint.folders(out))
-            begin(out, config, source.entries, store, trained=trained, resume=resume, changes=changes)
+            begin(
+                out, config, source.entries, store,
+                trained=trained, resume=resume, changes=changes, images=len(source.store.images),
+            )  # fmt: skip
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
     return out

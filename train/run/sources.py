@@ -17,6 +17,7 @@ from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig, TrainConfig
 from championship_sr.train.data.loader import Loader
+from championship_sr.train.run.folder import read_image_count
 from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
 from championship_sr.train.run.processes import World
 from championship_sr.train.run.validation import (
@@ -122,15 +123,16 @@ def make_loader(source: Source, images: list[int], config: TrainConfig, world: W
 def make_validation(source: Source, config: TrainConfig, run: Path, world: World) -> tuple[list[int], Validation]:
     """The training images of the store, by index, and the validation on others."""
     settings, store, experts = config.validation, source.store, tuple(source.entries)
+    images = range(len(store.images))[: read_image_count(run)]  # a store that grows later doesn't change the run
     root = settings.store or (extracted(config, source, run) if settings.hr else None)
     if root:
-        training, held = list(range(len(store.images))), Store(root, experts)
+        training, held = list(images), Store(root, experts)
         held.check_hr("validation")
         check_apart(source.store, source.entries, held)
         scored = list(range(len(held.images)))
     else:
         held = store
-        training, scored = split_images(store, settings)
+        training, scored = split_images(store, settings, len(images))
         if source.cache:
             mine = {image for rank in world.beside for image in scored[rank :: world.size]}
             source.cache.pin(sorted({store.images[image].shard for image in mine}))

@@ -202,20 +202,21 @@ def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, T
     return lr, hr
 
 
-def split_images(store: Store, config: ValidationConfig) -> tuple[list[int], list[int]]:
+def split_images(store: Store, config: ValidationConfig, count: int | None = None) -> tuple[list[int], list[int]]:
     """(training, validation) images of one store, by index; none is in both.
 
+    count   only the first so many of the store; None: all
     raises  ConfigError if an id is not in the store or nothing is left to train on
     """
-    index = {image.id: number for number, image in enumerate(store.images)}
+    index = {image.id: number for number, image in enumerate(store.images[:count])}
     unknown = [name for name in config.images if name not in index]
     if unknown:
         raise ConfigError(f"validation.images: {store.root} has no image {', '.join(unknown[:3])}")
     if config.images:
         chosen = {index[name] for name in config.images}
     else:
-        count = min(config.hold_out, len(index))
-        chosen = {int((number + 0.5) * len(index) / count) for number in range(count)}
+        held = min(config.hold_out, len(index))
+        chosen = {int((number + 0.5) * len(index) / held) for number in range(held)}
     left = [number for number in range(len(index)) if number not in chosen]
     if not left:
         raise ConfigError(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from safetensors.torch import load_file
 
 from championship_sr.store.disk import locks
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.reader import Store
+from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.run.checkpoint import checkpoints, load_fusion
+from championship_sr.train.run.folder import read_image_count
 from championship_sr.train.run.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Diverged
@@ -60,6 +65,26 @@ def test_a_fusion_learns_from_experts_with_and_without_features(make_learnable, 
     loaded = load_fusion(run)
     assert loaded.channels == {"one": 5, "two": 0}
     assert [event["step"] for event in read_metrics(run) if event["event"] == "validation"] == [4]
+
+
+def test_images_that_a_store_gets_later_do_not_change_a_run(make_learnable, make_config, tmp_path):
+    store = make_learnable(tmp_path / "store")
+    run = train(make_config(steps=4), store, tmp_path / "run")
+    grown = make_learnable(tmp_path / "grown", seed=1)
+    manifest, others = Manifest.load(store), Manifest.load(grown)
+    new = [replace(image, shard=1) for image in others.images]
+    manifest = Manifest.create(store, scale=4, container="zarr", images=[*manifest.images, *new], grow=True)
+    source = Store(grown)
+    for name in manifest.sources:
+        with write_shard(manifest, name, 1) as out:
+            for index, image in enumerate(new):
+                arrays = {spec.name: source.array(index, name, spec.name).load() for spec in manifest.specs(name)}
+                out.add(image.id, arrays)
+    train(make_config(steps=8), store, run, resume=True, changes=True)
+    held = [set(event["images"]) for event in read_metrics(run) if event["event"] == "validation"]
+    assert held == [{"photo01"}, {"photo01"}] and read_image_count(run) == 3
+    both = train(make_config(steps=4), store, tmp_path / "both")
+    assert read_image_count(both) == 6
 
 
 def runner(config, tmp_path: Path, *arguments: str | Path) -> list[str]:

@@ -71,7 +71,8 @@ def identify(
     def work(pair: Pair) -> tuple[Source | None, list[str]]:
         own = {expert: paths[pair.id] for expert, paths in files.items() if pair.id in paths}
         stamps, there = [stamp_of(path) for path in pair.files], known.get(pair.id)
-        there = there if there and there.stamps == stamps else None
+        # of another size where a photograph was not turned as its EXIF data says
+        there = there if there and there.stamps == stamps and there.lr_size == pair.lr_size else None
         new = {name: path for name, path in own.items() if not (there and _is_known(there.results.get(name), path))}
         if there and not new:
             return there, []

@@ -1,9 +1,7 @@
 """LR/HR pairs on disk: found, matched by name, checked by their headers."""
 
-import hashlib
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ import numpy as np
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
+from championship_sr.extract.images.ids import ids_of
 from championship_sr.extract.images.names import (
     is_high_resolution,
     is_low_resolution,
@@ -24,12 +23,10 @@ from championship_sr.extract.images.names import (
 )
 from championship_sr.extract.images.picture import eight_bit
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.layout import UNFINISHED
 
 log = logging.getLogger(__name__)
 
 SHOWN_FAULTS = 10
-LONGEST_ID = 200  # a folder's name has at most 255 bytes
 # (split, HR folder, LR folder) under a root, in the layouts in use; {s} is the scale
 LAYOUTS = (
     ("train", "train_HR", "train_LR"),  # DF2K as the reference document has it
@@ -207,6 +204,16 @@ def _pairs_of(
         hr_files, lr_files, lr_folder = high, low, hr_folder
     if lr_folder is None:
         return [_pair(hr, relative_stem(hr, hr_folder), None, scale) for hr in hr_files]
+    return [
+        _pair(hr, without_ending(stem, scale) if shared else stem, lr, scale)
+        for hr, stem, lr in _matched(hr_files, hr_folder, lr_files, lr_folder, scale, faults)
+    ]
+
+
+def _matched(
+    hr_files: list[Path], hr_folder: Path, lr_files: list[Path], lr_folder: Path, scale: int, faults: list[str]
+) -> Iterator[tuple[Path, str, Path]]:
+    """(HR file, its stem under its folder, LR file) of each pair."""
     names = {hr: relative_stem(hr, hr_folder) for hr in hr_files}
     paths: dict[str, list[Path]] = {}
     for lr in lr_files:
@@ -215,13 +222,14 @@ def _pairs_of(
     for stems in matches.twice.values():
         first, *others = [path for stem in dict.fromkeys(stems) for path in paths[stem]]
         faults += [f"{other}: stands for the same image as {first.name}" for other in others]
-    faults += [f"{hr}: has no LR image in {lr_folder}" for hr in hr_files if names[hr] in matches.missing]
-    faults += [f"{path}: has no HR image in {hr_folder}" for stem in matches.unused for path in paths[stem]]
-    return [
-        _pair(hr, without_ending(name, scale) if shared else name, paths[matches.files[name]][0], scale)
-        for hr, name in names.items()
-        if name in matches.files
+    missing = set(matches.missing)
+    faults += [f"{hr}: has no LR image in {lr_folder}" for hr in hr_files if names[hr] in missing]
+    faults += [
+        f"{path}: has no HR image in {hr_folder}" for stem in dict.fromkeys(matches.unused) for path in paths[stem]
     ]
+    for hr, stem in names.items():
+        if stem in matches.files:
+            yield hr, stem, paths[matches.files[stem]][0]
 
 
 def _of_one_folder(files: list[Path], scale: int) -> tuple[list[Path], list[Path]]:
@@ -236,17 +244,7 @@ def _pair(hr: Path, stem: str, lr: Path | None, scale: int) -> Pair:
 
 
 def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
-    """The pairs with ids: the HR file's path under its folder, after as many folders above it as tell it apart."""
-    paths = {pair.path: pair.id for pair in pairs}
-    taken = Counter((folder, _safe(stem)) for folder, stem in {(path.parent, stem) for path, stem in paths.items()})
-    stems = {path: _distinct(stem, taken[path.parent, _safe(stem)] > 1) for path, stem in paths.items()}
-    above = {path: path.parts[: -1 - stem.count("/")] for path, stem in paths.items()}
-    ids = dict(stems)
-    for depth in range(1, max(map(len, above.values()), default=0) + 1):
-        counts = Counter(ids.values())
-        for path, stem in stems.items():
-            if counts[ids[path]] > 1:
-                ids[path] = _safe("-".join([*above[path][-depth:], stem]))
+    ids = ids_of({pair.path: pair.id for pair in pairs})
     seen: dict[str, Path] = {}
     for pair in pairs:
         name = ids[pair.path]
@@ -254,19 +252,6 @@ def _with_ids(pairs: list[Pair], faults: list[str]) -> list[Pair]:
             faults.append(f"{pair.path}: would have the same id as {seen[name]}: {name}")
         seen[name] = pair.path
     return [replace(pair, id=ids[pair.path]) for pair in pairs]
-
-
-def _safe(name: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._+-]", "-", name)
-    return name if name[:1].isalnum() else f"i{name}"
-
-
-def _distinct(name: str, shared: bool) -> str:
-    """The name as an id; with a hash of it where others have the same, or nothing of it is left, or it is too long."""
-    safe = _safe(name)
-    if not shared and len(safe) <= LONGEST_ID and re.search("[A-Za-z0-9]", name) and not safe.endswith(UNFINISHED):
-        return safe
-    return f"{safe[:LONGEST_ID]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def checked(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:

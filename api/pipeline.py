@@ -123,6 +123,10 @@ def main() -> None:
         if debug:
             raise
         status = fail(one_line(error), EXIT_FAILED)
+    except MemoryError as error:
+        if debug:
+            raise
+        status = fail(f"out of memory: {one_line(error)}", EXIT_FAILED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -31,6 +31,7 @@ def test_help_needs_no_torch():
         (StoreError("shard 3\nis bad"), 1, "error: shard 3 is bad\n"),
         (WeightsError("half a network"), 1, "error: half a network\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (MemoryError("12.0 GiB"), 1, "error: out of memory: 12.0 GiB\n"),
         (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from what is done\n"),
     ],
 )

@@ -1,7 +1,6 @@
 """What an image is known by: the checksums of its files."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from tqdm import tqdm
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import Result, look_at, stamp_of
+from championship_sr.store.disk.small_files import parse_json, read_small
+from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import SOURCES_FILE
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
@@ -111,8 +112,8 @@ def _source(results: dict[str, dict] | None = None, **values: Any) -> Source:
 
 def read_sources(root: Path) -> dict[str, Source]:
     try:
-        content = json.loads((root / SOURCES_FILE).read_text(encoding="utf-8"))
+        content = parse_json(read_small(root / SOURCES_FILE))
         sources = {name: _source(**source) for name, source in content.items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, StoreError):
         return {}  # it only saves time
     return {name: replace(source, lr_size=tuple(source.lr_size)) for name, source in sources.items()}

@@ -16,6 +16,7 @@ import numpy as np
 
 from championship_sr.store.containers.chunks import Described, chunks_of, grid
 from championship_sr.store.containers.compression import Compression
+from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 
 INDEX_ENTRY = 16  # offset and length of a chunk, two little-endian u64
@@ -92,7 +93,7 @@ def describe(shard: Path) -> dict[str, Described]:
 
 def _described(shard: Path, path: Path) -> Described:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_small(path))
         options = content["codecs"][0]["configuration"]
         shape, chunk = tuple(content["shape"]), tuple(options["chunk_shape"])
         dtype, attributes = np.dtype(content["data_type"]), content["attributes"]

@@ -1,8 +1,8 @@
 """The record of a shard: what it says, and what to run where it is missing."""
 
-import json
 from typing import Any
 
+from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS
 from championship_sr.store.format.manifest import Manifest
@@ -15,7 +15,7 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
     """
     path = manifest.record_path(source, shard)
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(read_small(path))
         version, fingerprint, images = (record[key] for key in ("format_version", "fingerprint", "images"))
     except FileNotFoundError:
         raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {_remedy(source)}") from None

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from championship_sr.store.disk import files
+from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.config import CheckpointConfig, TrainConfig
@@ -184,7 +185,7 @@ def rescored(checkpoint: Checkpoint, psnr: float, extra: Mapping[str, Any]) -> C
     """The checkpoint with the PSNR that was measured since it was saved, and what else a run needs to go on."""
     path = checkpoint.path / STATE_FILE
     state = _read_state(checkpoint.path) | {"psnr": psnr, "extra": dict(extra)}
-    hashes = json.loads(path.read_bytes()).get("sha256", {})
+    hashes = parse_json(read_small(path)).get("sha256", {})
     with files.written(path):
         files.write_atomic(path, _with_hashes(state, hashes))
     return replace(checkpoint, psnr=psnr)
@@ -214,7 +215,7 @@ def check(folder: Path, names: Sequence[str] = (WEIGHTS_FILE, TRAINING_FILE)) ->
     raises  Damaged naming the file that is another
     """
     state = _read_state(folder)
-    hashes = json.loads((folder / STATE_FILE).read_bytes()).get("sha256", {})  # checkpoints of old have none
+    hashes = parse_json(read_small(folder / STATE_FILE)).get("sha256", {})  # checkpoints of old have none
     for name in names:
         path = folder / name
         if not path.exists():
@@ -234,7 +235,7 @@ def set_aside(folder: Path) -> Path:
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     try:
-        state = json.loads(path.read_bytes())
+        state = parse_json(read_small(path))
         hashes = state.pop("sha256", None)
         if hashes and hashes[STATE_FILE] != _digest(state):
             raise ValueError("not what was written (sha256)")

@@ -8,6 +8,7 @@ from championship_sr.store.config import override, read_yaml
 from championship_sr.store.disk.small_files import MAX_VALUES, parse_json, parse_yaml, read_small, sha256_of
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.reader import Store
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -89,6 +90,18 @@ def test_a_store_with_a_hostile_place_is_refused_and_not_waited_for(tmp_path, ma
     with pytest.raises(StoreError) as caught:
         Manifest.load(root)
     assert str(root) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("pipe", "a named pipe"), ("folder", "a folder"), ("deep", "nested too")])
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
+def test_a_hostile_record_is_refused_and_not_waited_for(tmp_path, make_store, odd, kind, said, container):
+    root = make_store(tmp_path / "s", {"a": 5}, container=container)
+    (tmp_path / "deep").write_text("[" * 100_000)
+    path = root / "experts/a/shard-00000.json"
+    path.unlink()
+    path.symlink_to(tmp_path / kind)
+    with pytest.raises(StoreError, match=rf"shard-00000\.json: .*{said}"):
+        Store(root).array(0, "a", "features")
 
 
 def test_a_file_beyond_its_bounds_is_refused(tmp_path):

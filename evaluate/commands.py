@@ -61,7 +61,11 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.option("--lr", multiple=True, type=FOLDER, help="Their LR images; without it LR is made by MATLAB's bicubic.")
 @click.option("--benchmarks", type=FOLDER, help="Score every benchmark found in this folder (Set5, Set14, B100, ...).")
 @click.option(
-    "--expert", "experts", multiple=True, metavar="NAME|FILE.yaml", help="With files and no run: this expert."
+    "--expert",
+    "experts",
+    multiple=True,
+    metavar="NAME|FILE.yaml",
+    help="Without a run: this expert.",
 )
 @expert_images_option
 @click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")

@@ -19,6 +19,7 @@ from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.extract.images.results import Asked, ResultImages, asked_of, result_images
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.shards.reader import Store
 
 SCALE = 4  # of files that are scored without a run
 
@@ -72,7 +73,7 @@ def evaluate_sets(
 ) -> Results:
     """Scores a store, folders of image files, or every benchmark in a folder.
 
-    experts       names or YAML files, in place of the run's when files are scored without a run
+    experts       without a run: names of a store's experts, all if none is given; names or YAML files, for image files
     expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
     trusted       modules that the run and the store may name as their experts' networks
@@ -85,7 +86,8 @@ def evaluate_sets(
     scale = model.scale if model else SCALE
     if store:
         gallery, seen = _gallery(scale, wanted, config, with_gallery)
-        scores = evaluate_store(model, store, images or None, wanted=seen, config=config, trusted=trusted)
+        named = store if model or not experts else Store(store, experts)
+        scores = evaluate_store(model, named, images or None, wanted=seen, config=config, trusted=trusted)
         return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
     left_out: list[str] = []
     names = model.expert_names if model else ()

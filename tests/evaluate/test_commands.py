@@ -105,6 +105,10 @@ def test_experts_alone_say_first_what_they_are_worth_together(store_root, tmp_pa
     assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) > 4 * 4
     [scored] = json.loads(call(evaluate, *arguments, "--json").splitlines()[-1])["sets"].values()
     assert scored["complementarity"] == together and len(together["subsets"]) == 3
+    alone = call(evaluate, "--store", store_root, "--expert", "two", "--no-self-ensemble", *FAST)
+    assert alone.startswith("two is the only expert") and "one  " not in alone
+    with pytest.raises(StoreError, match=r"no features for three \(has: one, two\)"):
+        call(evaluate, "--store", store_root, "--expert", "three", *FAST)
 
 
 @pytest.mark.parametrize(

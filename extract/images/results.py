@@ -234,7 +234,7 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, Result]]) -> None:
         if others and usual > WORSE_DB:
             log.warning(
                 "expert %s: its images, reduced bicubically, are %.1f dB further from LR than the others': JPEG "
-                "artefacts, or made from other LR images?", name, usual,
+                "artefacts, or made from other LR images? (a weaker network's are so too)", name, usual,
             )  # fmt: skip
         worse = sorted((id_ for id_ in known if known[id_] - usual > WORSE_DB), key=lambda id_: -known[id_])
         if worse:

@@ -4,7 +4,7 @@ The public names, each imported when it is first used (docs/api.md has examples 
 
     extract, train, evaluate    the three stages; they are also the packages that hold them
     load                        a trained run or an export, as a function of images
-    Store, Loader               a feature store, and batches of random windows of it
+    Store, Loader, Sampling     a feature store, batches of random windows of it, and which windows these are
     complementarity, Evidence, products_of    what experts are worth together, from their images alone
     ConfigError, StoreError, WeightsError    the three kinds of bad input, each with a one-line message
 """
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from championship_sr.stages import evaluate, extract, train
     from championship_sr.store.errors import ConfigError, StoreError, WeightsError
     from championship_sr.store.shards.reader import Store
-    from championship_sr.train.data.loader import Loader
+    from championship_sr.train.data.loader import Loader, Sampling
 
 __all__ = [
     "ConfigError",
     "Evidence",
     "Loader",
+    "Sampling",
     "Store",
     "StoreError",
     "WeightsError",
@@ -42,6 +43,7 @@ _HOMES = {
     "ConfigError": "store.errors",
     "Evidence": "evaluate.scoring.complementarity",
     "Loader": "train.data.loader",
+    "Sampling": "train.data.loader",
     "Store": "store.shards.reader",
     "StoreError": "store.errors",
     "WeightsError": "store.errors",

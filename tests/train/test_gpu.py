@@ -8,7 +8,6 @@ from championship_sr.store.shards.reader import Store
 from championship_sr.train.bench.phases import example
 from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
-from championship_sr.train.data.loader import Loader
 from championship_sr.train.fusion import FusionConfig, build_fusion
 from championship_sr.train.losses import Criterion
 from championship_sr.train.run.loop import train
@@ -16,6 +15,7 @@ from championship_sr.train.run.processes import World
 from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.validation import WholeImage, in_tiles
 from championship_sr.train.run.watch import Meter, Watch
+from tests.train.loaders import loader_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,8 +79,8 @@ def test_no_call_of_a_step_waits_for_the_gpu():
 
 def test_batches_come_as_on_the_cpu(shared_store):
     options = {"batch_size": 2, "crop_px": 8, "seed": 3}
-    here = Loader(Store(shared_store), **options).batches(0, 12)
-    there = Loader(Store(shared_store), **options, device=GPU).batches(0, 12)
+    here = loader_of(Store(shared_store), **options).batches(0, 12)
+    there = loader_of(Store(shared_store), **options, device=GPU).batches(0, 12)
     for one, other in zip(here, there, strict=True):
         assert one.places == other.places and other.images.device == GPU
         torch.testing.assert_close(other.images.cpu(), one.images)

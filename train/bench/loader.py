@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,7 @@ from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.bench.peers import PEERS, contenders
 from championship_sr.train.bench.phases import now
-from championship_sr.train.data.loader import MIB, MOST_SLOTS, Loader
+from championship_sr.train.data.loader import MIB, MOST_SLOTS, Buffers, Loader, Sampling
 from championship_sr.train.data.slots import room
 
 CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
@@ -100,10 +100,10 @@ def warm_rounds(
     stores: dict[str, Path], options: dict[str, Any], rounds: int, seconds: float, bar: tqdm, device: torch.device = CPU
 ) -> dict[str, Any]:
     """What every contender serves from memory; nothing that they opened outlasts the call."""
-    loader = Loader(Store(stores["zarr"]), **options)
+    loader = opened(stores["zarr"], options)
     runners = list(_runners(stores["zarr"].parent, loader, Store(stores["hdf5"])))
     if device.type != "cpu":
-        runners += on_device(Loader(Store(stores["zarr"]), device=device, **options))
+        runners += on_device(opened(stores["zarr"], options, device))
     bar.reset(total=rounds * (len(runners) + 4))
     for _ in range(rounds):
         for runner in runners:
@@ -146,6 +146,12 @@ def _runners(folder: Path, loader: Loader, hdf5: Store) -> Iterator[Runner]:
         for workers in (0, loader.threads):
             batches = opened(workers, batch_size)
             yield Runner(name, workers, partial(iter, batches), batch_size, n_bytes, 1 + 2 * workers)
+
+
+def opened(root: Path, options: Mapping[str, Any], device: torch.device = CPU) -> Loader:
+    """A loader of the store; the options are those of its sampling, and `threads`."""
+    sampling = {key: value for key, value in options.items() if key != "threads"}
+    return Loader(Store(root), Sampling(**sampling), device=device, buffers=Buffers(options["threads"]))
 
 
 def on_device(loader: Loader) -> list[Runner]:
@@ -225,7 +231,7 @@ def cold_round(root: Path, options: dict[str, Any], bar: tqdm) -> tuple[float, f
     _forget(files)
     sequential = _sequential_speed(files)
     bar.update()
-    loader = Loader(Store(root), **options)
+    loader = opened(root, options)
     useful = useful_bytes(loader, COLD_STEPS)
     _forget(files)
     before, began = _bytes_read(), time.perf_counter()
@@ -278,7 +284,7 @@ def _bytes_read() -> int:
 
 def peak_rss_mib(root: Path, options: dict[str, Any]) -> float:
     """The most memory, beside mapped files, that this process had while a loader ran."""
-    loader = Loader(Store(root), **options)
+    loader = opened(root, options)
     return max(_anonymous_mib() for _ in loader.filled(0, RSS_STEPS))
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Literal
 
@@ -37,87 +38,135 @@ NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
 Submit = Callable[..., Future]
 
 
-class Loader:
-    """Batches of random windows, the same for any number of threads and, taken together, of ranks.
+@dataclass(frozen=True)
+class Sampling:
+    """Which windows the steps see; `Sampler` and `variants_for` explain what is not said here.
 
-    experts      in the order of `Batch.images`; () gives lr and hr alone; None: all of the store
-    images       which of the store's images, by index; None: all
-    batch_size   over all ranks; each gets its share, in rank order
-    features     False leaves the features out, for a fusion without them
-    threads      that copy; 0 copies in the caller's thread
-    buffer_mib   host memory for raw batches; three batches at the least
-    ahead_mib    the kernel is asked for so many bytes before they are copied; 0: never
-    sharding     "node": the ranks of each machine read a share of the shards alone
-    nodes        ranks of each machine; `node` and `local_rank` say which one this is
-    cache        brings the shards of a store that lies elsewhere, before they are read
-    The others   see `Sampler` and `variants_for`
+    batch_size  over all processes; each gets its share, in the order of their ranks
+    sharding    "node": the processes of each machine read a share of the shards alone
+    """
+
+    batch_size: int
+    crop_px: int
+    seed: int
+    augment: Augment = "none"
+    repeat_factor: int = 20
+    weighting: Weighting = "crops"
+    crops_per_visit: int = 1
+    pool_visits: int = 64
+    shards_at_once: int = 0
+    sharding: Literal["all", "node"] = "all"
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What reads ahead.
+
+    threads     that copy; 0 copies in the caller's thread
+    buffer_mib  host memory for raw batches; three batches at the least
+    ahead_mib   the kernel is asked for so many bytes before they are copied; 0: never
+    """
+
+    threads: int = 2
+    buffer_mib: int = 128
+    ahead_mib: int = 128
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`; `nodes` are how many each machine has, () where one has them all."""
+
+    rank: int = 0
+    world: int = 1
+    nodes: tuple[int, ...] = ()
+    node: int = 0
+    local_rank: int = 0
+
+    @property
+    def of_node(self) -> "Ranks":
+        """The same among the processes of this machine alone."""
+        return Ranks(self.local_rank, self.nodes[self.node]) if self.nodes else self
+
+    def share(self, batch_size: int) -> slice:
+        """This process's part of a batch."""
+        return slice(self.rank * batch_size // self.world, (self.rank + 1) * batch_size // self.world)
+
+    def machine(self, batch_size: int) -> slice:
+        """The part of all processes of this machine."""
+        first, beside = (self.rank - self.local_rank, self.nodes[self.node]) if self.nodes else (0, self.world)
+        return slice(first * batch_size // self.world, (first + beside) * batch_size // self.world)
+
+
+BUFFERS, ALONE = Buffers(), Ranks()
+
+
+class Loader:
+    """Batches of random windows, the same for any number of threads and, taken together, of processes.
+
+    experts   in the order of `Batch.images`; () gives lr and hr alone; None: all of the store
+    images    which of the store's images, by index; None: all
+    features  False leaves the features out, for a fusion without them
+    cache     brings the shards of a store that lies elsewhere, before they are read
     """
 
     def __init__(
         self,
         store: Store,
+        sampling: Sampling,
         experts: Sequence[str] | None = None,
         *,
-        batch_size: int,
-        crop_px: int,
-        seed: int,
         images: Sequence[int] | None = None,
         features: bool = True,
         device: torch.device | str = "cpu",
-        augment: Augment = "none",
-        repeat_factor: int = 20,
-        weighting: Weighting = "crops",
-        crops_per_visit: int = 1,
-        pool_visits: int = 64,
-        shards_at_once: int = 0,
-        threads: int = 2,
-        buffer_mib: int = 128,
-        ahead_mib: int = 128,
-        rank: int = 0,
-        world: int = 1,
-        sharding: Literal["all", "node"] = "all",
-        nodes: Sequence[int] = (),
-        node: int = 0,
-        local_rank: int = 0,
+        buffers: Buffers = BUFFERS,
+        ranks: Ranks = ALONE,
         cache: ShardCache | None = None,
     ) -> None:
-        if batch_size % world:
-            raise ConfigError(f"batch_size={batch_size}: {world} ranks cannot share it evenly")
-        self.store, self.crop_px, self.device = store, crop_px, torch.device(device)
+        if sampling.batch_size % ranks.world:
+            raise ConfigError(f"batch_size={sampling.batch_size}: {ranks.world} ranks cannot share it evenly")
+        self.store, self.crop_px, self.device = store, sampling.crop_px, torch.device(device)
         self.on_gpu = self.device.type == "cuda"  # buffers are then pinned, and copies to the device do not wait
         self.experts = tuple(store.experts if experts is None else experts)
         self.images = sorted(range(len(store.images)) if images is None else images, key=self._shard_of)
-        self.samples_per_epoch = samples_per_epoch(len(self.images), repeat_factor, crops_per_visit)  # of all nodes
-        first, beside = (rank - local_rank, nodes[node]) if nodes else (0, world)  # the ranks of this machine
-        if sharding == "node" and len(nodes) > 1:
-            free = np.array([store.images[image].lr_size for image in self.images]) - crop_px + 1
-            own = node_share(window_weights(free, weighting), self._shards(), nodes, node)
-            self.images = [self.images[place] for place in own]
-            batch_size, seed = batch_size * nodes[node] // world, seed + node * NODE_SEEDS
-            first, rank, world = 0, local_rank, nodes[node]
-        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self.machine = slice(first * batch_size // world, (first + beside) * batch_size // world)
+        # of all nodes
+        self.samples_per_epoch = samples_per_epoch(len(self.images), sampling.repeat_factor, sampling.crops_per_visit)
+        if sampling.sharding == "node" and len(ranks.nodes) > 1:
+            sampling, ranks = self._of_node(sampling, ranks)
+        self.share, self.machine = ranks.share(sampling.batch_size), ranks.machine(sampling.batch_size)
         self.cache = cache
-        self.threads, self.buffer_mib, self.ahead_mib = threads, buffer_mib, ahead_mib
+        self.threads, self.buffer_mib, self.ahead_mib = buffers.threads, buffers.buffer_mib, buffers.ahead_mib
         self.in_memory = 0  # windows found there since the last that was not
-        self.sampler = Sampler(
-            [store.images[image].lr_size for image in self.images],
-            batch_size=batch_size,
-            crop_px=crop_px,
-            seed=seed,
-            variants=variants_for(augment, store, self.experts),
-            repeat_factor=repeat_factor,
-            weighting=weighting,
-            crops_per_visit=crops_per_visit,
-            pool_visits=pool_visits,
-            shards=self._shards(),
-            shards_at_once=shards_at_once,
-        )
+        self.sampler = self._sampler(sampling)
         self.fields = fields_of(store, self.experts, features)
-        self.turned = frozenset(field for field in self.fields if augment == "stored" and field.source != PAIRS)
+        self.turned = frozenset(
+            field for field in self.fields if sampling.augment == "stored" and field.source != PAIRS
+        )
         self.windows = {field: self._windows(field) for field in self.fields}
         self.constants = Constants(self.device)
         self.batch_bytes = (self.share.stop - self.share.start) * sum(each.n_bytes for each in self.windows.values())
+
+    def _of_node(self, sampling: Sampling, ranks: Ranks) -> tuple[Sampling, Ranks]:
+        """This machine's images, its part of the batch and its processes, as if there were no other."""
+        free = np.array([self.store.images[image].lr_size for image in self.images]) - self.crop_px + 1
+        own = node_share(window_weights(free, sampling.weighting), self._shards(), ranks.nodes, ranks.node)
+        self.images = [self.images[place] for place in own]
+        batch_size = sampling.batch_size * ranks.nodes[ranks.node] // ranks.world
+        return replace(sampling, batch_size=batch_size, seed=sampling.seed + ranks.node * NODE_SEEDS), ranks.of_node
+
+    def _sampler(self, sampling: Sampling) -> Sampler:
+        return Sampler(
+            [self.store.images[image].lr_size for image in self.images],
+            batch_size=sampling.batch_size,
+            crop_px=sampling.crop_px,
+            seed=sampling.seed,
+            variants=variants_for(sampling.augment, self.store, self.experts),
+            repeat_factor=sampling.repeat_factor,
+            weighting=sampling.weighting,
+            crops_per_visit=sampling.crops_per_visit,
+            pool_visits=sampling.pool_visits,
+            shards=self._shards(),
+            shards_at_once=sampling.shards_at_once,
+        )
 
     def places(self, step: int) -> list[Place]:
         """This rank's share of the step's windows, images by their index in the store."""

@@ -1,7 +1,7 @@
 """What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from championship_sr.store.remote.cache import RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig, TrainConfig
-from championship_sr.train.data.loader import Loader
+from championship_sr.train.data.loader import Buffers, Loader, Ranks, Sampling
 from championship_sr.train.run.folder import read_image_count
 from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
 from championship_sr.train.run.processes import World
@@ -33,19 +33,7 @@ if TYPE_CHECKING:
     from championship_sr.extract.config import ExpertConfig
 
 VALIDATION_STORE = "validation.store"
-LOADER_KEYS = (
-    "batch_size",
-    "augment",
-    "repeat_factor",
-    "weighting",
-    "crops_per_visit",
-    "pool_visits",
-    "shards_at_once",
-    "sharding",
-    "threads",
-    "buffer_mib",
-    "ahead_mib",
-)
+SAMPLING_KEYS = {each.name for each in fields(Sampling)} - {"crop_px", "seed"}
 
 
 @dataclass(frozen=True)
@@ -103,19 +91,14 @@ def make_loader(source: Source, images: list[int], config: TrainConfig, world: W
     check_shares(data, world.size)
     loader = Loader(
         source.store,
+        sampling_of(config),
         () if live else tuple(source.entries),
         images=images,
-        crop_px=window_px(config.live, data.crop_px) if live else data.crop_px,
         features=config.fusion.features,
         device=world.device,
-        seed=config.seed,
-        rank=world.rank,
-        world=world.size,
-        nodes=world.nodes,
-        node=world.node,
-        local_rank=world.local_rank,
+        buffers=Buffers(data.threads, data.buffer_mib, data.ahead_mib),
+        ranks=Ranks(world.rank, world.size, world.nodes, world.node, world.local_rank),
         cache=source.cache,
-        **loader_options(data),
     )
     return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
 
@@ -188,9 +171,13 @@ def _expert_configs(source: Source) -> list["ExpertConfig"]:
     ]
 
 
-def loader_options(data: DataConfig) -> dict:
-    """The part of the configuration that the loader takes as it is."""
-    return {key: value for key, value in to_plain(data).items() if key in LOADER_KEYS}
+def sampling_of(config: TrainConfig) -> Sampling:
+    """Which windows the steps of a run see."""
+    data = {key: value for key, value in to_plain(config.data).items() if key in SAMPLING_KEYS}
+    live = config.live
+    return Sampling(
+        **data, crop_px=window_px(live, config.data.crop_px) if live.enabled else config.data.crop_px, seed=config.seed
+    )
 
 
 def whole_batch(data: DataConfig, processes: int) -> DataConfig:

@@ -11,8 +11,8 @@ from championship_sr.train.bench import loader as bench_loader
 from championship_sr.train.bench import peers as bench_peers
 from championship_sr.train.bench.loader import Runner, on_device, samples_per_second, useful_bytes, warm_figures
 from championship_sr.train.bench.peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
-from championship_sr.train.data.loader import Loader
 from championship_sr.train.data.sampler import Place
+from tests.train.loaders import loader_of
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def random_store(small, tmp_path):
 @pytest.mark.parametrize("container", ["zarr", "hdf5"])
 def test_slicing_serves_the_windows_of_the_loader(random_store, container):
     store = Store(random_store(container))
-    loader = Loader(store, batch_size=3, crop_px=8, seed=1)
+    loader = loader_of(store, batch_size=3, crop_px=8, seed=1)
     sliced = Slices(store, loader.places(0), 8)
     slot = next(loader.filled())
     windows, _ = slot.on(slot.memory).cut()
@@ -45,7 +45,7 @@ def test_slicing_serves_the_windows_of_the_loader(random_store, container):
 
 
 def test_patch_files_hold_the_decoded_windows(random_store, tmp_path):
-    loader = Loader(Store(random_store("zarr")), batch_size=1, crop_px=8, seed=1)
+    loader = loader_of(Store(random_store("zarr")), batch_size=1, crop_px=8, seed=1)
     PatchFiles.write(tmp_path, 0, raw_sample(loader.store, loader.places(0)[0], 8))
     patch, batch = PatchFiles(tmp_path)[0], loader.batch(0)
     torch.testing.assert_close(patch["hr"], batch.hr[0])
@@ -79,7 +79,7 @@ def test_figures_are_medians_of_the_better_number_of_workers():
 
 
 def test_bytes_that_windows_share_are_useful_once(random_store, monkeypatch):
-    loader = Loader(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
+    loader = loader_of(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
     sample_bytes = loader.batch_bytes // 2
     monkeypatch.setattr(loader, "places", lambda step: [Place(0, 4, 4, "identity"), Place(0, 4, 8, "identity")])
     assert useful_bytes(loader, 3) == sample_bytes * 12 // 8
@@ -110,7 +110,7 @@ def test_a_peer_serves_the_windows_that_the_loader_serves(random_store, monkeypa
     pytest.importorskip(PEERS[name])
     monkeypatch.setattr(bench_peers, "PEERS", {name: PEERS[name]})
     store = Store(random_store("zarr"))
-    places = Loader(store, batch_size=4, crop_px=8, seed=1).places(0)
+    places = loader_of(store, batch_size=4, crop_px=8, seed=1).places(0)
     opened = dict(bench_peers.contenders(tmp_path, store, store, places, 8))[name]
     served = [batch["pairs.hr"].numpy() for batch in opened(0, 2)]
     expected = [raw_sample(store, place, 8)["pairs.hr"] for place in places]
@@ -118,7 +118,7 @@ def test_a_peer_serves_the_windows_that_the_loader_serves(random_store, monkeypa
 
 
 def test_batches_on_a_device_stand_beside_its_own_copies(random_store):
-    loader = Loader(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
+    loader = loader_of(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
     runners = on_device(loader)  # as if the CPU were one
     for runner in runners:
         runner.rates.append(samples_per_second(runner, 0.01))

@@ -17,8 +17,9 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.writer import write_shard
-from championship_sr.train.data.loader import Loader, joined
+from championship_sr.train.data.loader import joined
 from championship_sr.train.data.sampler import Place
+from tests.train.loaders import loader_of
 
 CROP, SCALE = 12, 2
 OPTIONS = {"batch_size": 4, "crop_px": CROP, "seed": 9, "repeat_factor": 5}
@@ -58,7 +59,7 @@ def test_a_batch_is_what_plain_readers_and_cropping_give(written, container, aug
     root = written(container=container)
     store = Store(root, ["gamma", "alpha"])
     seen = set()
-    for batch in islice(Loader(store, **OPTIONS, augment=augment).batches(), 6):
+    for batch in islice(loader_of(store, **OPTIONS, augment=augment).batches(), 6):
         for row, place in enumerate(batch.places):
             seen.add(place[3])
             for name, tensor in (("lr", batch.lr), ("hr", batch.hr)):
@@ -77,7 +78,7 @@ def test_stored_variants_are_read_and_the_pairs_turned_to_match(written, contain
     variants = ("identity", "mirror", "rot90", "rot180", "rot270", "mirror_rot90", "mirror_rot180", "mirror_rot270")
     root = written(container=container, variants=variants)
     seen = set()
-    for batch in islice(Loader(Store(root), **OPTIONS, augment="stored").batches(), 12):
+    for batch in islice(loader_of(Store(root), **OPTIONS, augment="stored").batches(), 12):
         for row, place in enumerate(batch.places):
             image_id, y, x, variant = place
             seen.add(variant)
@@ -101,8 +102,8 @@ def _inverse(variant):
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_threads_and_resuming_change_nothing(written, threads):
     store = Store(written())
-    truth = [Loader(store, **OPTIONS).batch(step) for step in range(8)]
-    with_threads = Loader(store, **OPTIONS, threads=threads, augment="none")
+    truth = [loader_of(store, **OPTIONS).batch(step) for step in range(8)]
+    with_threads = loader_of(store, **OPTIONS, threads=threads, augment="none")
     assert all(map(equal, truth, islice(with_threads.batches(), 8)))
     assert all(map(equal, truth[5:], islice(with_threads.batches(5), 3)))
 
@@ -110,7 +111,7 @@ def test_threads_and_resuming_change_nothing(written, threads):
 @pytest.mark.parametrize("stop", [3, 16, 17, 40])
 def test_steps_end_where_they_are_told_to(written, stop):
     """Their windows are drawn 16 steps at a time."""
-    loader = Loader(Store(written()), **OPTIONS)
+    loader = loader_of(Store(written()), **OPTIONS)
     found = [slot.places for slot in loader.filled(2, stop)]
     assert found == [loader.places(step) for step in range(2, stop)]
 
@@ -123,7 +124,7 @@ def test_windows_that_touch_in_the_same_rows_are_asked_for_together():
 
 
 def test_every_byte_of_a_batch_is_asked_for_before_it_is_read(written, monkeypatch):
-    loader = Loader(Store(written()), **OPTIONS, crops_per_visit=4, pool_visits=1)
+    loader = loader_of(Store(written()), **OPTIONS, crops_per_visit=4, pool_visits=1)
     asked = []
     monkeypatch.setattr(StoredArray, "prefetch", lambda array, *window: asked.append((array.key, array.source, window)))
     loader._prefetch(0, loader.places(0))
@@ -140,7 +141,7 @@ def test_every_byte_of_a_batch_is_asked_for_before_it_is_read(written, monkeypat
 
 
 def test_the_windows_of_a_slot_share_no_memory(written):
-    raws = Loader(Store(written()), **OPTIONS).slot().raw
+    raws = loader_of(Store(written()), **OPTIONS).slot().raw
     for number, raw in enumerate(raws.values()):
         raw.view(torch.uint8).fill_(number)
     assert all((raw.view(torch.uint8) == number).all() for number, raw in enumerate(raws.values()))
@@ -155,7 +156,7 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
         made.append(pin_memory)  # without a GPU nothing can be pinned
         return empty(*shape, **options)
 
-    loader = Loader(Store(written()), **OPTIONS)
+    loader = loader_of(Store(written()), **OPTIONS)
     loader.on_gpu = on_gpu
     monkeypatch.setattr(torch, "empty", recorded)
     monkeypatch.setattr(
@@ -173,33 +174,33 @@ def test_buffers_are_pinned_where_there_is_a_gpu_and_ask_for_large_pages_elsewhe
 
 def test_batches_stay_as_they_are_while_later_ones_are_read(written):
     store = Store(written())
-    kept = list(islice(Loader(store, **OPTIONS, threads=2).batches(), 30))
-    assert all(equal(batch, Loader(store, **OPTIONS).batch(step)) for step, batch in enumerate(kept))
+    kept = list(islice(loader_of(store, **OPTIONS, threads=2).batches(), 30))
+    assert all(equal(batch, loader_of(store, **OPTIONS).batch(step)) for step, batch in enumerate(kept))
 
 
 def test_float32_batches_do_not_alias_the_ring(written):
     store = Store(written(sr="float32", features="float32"))
-    kept = list(islice(Loader(store, **OPTIONS, threads=0).batches(), 3))
-    assert all(equal(batch, Loader(store, **OPTIONS).batch(step)) for step, batch in enumerate(kept))
+    kept = list(islice(loader_of(store, **OPTIONS, threads=0).batches(), 3))
+    assert all(equal(batch, loader_of(store, **OPTIONS).batch(step)) for step, batch in enumerate(kept))
 
 
 def test_ranks_share_the_global_batch(written):
     store = Store(written())
-    whole = Loader(store, **OPTIONS, augment="approximate").batch(3)
-    parts = [Loader(store, **OPTIONS, augment="approximate", rank=rank, world=2).batch(3) for rank in range(2)]
+    whole = loader_of(store, **OPTIONS, augment="approximate").batch(3)
+    parts = [loader_of(store, **OPTIONS, augment="approximate", rank=rank, world=2).batch(3) for rank in range(2)]
     assert [place for part in parts for place in part.places] == whole.places
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 
 
 def test_ranks_that_cannot_share_evenly_are_refused(written):
     with pytest.raises(ConfigError, match="batch_size=4: 3 ranks"):
-        Loader(Store(written()), **OPTIONS, world=3)
+        loader_of(Store(written()), **OPTIONS, world=3)
 
 
 @pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8", "pca2-int8", "float16+zstd"])
 def test_every_codec_is_undone_as_the_store_undoes_it(written, codec):
     store = Store(written(features=codec))
-    batch = Loader(store, **OPTIONS).batch(1)
+    batch = loader_of(store, **OPTIONS).batch(1)
     ids = [image.id for image in store.images]
     for row, (image_id, y, x, _) in enumerate(batch.places):
         expected = store.array(ids.index(image_id), "alpha", "features").load(y, x, CROP, CROP)
@@ -216,7 +217,7 @@ def test_photographs_of_8_and_16_bits_may_be_mixed(tmp_path):
         for name, levels in most.items():
             hr = rng.integers(0, levels, (40, 40, 3), np.uint16, endpoint=True)
             out.add(name, {"lr": np.zeros((20, 20, 3), np.uint8), "hr": hr.astype(np.min_scalar_type(levels))})
-    batch = Loader(Store(manifest.root), **OPTIONS).batch(0)
+    batch = loader_of(Store(manifest.root), **OPTIONS).batch(0)
     assert {place[0] for place in batch.places} == most.keys()
     for row, place in enumerate(batch.places):
         expected = plain_window(manifest.root, "pairs", "hr", place, "zarr") / most[place[0]]
@@ -225,15 +226,15 @@ def test_photographs_of_8_and_16_bits_may_be_mixed(tmp_path):
 
 def test_a_subset_of_images_and_no_experts_and_no_features(written):
     store = Store(written())
-    batch = Loader(store, (), **OPTIONS, images=[2, 0]).batch(0)
+    batch = loader_of(store, (), **OPTIONS, images=[2, 0]).batch(0)
     assert {place[0] for place in batch.places} <= {"img000", "img002"}
     assert batch.images.shape == (4, 0, 3, CROP * SCALE, CROP * SCALE) and batch.features == {}
-    batch = Loader(store, **OPTIONS, features=False).batch(0)
+    batch = loader_of(store, **OPTIONS, features=False).batch(0)
     assert batch.images.shape[1] == 3 and batch.features == {}
 
 
 def test_tensors_are_in_channels_last_order(written):
-    batch = Loader(Store(written()), **OPTIONS).batch(0)
+    batch = loader_of(Store(written()), **OPTIONS).batch(0)
     assert batch.lr.is_contiguous(memory_format=torch.channels_last)
     assert batch.features["alpha"].is_contiguous(memory_format=torch.channels_last)
     assert batch.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
@@ -241,7 +242,7 @@ def test_tensors_are_in_channels_last_order(written):
 
 def test_stored_augmentation_without_variants_says_what_to_run(written):
     with pytest.raises(ConfigError, match=r"augment=stored: .* extract --variants"):
-        Loader(Store(written()), **OPTIONS, augment="stored")
+        loader_of(Store(written()), **OPTIONS, augment="stored")
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -250,7 +251,7 @@ def test_a_truncated_shard_is_named_in_the_caller_and_threads_end(written, tmp_p
     damaged = root / "experts/beta/shard-00000.zarr/img001/features/c.0.0.0"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     before = threading.active_count()
-    batches = Loader(Store(root), **OPTIONS, threads=threads).batches()
+    batches = loader_of(Store(root), **OPTIONS, threads=threads).batches()
     with pytest.raises(StoreError, match=r"img001/features.* bytes, expected"):
         list(islice(batches, 40))
     assert threading.active_count() == before
@@ -258,7 +259,7 @@ def test_a_truncated_shard_is_named_in_the_caller_and_threads_end(written, tmp_p
 
 def test_closing_the_iterator_ends_its_threads(written):
     before = threading.active_count()
-    batches = Loader(Store(written()), **OPTIONS, threads=2).batches()
+    batches = loader_of(Store(written()), **OPTIONS, threads=2).batches()
     next(batches)
     assert threading.active_count() > before
     batches.close()
@@ -269,7 +270,7 @@ def test_closing_the_iterator_ends_its_threads(written):
 def test_windows_in_memory_are_soon_left_alone_and_others_never(written, monkeypatch, in_memory):
     looked = []
     monkeypatch.setattr(StoredArray, "prefetch", lambda array, *window: bool(looked.append(window)) or not in_memory)
-    loader = Loader(Store(written()), **OPTIONS)
+    loader = loader_of(Store(written()), **OPTIONS)
     list(loader.filled(0, 100))
     windows = sum(len(joined(loader.places(step), CROP)) for step in range(100))
     expected = 256 + (windows - 256) // 8 if in_memory else windows
@@ -283,7 +284,7 @@ def _sums(loader, results):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_loader_works_in_a_child_process(written, method):
     torch.set_num_threads(1)  # torch's own threads do not survive a fork
-    loader = Loader(Store(written()), **OPTIONS, augment="approximate")
+    loader = loader_of(Store(written()), **OPTIONS, augment="approximate")
     expected = [float(batch.images.double().sum()) for batch in islice(loader.batches(2), 3)]
     context = multiprocessing.get_context(method)
     results = context.Queue()

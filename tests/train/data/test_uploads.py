@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.data.loader import Loader
 from championship_sr.train.data.uploads import Sent, one_ahead
+from tests.train.loaders import loader_of
 
 OPTIONS = {"batch_size": 4, "crop_px": 12, "seed": 9, "repeat_factor": 5}
 
@@ -57,17 +57,17 @@ def late(monkeypatch):
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_slot_is_not_filled_again_before_the_device_has_its_copy(written, monkeypatch, threads):
     store = Store(written(features="pca2-int8"))
-    truth = [Loader(store, **OPTIONS, threads=0).batch(step) for step in range(20)]
+    truth = [loader_of(store, **OPTIONS, threads=0).batch(step) for step in range(20)]
     device = LateCopies()
     monkeypatch.setattr("championship_sr.train.data.loader.uploads", lambda _: device)
-    for batch, expected in zip(Loader(store, **OPTIONS, threads=threads).batches(0, 20), truth, strict=True):
+    for batch, expected in zip(loader_of(store, **OPTIONS, threads=threads).batches(0, 20), truth, strict=True):
         assert batch.places == expected.places
         assert torch.equal(batch.images, expected.images) and torch.equal(batch.lr, expected.lr)
         assert all(torch.equal(batch.features[name], expected.features[name]) for name in expected.features)
 
 
 def test_the_next_batch_is_on_its_way_before_one_is_used(written, late):
-    list(islice(Loader(Store(written()), **OPTIONS).batches(0, 4), 3))
+    list(islice(loader_of(Store(written()), **OPTIONS).batches(0, 4), 3))
     assert late.log[:6] == [
         ("send", 0), ("send", 1), ("receive", 0), ("send", 2), ("receive", 1), ("send", 3),
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_next_batch_is_on_its_way_before_one_is_used(written, late):
 
 @pytest.mark.parametrize("buffer_mib", [1, 1000])
 def test_at_least_three_batches_have_room_however_large_they_are(written, buffer_mib):
-    loader = Loader(Store(written()), **OPTIONS, buffer_mib=buffer_mib)
+    loader = loader_of(Store(written()), **OPTIONS, buffer_mib=buffer_mib)
     loader.batch_bytes = 2**30
     assert len(list(loader._slots())) == 3
 
@@ -87,5 +87,5 @@ def test_one_ahead_leaves_nothing_out(ahead):
 
 
 def test_one_copy_brings_a_whole_batch_to_the_device(written, late):
-    list(Loader(Store(written(features="int8")), **OPTIONS).batches(0, 5))
+    list(loader_of(Store(written(features="int8")), **OPTIONS).batches(0, 5))
     assert late.sent == 5

@@ -12,10 +12,10 @@ from championship_sr.store.remote.cache import GB, RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.remote.transfer import push, tree_bytes
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.data.loader import Loader
 from championship_sr.train.run.checkpoint import checkpoints
 from championship_sr.train.run.loop import Run, train
 from tests.s3_server import Fault
+from tests.train.loaders import loader_of
 
 STEPS = 24
 OPTIONS = {
@@ -67,8 +67,8 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("shards", [4.1, 100])
 def test_batches_are_those_of_the_local_store_bit_for_bit(local, opened, threads, shards):
     store, cache = opened(shards)
-    here = Loader(Store(local), threads=0, **OPTIONS)
-    there = Loader(store, threads=threads, cache=cache, **OPTIONS)
+    here = loader_of(Store(local), threads=0, **OPTIONS)
+    there = loader_of(store, threads=threads, cache=cache, **OPTIONS)
     for one, other in zip(here.batches(0, STEPS), there.batches(0, STEPS), strict=True):
         assert same(one, other) and torch.equal(one.features["a"], other.features["a"])
     assert same(here.batch(5), there.batch(5))
@@ -77,7 +77,7 @@ def test_batches_are_those_of_the_local_store_bit_for_bit(local, opened, threads
 
 def test_the_disk_never_holds_more_than_the_limit_and_evicted_maps_are_closed(opened, monkeypatch, tmp_path):
     store, cache = opened(4.1)
-    loader = Loader(store, threads=2, cache=cache, **OPTIONS)
+    loader = loader_of(store, threads=2, cache=cache, **OPTIONS)
     published, most, fetched = RemoteStore.get_shard, [], []
 
     def look(self, manifest, source, shard, pool, progress=remote.silent):
@@ -104,7 +104,7 @@ def test_grouped_shards_are_fetched_once_an_epoch(opened, monkeypatch):
 
     monkeypatch.setattr(RemoteStore, "get_shard", counted)
     store, cache = opened(5.1)
-    loader = Loader(store, threads=0, cache=cache, **OPTIONS)
+    loader = loader_of(store, threads=0, cache=cache, **OPTIONS)
     steps = loader.samples_per_epoch // 3  # of one epoch
     for _ in loader.batches(0, steps):
         pass
@@ -114,18 +114,18 @@ def test_grouped_shards_are_fetched_once_an_epoch(opened, monkeypatch):
 
 def test_what_an_earlier_run_left_is_used(opened, proxy, url):
     store, cache = opened(100)
-    list(Loader(store, threads=0, cache=cache, **OPTIONS).batches(0, STEPS))
+    list(loader_of(store, threads=0, cache=cache, **OPTIONS).batches(0, STEPS))
     cache.close()
     store, cache = opened(100)
     proxy.requests.clear()
-    list(Loader(store, threads=0, cache=cache, **OPTIONS).batches(STEPS, 2 * STEPS))
+    list(loader_of(store, threads=0, cache=cache, **OPTIONS).batches(STEPS, 2 * STEPS))
     assert not any(".h5" in path for _, path in proxy.requests)
 
 
 def test_a_limit_below_one_step_is_told_and_how_to_go_on(opened):
     store, cache = opened(1.5)
     with pytest.raises(StoreError, match=r"too small for step \d+, which reads from \d shards.*raise --cache-gb"):
-        list(Loader(store, threads=2, cache=cache, **OPTIONS).batches(0, STEPS))
+        list(loader_of(store, threads=2, cache=cache, **OPTIONS).batches(0, STEPS))
 
 
 def test_a_shard_that_cannot_be_fetched_ends_the_training_with_its_name(opened, proxy, monkeypatch):
@@ -133,12 +133,12 @@ def test_a_shard_that_cannot_be_fetched_ends_the_training_with_its_name(opened, 
     store, cache = opened(4.1)
     proxy.faults.append(Fault(503, "GET", "experts/a/shard-00003-", times=10_000))
     with pytest.raises(StoreError, match=r"experts/a/shard-00003-"):
-        list(Loader(store, threads=2, cache=cache, **OPTIONS).batches(0, STEPS))
+        list(loader_of(store, threads=2, cache=cache, **OPTIONS).batches(0, STEPS))
 
 
 def test_an_iterator_that_is_closed_early_waits_for_nothing(opened):
     store, cache = opened(4.1)
-    batches = Loader(store, threads=2, cache=cache, **OPTIONS).batches(0)
+    batches = loader_of(store, threads=2, cache=cache, **OPTIONS).batches(0)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "cache"]
@@ -153,7 +153,7 @@ def test_two_runs_do_not_share_a_cache(opened):
 def test_pinned_shards_stay(opened):
     store, cache = opened(5.1)
     cache.pin([2])
-    for _ in Loader(store, threads=0, cache=cache, **OPTIONS).batches(0, STEPS):
+    for _ in loader_of(store, threads=0, cache=cache, **OPTIONS).batches(0, STEPS):
         assert store.manifest.is_recorded("a", 2)
 
 
@@ -163,10 +163,10 @@ def test_a_second_process_of_the_machine_reads_what_the_first_fetches(local, ope
     first_store, first = opened(6.1, fetches=True, alone=False)
     second_store, second = opened(6.1, fetches=False, alone=False)
     loaders = [
-        Loader(store, threads=1, cache=cache, rank=rank, world=2, nodes=(2,), local_rank=rank, **options)
+        loader_of(store, threads=1, cache=cache, rank=rank, world=2, nodes=(2,), local_rank=rank, **options)
         for rank, (store, cache) in enumerate(((first_store, first), (second_store, second)))
     ]
-    whole = Loader(Store(local), threads=0, **options)
+    whole = loader_of(Store(local), threads=0, **options)
     parts = [loader.batches(0, STEPS) for loader in loaders]
     for batch in whole.batches(0, STEPS):
         one, other = (next(part) for part in parts)
@@ -210,7 +210,7 @@ def test_each_node_fetches_and_reads_its_share_alone(local, opened):
     """Nodes of two ranks and one, as torchrun would make them."""
     options, seen = {**OPTIONS, "batch_size": 6, "sharding": "node", "world": 3, "nodes": (2, 1)}, {}
     ranks = [{"rank": 0, "node": 0, "local_rank": 0}, {"rank": 1, "node": 0, "local_rank": 1}, {"rank": 2, "node": 1}]
-    loaders = [Loader(Store(local), threads=0, **rank, **options) for rank in ranks]
+    loaders = [loader_of(Store(local), threads=0, **rank, **options) for rank in ranks]
     assert len({loader.samples_per_epoch for loader in loaders}) == 1  # so that all take as many steps
     for rank, loader in enumerate(loaders):
         seen[rank] = {place.image for step in range(40) for place in loader.places(step)}
@@ -219,5 +219,5 @@ def test_each_node_fetches_and_reads_its_share_alone(local, opened):
     first, second = (loader.places(5) for loader in loaders[:2])
     assert {*first}.isdisjoint(second)
     store, cache = opened(100)
-    list(Loader(store, threads=0, cache=cache, **ranks[2], **options).batches(0, 40))
+    list(loader_of(store, threads=0, cache=cache, **ranks[2], **options).batches(0, 40))
     assert set(store.manifest.recorded_shards("a")) == seen[2]  # a shard holds one image here

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
 WAITING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default}  # .item(); torch.tensor(1.0)
-ALLOCATING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")  # memory without contents
+NO_KERNELS = (  # memory without contents, and a view that is not called one
+    "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view",
+)  # fmt: skip
 
 
 class Dispatched(TorchDispatchMode):
@@ -56,7 +58,7 @@ class Dispatched(TorchDispatchMode):
 
 def is_kernel(operator: OpOverload) -> bool:
     """Whether the operator computes or copies something."""
-    return not operator.is_view and operator._schema.name.partition("::")[2] not in ALLOCATING
+    return not operator.is_view and operator._schema.name.partition("::")[2] not in NO_KERNELS
 
 
 def waits(operator: OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:

@@ -50,7 +50,8 @@ class FusionNetwork(nn.Module):
         self.residual_scale = nn.Parameter(torch.tensor(0.0 if neutral else RESIDUAL_SCALE))
         self.register_buffer("start_weights", start_weights(config, len(channels)))
         if config.profile != "direct":
-            self.to(memory_format=torch.channels_last)
+            for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+                conv.to(memory_format=torch.channels_last)
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         return self.fuse(lr, images, features)["image"]

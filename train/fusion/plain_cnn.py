@@ -48,7 +48,8 @@ class PlainCNN(nn.Module):
         views = Views(lr, images, self.scale)
         x = self.trunk(lr, views, features)
         gates = self.gates(x)
-        return {"image": blend(images, gates) + RESIDUAL_SCALE * views.image(self.residual(x)), "gates": gates}
+        image = views.moved(blend(images, gates), self.residual(x), RESIDUAL_SCALE)
+        return {"image": image, "gates": gates}
 
     def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]

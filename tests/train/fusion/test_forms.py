@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from championship_sr.train.bench.dispatch import count_step
+from championship_sr.train.bench.phases import example
+from championship_sr.train.fusion import FusionConfig, build_fusion
 from championship_sr.train.fusion.layers import forms
 
 
@@ -43,3 +46,10 @@ def test_a_constant_is_made_once_and_can_be_trained_with_after_inference():
     assert made == [3]
     assert first is numbers(3, torch.device("cpu"))
     assert x.grad.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("profile", "most"), [("swift", 580), ("paper", 560), ("cnn", 115)])
+def test_a_step_is_few_kernels(profile, most):
+    channels = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}
+    network = build_fusion(FusionConfig(profile=profile), channels, 4)
+    assert count_step(network, example(channels, 4, batch=1, crop=16)).kernels <= most

@@ -9,7 +9,7 @@ from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import Join, gelu_conv, linear, shuffle, unshuffle
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.recomputed import CPU_PIXELS, in_pieces
-from championship_sr.train.fusion.phases.refinement import blur, laplacians
+from championship_sr.train.fusion.phases.refinement import blurring, laplacians
 
 
 def gradients(output, *leaves):
@@ -123,6 +123,7 @@ def test_shuffles_are_torchs(factor):
 
 def test_laplacians_and_the_last_blur_add_up_to_the_image():
     image = torch.rand(1, 3, 20, 23)
+    blur = blurring(image)
     assert torch.allclose(laplacians(image).sum(1) + blur(blur(blur(image))), image, atol=1e-6)
 
 
@@ -132,5 +133,6 @@ def test_blur_is_a_gaussian_of_sigma_one(plain):
     image[0, 0, 7, 7] = 1.0
     bell = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
     bell = bell / bell.sum()
-    assert torch.allclose(blur(image, plain=plain)[0, 0, 5:10, 5:10], bell[:, None] * bell, atol=1e-6)
-    assert torch.allclose(blur(torch.full((1, 3, 9, 9), 0.4), plain=plain), torch.tensor(0.4))
+    assert torch.allclose(blurring(image, plain=plain)(image)[0, 0, 5:10, 5:10], bell[:, None] * bell, atol=1e-6)
+    flat = torch.full((1, 3, 9, 9), 0.4)
+    assert torch.allclose(blurring(flat, plain=plain)(flat), torch.tensor(0.4))

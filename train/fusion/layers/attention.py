@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import linear
+from championship_sr.train.fusion.layers.blocks import first, last, linear, pointwise
 
 GROUPED_TOKENS = 16  # tokens a call on a CPU: pixels attended in groups cost a third less than one by one
 
@@ -12,7 +12,7 @@ GROUPED_TOKENS = 16  # tokens a call on a CPU: pixels attended in groups cost a 
 class PixelAttention(nn.Module):
     """Multi-head attention across the tokens of each pixel, (..., T, C) to (..., T, C).
 
-    `across` does the same for tokens that lie one after the other, (T, ..., C): few large operations, for a GPU.
+    `across` does the same for tokens that lie one after the other, (T, B, h, w, C): few large operations, for a GPU.
     """
 
     def __init__(self, dim: int, heads: int, *, plain: bool = False) -> None:
@@ -29,12 +29,16 @@ class PixelAttention(nn.Module):
 
     def across(self, tokens: Tensor) -> Tensor:
         """The explicit product: kernels for long sequences are slow for so few tokens, and end at 65,535 pixels."""
-        qkv = F.linear(tokens.flatten(1, -2), self.qkv.weight).unflatten(-1, (3, self.heads, -1))
+        qkv = self._at_each(self.qkv, tokens).flatten(1, -2).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 1, 3, 0, 4).flatten(1, 2)  # (pixels * heads, T, D)
         ignored = q.new_empty(1, 1, 1)
         weights = torch.softmax(torch.baddbmm(ignored, q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5), dim=-1)
         attended = torch.bmm(weights.to(v.dtype), v).unflatten(0, (-1, self.heads)).permute(2, 0, 1, 3).flatten(-2)
-        return self.out(attended).view_as(tokens)
+        return self._at_each(self.out, attended.view_as(tokens))
+
+    def _at_each(self, layer: nn.Linear, tokens: Tensor) -> Tensor:
+        """The layer of each token (T, B, h, w, C), all as one batch of images."""
+        return last(pointwise(first(tokens.flatten(0, 1)), layer)).unflatten(0, tokens.shape[:2])
 
     def _in_groups(self, pixels: Tensor) -> Tensor:
         attended = _attend_in_groups(linear(pixels, self.qkv.weight), self.heads)

@@ -47,7 +47,7 @@ class LKABlock(nn.Module):
         """(T, B, h, w, C) to the same, all tokens as one batch of images."""
         x = tokens.flatten(0, 1)
         seen = self.norm1(x)
-        x = torch.addcmul(x, seen, last(pointwise(self._looked(first(seen)), self.point)))
+        x = x + seen * last(pointwise(self._looked(first(seen)), self.point))
         enter, _, leave = self.feed
         hidden = F.gelu(pointwise(first(self.norm2(x)), enter))
         return (x + last(pointwise(hidden, leave))).view_as(tokens)

@@ -1,5 +1,6 @@
 """The experts' images as a network that works at LR sees them."""
 
+import torch
 from torch import Tensor
 
 from championship_sr.train.fusion.layers.blocks import shuffle, unshuffle
@@ -31,6 +32,9 @@ class Views:
         """A small image (B, 3, H, W), such as a correction, at LR."""
         return unshuffle(image * self.GAIN, self.scale)
 
-    def image(self, x: Tensor) -> Tensor:
-        """The way back. Without the division one early step of Adam moves the image further than its whole error."""
-        return shuffle(x, self.scale) / self.GAIN
+    def moved(self, image: Tensor, x: Tensor, share: float) -> Tensor:
+        """The image with this share of a correction x that was made at LR.
+
+        Without the division by GAIN one early step of Adam moves the image further than its whole error.
+        """
+        return torch.add(image, shuffle(x, self.scale), alpha=share / self.GAIN)

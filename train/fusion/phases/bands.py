@@ -52,7 +52,7 @@ class CrossBand(nn.Module):
         pixels = last(flat).unflatten(-1, (N_BANDS, -1)).flatten(0, 2)  # (P, 9, C)
         tokens = _each(self.project, pixels.transpose(0, 1)).unflatten(1, last(flat).shape[:-1])
         share = torch.softmax(self.gates, dim=0).view(-1, *[1] * 4)
-        tokens = self.surroundings.across(torch.addcmul(tokens, share, self.attention.across(tokens)))
+        tokens = self.surroundings.across(tokens + share * self.attention.across(tokens))
         pixels = pixels + _each(self.back, tokens.flatten(1, 3)).transpose(0, 1)
         return first(pixels.flatten(1).unflatten(0, last(flat).shape[:-1]))
 

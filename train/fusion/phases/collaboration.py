@@ -78,7 +78,7 @@ class Collaboration(nn.Module):
         layers = [layer.linear for layer in self.modulate.values()]
         maps = _each(layers, (tokens + consensus).flatten(1, -2)).view(*tokens.shape[:-1], -1)
         maps = shuffle(first(maps), self.subpixels).movedim(0, 1).flatten(1, 2)
-        return first(consensus[0]), resize(maps, size)
+        return first(consensus.squeeze(0)), resize(maps, size)
 
     def tokens(self, features: list[Tensor], images: list[Tensor]) -> Tensor:
         """A token of each expert with what the others tell it: (B, h, w, E, C)."""
@@ -108,7 +108,7 @@ class Collaboration(nn.Module):
 
 def modulated(modulation: Tensor, rest: float) -> Tensor:
     """What the experts' images are multiplied by; 1 at rest."""
-    return 1 + STRENGTH * (modulation - rest)
+    return STRENGTH * modulation + (1 - STRENGTH * rest)
 
 
 def _projected_plainly(layer: nn.Linear, features: Tensor, images: list[Tensor]) -> Tensor:
@@ -134,7 +134,7 @@ def _projected_at_once(layers: Sequence[nn.Linear], features: list[Tensor], imag
     others = log if images is None else torch.cat([log, images.movedim(1, 0).to(log.dtype)], dim=-1)
     bias = torch.stack([layer.bias for layer in layers]).unsqueeze(1)
     others = torch.baddbmm(bias, others.flatten(1, -2), torch.stack(on_others).mT)
-    return torch.addcmul(others.view_as(seen), seen, inverse)
+    return others.view_as(seen) + seen * inverse
 
 
 def _each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
@@ -156,4 +156,4 @@ def inverse_and_log_rms(*features: Tensor) -> tuple[Tensor, Tensor]:
     """1 / rms and log(rms) of each expert's features over their last dimension: (E, ..., 1), float32."""
     norms = [torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in features]
     rms = torch.stack([norm * x.shape[-1] ** -0.5 for norm, x in zip(norms, features, strict=True)]) + LEAST_RMS
-    return 1 / rms, rms.log()
+    return rms.reciprocal(), rms.log()

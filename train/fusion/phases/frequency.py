@@ -60,11 +60,15 @@ def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
     """The cuts of several transforms at once, (B, transforms, 2)."""
     spread, mean = torch.std_mean(lr, dim=(-2, -1))
     enter, leave = ([cuts.net[layer] for cuts in transforms] for layer in (0, -1))
-    weight, bias = (torch.cat([getattr(layer, name) for layer in enter]) for name in ("weight", "bias"))
-    hidden = F.gelu(F.linear(torch.cat([mean, spread], dim=1), weight, bias)).chunk(len(transforms), dim=1)
-    raw = torch.stack([layer(x) for layer, x in zip(leave, hidden, strict=True)], dim=1)
-    low, rest = torch.sigmoid(raw).unbind(-1)
-    return torch.stack([low, low + (1 - low) * rest], dim=-1)
+    hidden = F.gelu(_each(enter, torch.cat([mean, spread], dim=1).expand(len(transforms), -1, -1)))
+    low, rest = torch.sigmoid(_each(leave, hidden)).unbind(-1)  # (transforms, B)
+    return torch.stack([low, low + (1 - low) * rest], dim=-1).transpose(0, 1)
+
+
+def _each(layers: list[nn.Linear], x: Tensor) -> Tensor:
+    """Each transform's own layer, of x (transforms, B, inputs)."""
+    weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class BandRecalibration(nn.Module):
@@ -103,7 +107,7 @@ def dct_bands(x: Tensor, masks: Tensor) -> Tensor:
 def dwt_bands(x: Tensor) -> Tensor:
     """Bands (B, 3, C, h, w) of one level of the Haar transform: LL, LH + HL, HH, each transformed back."""
     parts = _blocks(x, 2) @ haar_bands(x.device).to(x.dtype)  # (B, h / 2, w / 2, C, 12)
-    return _whole(parts.unflatten(-1, (len(TIERS), -1)).movedim(-2, 1), 2, x)
+    return _whole(parts, 2, x).unflatten(1, (-1, len(TIERS))).transpose(1, 2)
 
 
 def fft_bands(x: Tensor, masks: Tensor) -> Tensor:
@@ -132,9 +136,17 @@ def masks(cuts: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     device, dtype = cuts.device, cuts.dtype
     places = places_of(rows, cols, device).to(dtype)
     steep = torch.addmm(places, cuts.flatten(1), steepness(rows, cols, device).to(dtype)).unflatten(-1, (3, -1))
-    below, high, mean_below = torch.sigmoid(steep).unbind(1)
-    low = below / mean_below  # the mean is low, wherever the cut
-    return torch.stack([low, 1 - low - high, high], dim=1).split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
+    below, high, mean_below = F.logsigmoid(steep).unbind(1)
+    passed = torch.stack([below - mean_below, high], dim=1).exp()  # the mean is low, wherever the cut
+    to_tiers = tiers_of(device).to(dtype)
+    tiers = torch.baddbmm(to_tiers[:, 2:], to_tiers[:, :2].expand(len(cuts), -1, -1), passed)
+    return tiers.split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
+
+
+@constant
+def tiers_of(device: torch.device) -> Tensor:
+    """How low, mid and high are made of the low mask, the high mask and 1: mid is what those two leave."""
+    return torch.tensor([[1.0, 0.0, 0.0], [-1.0, -1.0, 1.0], [0.0, 1.0, 0.0]], device=device)
 
 
 @constant

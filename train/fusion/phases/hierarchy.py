@@ -127,7 +127,7 @@ class SwiftStage(nn.Module):
 
     def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
         x = self.enter(*parts)
-        x = torch.addcmul(x, self.gate(x), gelu_conv(self.block1(x), self.block2))
+        x = x + self.gate(x) * gelu_conv(self.block1(x), self.block2)
         return x, shuffle(self.leave(x), self.factor)
 
 

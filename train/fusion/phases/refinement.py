@@ -1,6 +1,7 @@
 """Phase 7: a deep residual, then sharper edges by a Laplacian pyramid."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -52,7 +53,7 @@ class SwiftRefinement(nn.Module):
 
     def forward(self, fused: Tensor, views: Views, *seen: Tensor) -> Tensor:
         x = self.blocks(self.enter(views.of(fused - views.mean), views.detail, *seen))
-        return fused + RESIDUAL_SCALE * views.image(gelu_conv(x, self.leave))
+        return views.moved(fused, gelu_conv(x, self.leave), RESIDUAL_SCALE)
 
 
 class Edges(nn.Module):
@@ -83,7 +84,7 @@ class Edges(nn.Module):
         edges = self.gain * laplacians(image, plain=self.plain)
         one_by_one = self.plain or for_cpu(image)
         refined = self._one_by_one(edges) if one_by_one else self._across(edges)
-        total = torch.addcmul(refined, edges, self.skip.view(-1, 1, 1, 1)).sum(1)
+        total = (refined + edges * self.skip.view(-1, 1, 1, 1)).sum(1)
         return torch.add(image, total, alpha=EDGE_STRENGTH / self.gain)
 
     def _one_by_one(self, edges: Tensor) -> Tensor:
@@ -109,24 +110,33 @@ class Edges(nn.Module):
 
 def laplacians(image: Tensor, *, plain: bool = False) -> Tensor:
     """Each level minus its blur, the next level being that blur: three images of the same size, (B, 3, C, H, W)."""
+    blur = blurring(image, plain=plain)
     levels = [image]
     for _ in range(LEVELS):
-        levels.append(blur(levels[-1], plain=plain))
+        levels.append(blur(levels[-1]))
     stacked = torch.stack(levels, dim=1)
     return stacked[:, :-1] - stacked[:, 1:]
 
 
-def blur(image: Tensor, *, plain: bool = False) -> Tensor:
-    """The image under a 5 x 5 Gaussian of sigma 1, edges repeated, in the image's own precision.
+def blurring(image: Tensor, *, plain: bool = False) -> Callable[[Tensor], Tensor]:
+    """What puts such images under a 5 x 5 Gaussian of sigma 1, edges repeated, in their own precision.
 
     On a CPU sums of shifts: convolving 3 channels is slow there.
     """
-    padded = F.pad(image, [BLUR_TAPS // 2] * 4, mode="replicate")
     if for_cpu(image) and not plain:
-        return _blurred_along(_blurred_along(padded, -1), -2)
+        return lambda x: _blurred_along(_blurred_along(_framed(x), -1), -2)
     channels = image.shape[1]
-    with in_float32(image):  # half precision would leave an image of 8 bits
-        return F.conv2d(padded, bell(channels, image.device).to(image.dtype), groups=channels)
+    kernel = bell(channels, image.device).to(image.dtype)
+
+    def convolved(x: Tensor) -> Tensor:
+        with in_float32(x):  # half precision would leave an image of 8 bits
+            return F.conv2d(_framed(x), kernel, groups=channels)
+
+    return convolved
+
+
+def _framed(image: Tensor) -> Tensor:
+    return F.pad(image, [BLUR_TAPS // 2] * 4, mode="replicate")
 
 
 @constant

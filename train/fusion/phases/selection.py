@@ -1,6 +1,7 @@
 """Phase 6: how hard each pixel is, which experts are trusted there, and how much that counts."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, resize, shuffle, zero
@@ -46,7 +47,7 @@ class Selection(nn.Module):
         """Gates that add up to 1, or to less where no expert passes its threshold."""
         above = torch.add(raw, difficulty, alpha=-THRESHOLD[1]) - THRESHOLD[0]
         gates = torch.sigmoid(self.temperature * above)
-        return gates / gates.sum(1, keepdim=True).clamp(min=LEAST_GATES)
+        return gates / F.threshold(gates.sum(1, keepdim=True), LEAST_GATES, LEAST_GATES)
 
 
 def _trunk(inputs: int, channels: int, leave: nn.Module) -> nn.Sequential:

@@ -1,0 +1,41 @@
+"""torch.compile takes every profile as one graph, for training and for inference, and changes nothing."""
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize(
+    ("profile", "backend"),
+    [
+        ("swift", "aot_eager"),
+        ("paper", "eager"),
+        ("cnn", "aot_eager"),
+    ],  # gradients too; `paper` would take as long again
+)
+def test_a_profile_is_one_graph_with_the_same_image_and_gradients(fusions, profile, backend):
+    network = fusions.build(profile)
+    fusions.train(network, steps=1)
+    inputs = fusions.inputs(8, 8)
+
+    def gradients(image):
+        network.zero_grad()
+        image.square().mean().backward()
+        return [parameter.grad for parameter in network.parameters()]
+
+    image = network(*inputs)
+    expected, found = gradients(image), compiled(network, backend)(*inputs)
+    assert (found - image).abs().max() < 1e-5
+    for some, other in zip(gradients(found), expected, strict=True):
+        assert (some - other).norm() < 1e-3 * other.norm() + 1e-7
+
+
+@pytest.mark.parametrize("profile", ["swift", "cnn"])
+def test_inference_is_one_graph_too(fusions, profile):
+    network, inputs = fusions.build(profile, start="document").eval(), fusions.inputs(8, 8)
+    with torch.no_grad():
+        assert (compiled(network, "eager")(*inputs) - network(*inputs)).abs().max() < 1e-5
+
+
+def compiled(network, backend):
+    torch.compiler.reset()
+    return torch.compile(network, fullgraph=True, dynamic=False, backend=backend)

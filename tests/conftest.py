@@ -73,10 +73,9 @@ def build_store(
 def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, chunks="default", rebuild=False):
     """An expert with all its shards, or with those given."""
     scale = manifest.scale
-    arrays = (
-        ArraySpec("sr", 3, scale, codecs.get("sr", "float16")),
-        ArraySpec("features", channels, 1, codecs.get("features", "float16")),
-    )
+    arrays = (ArraySpec("sr", 3, scale, codecs.get("sr", "float16")),)
+    if channels:
+        arrays += (ArraySpec("features", channels, 1, codecs.get("features", "float16")),)
     expert = Expert(name, arrays, {"weights_sha256": f"{name}{seed}", "variants": list(variants)}, {"seed": seed})
     basis = {}
     for spec in manifest.needs_basis(expert, rebuild):
@@ -89,7 +88,8 @@ def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, ch
                 for number, variant in enumerate(variants):
                     size = variant_size(image.lr_size, variant)
                     index = manifest.images.index(image) + 1000 * number
-                    out.add(image.id, random_features(seed, index, size, channels, scale), variant)
+                    made = random_features(seed, index, size, channels, scale)
+                    out.add(image.id, {spec.name: made[spec.name] for spec in arrays}, variant)
 
 
 @pytest.fixture(scope="session")

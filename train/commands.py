@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
 @trust_option
 @device_option
+@click.option(
+    "--compare-features",
+    "compares",
+    is_flag=True,
+    help="Train two short runs in --out, with and without the experts' features, and say what features are worth.",
+)
 @click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def train(
@@ -45,6 +51,7 @@ def train(
     live: bool,
     trusted: tuple[str, ...],
     device: str | None,
+    compares: bool,
     describe: bool,
     as_json: bool,
 ) -> None:
@@ -57,6 +64,10 @@ def train(
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
     if device:
         assignments += (f"train.device={device}",)
+    if compares:
+        _refuse("--compare-features trains runs of its own", resume=resume, live=live or None)
+        _compare_features(store, out, config, assignments, as_json)
+        return
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out)
         store, settings = _of_run(resume, store, assignments, trusted)
@@ -174,6 +185,18 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
     network = build_fusion(settings.fusion, channels, scale).to(pick_device(settings.device))
     costs = describe(network, channels, crop=settings.data.crop_px)
     click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
+
+
+def _compare_features(
+    store: str | None, out: Path | None, config: Path | None, assignments: tuple[str, ...], as_json: bool
+) -> None:
+    if not store or not out:
+        raise click.UsageError("--compare-features needs --store and --out")
+    from championship_sr.train.run.features_worth import SHORT, compare_features
+
+    worth = compare_features(read_settings(config, (() if config else SHORT) + assignments), store, out)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        click.echo(json.dumps(asdict(worth)) if as_json else worth.sentence())
 
 
 def _report(run: Path, as_json: bool) -> None:

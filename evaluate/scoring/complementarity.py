@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.evaluate.scoring.gains import Gain, Resampling, difference
 from championship_sr.train.combination import equal_experts, fit_weights, psnr_of, squared_error
+from championship_sr.train.gains import Gain, Resampling, difference
 
 ALL_SUBSETS = 8  # up to so many experts every subset is scored; beyond, forward selection
 WORTH_DB = 0.01  # an expert that adds less is not worth its time: PSNR is quoted to 0.01 dB

@@ -5,8 +5,8 @@ from itertools import groupby
 
 from championship_sr.evaluate.methods import row
 from championship_sr.evaluate.scoring.complementarity import Complementarity, Cost, Subset
-from championship_sr.evaluate.scoring.gains import Gain
 from championship_sr.evaluate.scoring.scores import aligned
+from championship_sr.train.gains import Gain
 
 MOST_ROWS = 15  # every subset of four experts; of more experts the best of each size
 DIGITS = 3  # of PSNR, as in the table of scores

@@ -12,7 +12,7 @@ import numpy as np
 from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, ROWS, row
 from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 from championship_sr.evaluate.scoring.complementarity import Complementarity
-from championship_sr.evaluate.scoring.gains import Gain, Resampling, difference
+from championship_sr.train.gains import Gain, Resampling, difference
 
 KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
 

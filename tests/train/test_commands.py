@@ -102,3 +102,27 @@ def test_the_profiles_fit_the_documents_data_set(profile):
     rate, stages = learning_rate(config, length), loss_stages(config, length)
     assert rate(length.steps - 1) == pytest.approx(config.schedule.lowest, rel=1e-3)
     assert stages(length.steps - 1) == len(config.losses.stages) - 1
+
+
+def test_what_features_are_worth_is_said_of_two_runs_that_differ_in_them_alone(shared_store, config_file, tmp_path):
+    command = ["--store", shared_store, "--config", config_file, "--out", tmp_path, "--compare-features"]
+    worth = json.loads(run(*command, "--json").stdout.splitlines()[-1])
+    configs = [
+        yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("with-features", "without-features")
+    ]
+    assert [each["train"]["fusion"].pop("features") for each in configs] == [True, False]
+    assert configs[0] == configs[1]
+    assert worth["gain"]["mean"] == pytest.approx(worth["with_features"] - worth["without_features"])
+    assert worth["gain"]["low"] <= worth["gain"]["mean"] <= worth["gain"]["high"]
+    assert (worth["steps"], worth["images"]) == (4, 1)
+    said = run(*command).stdout  # the runs are there already
+    assert "After 4 steps, on 1 images" in said and f"{worth['gain']['mean']:+.3f} dB" in said
+
+
+def test_features_are_compared_only_where_there_are_some(make_store, config_file, tmp_path):
+    refused = run("--store", tmp_path, "--compare-features", fails=SystemExit)
+    assert "--compare-features needs --store and --out" in refused.output
+    plain = make_store(tmp_path / "plain.store", {"a": 0}, sizes=((16, 20),) * 4)
+    command = ["--store", plain, "--out", tmp_path / "runs", "--compare-features", "--config", config_file]
+    assert "none of its experts has features (a)" in str(run(*command, fails=ConfigError).exception)
+    assert not (tmp_path / "runs").exists()

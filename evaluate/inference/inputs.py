@@ -35,16 +35,26 @@ class Inputs(Protocol):
 
 
 class StoredInputs:
-    """An image of a store, as its experts saw it in one variant."""
+    """An image of a store, as its experts saw it in one variant.
+
+    features  False leaves them on the disk, where no network asks for them
+    """
 
     def __init__(
-        self, store: Store, image: int, experts: Sequence[str], variant: str = "identity", device: Device = "cpu"
+        self,
+        store: Store,
+        image: int,
+        experts: Sequence[str],
+        variant: str = "identity",
+        device: Device = "cpu",
+        *,
+        features: bool = True,
     ) -> None:
         self._store, self._image, self._variant, self._device = store, image, variant, device
         lr = store.array(image, PAIRS, "lr").load()
         self._lr = transform(chw(lr), variant, SPATIAL)
         self.size = tuple(self._lr.shape[-2:])
-        self.scale, self.experts = store.scale, tuple(experts)
+        self.scale, self.experts, self._features = store.scale, tuple(experts), features
 
     def window(self, y: int, x: int, rows: int, cols: int) -> Window:
         s = self.scale
@@ -52,7 +62,7 @@ class StoredInputs:
         features = {
             name: torch.cat([self._load(name, array, y, x, rows, cols) for array in self._taps(name)], dim=1)
             for name in self.experts
-            if self._taps(name)
+            if self._features and self._taps(name)
         }
         return self._lr[..., y : y + rows, x : x + cols].to(self._device), torch.stack(images, dim=1), features
 

@@ -33,11 +33,17 @@ class Case:
 
 
 def stored_cases(
-    store: Store, images: Sequence[int], device: Device, live: Callable[[], Sequence[LoadedExpert]]
+    store: Store,
+    images: Sequence[int],
+    device: Device,
+    live: Callable[[], Sequence[LoadedExpert]],
+    *,
+    features: bool = True,
 ) -> list[Case]:
     """The images of a store with these indices.
 
-    live  the experts, for the variants that the store hasn't
+    live      the experts, for the variants that the store hasn't
+    features  False leaves the experts' features on the disk
     """
     held = stored_variants(store)
 
@@ -47,7 +53,7 @@ def stored_cases(
 
         def inputs(variant: str, experts: Sequence[str]) -> Inputs:
             if variant in held:
-                return StoredInputs(store, index, experts, variant, device)
+                return StoredInputs(store, index, experts, variant, device, features=features)
             chosen = [expert for expert in live() if expert.name in experts]
             return LiveInputs(chw(pair()[0]), chosen, variant, device)
 

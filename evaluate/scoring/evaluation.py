@@ -90,7 +90,7 @@ def evaluate_store(
     device = pick_device(config.device)
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
-    cases = stored_cases(store, chosen, device, live)
+    cases = stored_cases(store, chosen, device, live, features=model is not None)
     scored = {store.images[index].hr_sha256 for index in chosen}
     fit = _fitted(wanted, model, store, names, scored, config.border(store.scale))
     notes = [fit.note]

@@ -217,3 +217,17 @@ def test_stored_variants_give_what_x8_adds_to_every_expert(tmp_path, hr_folder, 
     x8 = scores.gain("psnr_y", "best_expert_x8", best).mean
     assert gains[best.removeprefix(EXPERT)].mean == pytest.approx(x8, abs=0.02)
     assert all(cost.seconds for cost in scores.complementarity.costs.values())
+
+
+def test_without_a_run_no_features_are_read(store_root, config, monkeypatch):
+    from championship_sr.store.shards.reader import Store
+
+    read, array = set(), Store.array
+
+    def counted(self, image, source, name, *others):
+        read.add(name)
+        return array(self, image, source, name, *others)
+
+    monkeypatch.setattr(Store, "array", counted)
+    evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    assert read == {"lr", "hr", "sr"}

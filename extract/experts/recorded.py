@@ -1,5 +1,6 @@
 """What a store's experts say now, for `store.live.compare_live`: each made again from what the store recorded of it."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.variants import transform
 from championship_sr.store.live import LiveDifference, compare_live
 from championship_sr.store.shards.reader import Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def check_live(
     """
     result = []
     for name, entry in Store(root, names).experts.items():
+        if "images" in entry.identity and not names:
+            log.warning("%s: its images are those of another program; it is not run again", name)
+            continue
         store = Store(root, [name])
         config = recorded_config(entry, store_origin(root, name, trusted))
         with live_expert(entry, store.scale, pick_device(device), config, any_weights=True) as expert:

@@ -72,7 +72,12 @@ def prepare(
     if faults:
         raise StoreError(joined(faults))
     warn_of_artefacts({name: {id_: sources[id_].results[name] for id_ in files[name]} for name in files})
-    there = Manifest.load(root).images if grow and (root / STORE_FILE).exists() else ()
+    there = Manifest.load(root).images if (root / STORE_FILE).exists() else ()
+    if there and not grow and {image.id for image in there} < sources.keys():
+        raise StoreError(
+            f"the store has {len(there)} of these {len(pairs)} images, and in object storage none grows: extract into "
+            "a local store, which does, and push that to a URL of its own"
+        )
     images = arranged(there, [_image(pair, sources[pair.id]) for pair in pairs], images_per_shard)
     manifest = Manifest.create(root, scale=scale, container=container, images=images, grow=grow)
     if sources != known:

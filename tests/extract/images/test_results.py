@@ -9,6 +9,7 @@ import pytest
 from PIL import Image as Picture
 
 from championship_sr.extract.cost.estimate import plan
+from championship_sr.extract.experts.recorded import check_live
 from championship_sr.extract.images.bicubic import downscale, upscale
 from championship_sr.extract.images.decode import decode
 from championship_sr.extract.images.picture import eight_bit
@@ -173,6 +174,15 @@ def test_a_converted_store_still_says_which_files_it_was_made_from(make_config, 
         for root in (Path(config.store), tmp_path / "other")
     )  # fmt: skip
     assert there == here and sorted(here) == list(NAMES)
+
+
+def test_results_are_not_run_again_and_the_others_are(make_config, save_results, save_edsr, caplog):
+    config = make_config(experts=[save_results(), save_edsr()])
+    extract(config)
+    assert [check.name for check in check_live(Path(config.store), 1)] == ["tiny"]
+    assert "swinir: its images are those of another program; it is not run again" in caplog.text
+    with pytest.raises(ConfigError, match="it cannot be run here"):
+        check_live(Path(config.store), 1, ["swinir"])
 
 
 def test_artefacts_are_told_by_name(make_config, save_results, caplog):

@@ -99,6 +99,13 @@ def test_another_machine_goes_on_from_the_bucket_alone(config, whole, pulled, tm
     assert pulled() == whole
 
 
+def test_a_store_in_a_bucket_says_that_it_does_not_grow(config, tmp_path):
+    extract(config, limit=2, staging=tmp_path / "one")
+    with pytest.raises(StoreError, match=r"has 2 of these \d+ images, and in object storage none grows"):
+        extract(config, staging=tmp_path / "two")
+    assert extract(config, limit=2, staging=tmp_path / "two").images == 2
+
+
 def test_a_machine_with_other_images_or_another_expert_is_refused(config, make_config, save_edsr, save_photos, options):
     extract(config)
     other = {**options, "data": {"hr": [str(save_photos(((40, 40),), folder="others"))]}}

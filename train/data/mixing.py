@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from championship_sr.train.data.batch import Batch
+from championship_sr.train.data.uploads import to_device
 
 
 def mixup(batch: "Batch", *, alpha: float, rng: np.random.Generator) -> "Batch":
@@ -15,7 +16,7 @@ def mixup(batch: "Batch", *, alpha: float, rng: np.random.Generator) -> "Batch":
     source  Zhang et al. 2018, "mixup", equation 1
     """
     weight = float(rng.beta(alpha, alpha))
-    order = torch.from_numpy(rng.permutation(len(batch.lr))).to(batch.lr.device)
+    order = to_device(rng.permutation(len(batch.lr)), batch.lr.device)
 
     def blend(value: torch.Tensor) -> torch.Tensor:
         return torch.lerp(value[order], value, weight)

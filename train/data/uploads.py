@@ -87,6 +87,12 @@ def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
     yield from waiting
 
 
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A few numbers of the host on the device; nobody waits for the copy."""
+    numbers = torch.from_numpy(np.ascontiguousarray(values))
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+
+
 class Constants:
     """Arrays that many batches share, such as a codec's basis, on the device since the first of them."""
 

@@ -19,6 +19,7 @@ from championship_sr.train.config import LiveConfig, TrainConfig
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.loader import Loader
 from championship_sr.train.data.sampler import step_rng
+from championship_sr.train.data.uploads import to_device
 
 if TYPE_CHECKING:
     from championship_sr.extract.experts.expert import LoadedExpert
@@ -115,9 +116,10 @@ class LiveLoader:
         lr, hr = rescaled(lr, hr, round(self.crop_px * factor), self.crop_px)
         jittered = draws[:, 0] < config.colour_jitter
         factors = 1 + config.colour_strength * (2 * draws[:, 1:4] - 1) * jittered[:, None]
-        lr, hr = coloured(lr, hr, torch.as_tensor(factors, dtype=lr.dtype, device=lr.device))
-        blurred = torch.as_tensor(draws[:, 4] < config.blur, device=lr.device).view(-1, 1, 1, 1)
-        if blurred.any():
+        lr, hr = coloured(lr, hr, to_device(factors, lr.device).to(lr.dtype))
+        drawn = draws[:, 4] < config.blur
+        if drawn.any():
+            blurred = to_device(drawn, lr.device).view(-1, 1, 1, 1)
             scale = hr.shape[-1] // lr.shape[-1]
             lr = torch.where(blurred, gaussian_blur(lr, config.blur_sigma_px), lr)
             hr = torch.where(blurred, gaussian_blur(hr, config.blur_sigma_px * scale), hr)
@@ -163,7 +165,8 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _grey(image: Tensor) -> Tensor:
-    return torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None]
+    red, green, blue = image.unbind(1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
 def _resized_middle(image: Tensor, side: int, target: int) -> Tensor:

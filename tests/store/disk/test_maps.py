@@ -66,12 +66,14 @@ def test_a_map_that_is_going_is_never_handed_out_again(tmp_path, monkeypatch):
     opened, library, seen = weakref.WeakValueDictionary(), maps._libc, []
 
     class Library:
+        mmap, madvise = library.mmap, library.madvise
+
         def munmap(self, *region: int) -> int:
             seen.append(opened.get("file"))
             return library.munmap(*region)
 
-    opened["file"] = held = FileMap(tmp_path / "file", 5000)
     monkeypatch.setattr(maps, "_libc", Library())
+    opened["file"] = held = FileMap(tmp_path / "file", 5000)
     del held
     assert seen == [None]
 

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from championship_sr.store.codecs import get_codec
+from championship_sr.store.codecs import Codec, get_codec
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.slots import Field, Raw
 from championship_sr.train.data.uploads import Constants
 from championship_sr.train.data.variants import transformed
 
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # codecs whose numbers a GPU computes with as they are
 SR = "sr"  # an expert's image; its other arrays are features
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step's input on the device: float32, images in 0..1, in channels_last order of memory.
+
+    On a GPU features stay in the half precision that they are stored in: the network takes either.
 
     lr        (B, 3, h, w)
     hr        (B, 3, H, W)
@@ -79,9 +82,17 @@ def _values(
     shared = {name: constants(value) for name, value in first.params.items() if name not in own}
     if not turned:
         windows = transformed(windows, [place.variant for place in raw.places])
+    stays_half = field.source != PAIRS and field.name != SR and windows.device.type != "cpu"
+    if stays_half and (half := half_of(codec)):
+        return windows.view(half).clone()
     values = codec.decode(windows, {**shared, **{name: value[:, None, None] for name, value in own.items()}})
     shares = values.untyped_storage().data_ptr() == raw.memory.untyped_storage().data_ptr()
     return values.clone() if shares else values
+
+
+def half_of(codec: Codec) -> torch.dtype | None:
+    """The half precision in which the codec's raw numbers can be read as they lie, however they are compressed."""
+    return HALF.get(codec.name.partition("+")[0])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
+from championship_sr.train.fusion.layers.forms import in_computed_type
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.collaboration import scaled
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE
@@ -53,7 +54,7 @@ class PlainCNN(nn.Module):
 
     def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
-        seen += [first(part) for name in self.with_features for part in scaled(last(features[name]))]
+        seen += [first(part) for name in self.with_features for part in scaled(last(in_computed_type(features[name])))]
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
-from championship_sr.train.fusion.layers.forms import for_cpu
+from championship_sr.train.fusion.layers.forms import for_cpu, in_computed_type
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.recomputed import in_pieces
 from championship_sr.train.fusion.layers.views import Views
@@ -51,7 +51,7 @@ class Collaboration(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], views: Views | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        given = [last(features[name]) for name in self.project]
+        given = [last(in_computed_type(features[name])) for name in self.project]
         images = last(views.per_expert) if self.with_images else None  # (B, E, h, w, 3 scale^2)
         if self.plain or for_cpu(given[0]):
             consensus, maps = self._one_by_one(given, images, size)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.blocks import first, last, padded, shuffle, unshuffle
-from championship_sr.train.fusion.layers.forms import constant, in_float32
+from championship_sr.train.fusion.layers.constants import constant
+from championship_sr.train.fusion.layers.forms import in_float32
 
 TRANSFORMS = ("dct", "dwt", "fft")
 TIERS = ("low", "mid", "high")

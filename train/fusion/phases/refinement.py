@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, conv3, gelu_conv, shuffle, unshuffle, zero
-from championship_sr.train.fusion.layers.forms import constant, for_cpu, in_float32
+from championship_sr.train.fusion.layers.constants import constant
+from championship_sr.train.fusion.layers.forms import for_cpu, in_float32
 from championship_sr.train.fusion.layers.views import Views
 
 RESIDUAL_SCALE = 0.1  # the document's, for both profiles

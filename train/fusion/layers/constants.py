@@ -1,0 +1,29 @@
+"""Tensors that depend on sizes alone: made once, and kept on the device that they are used on."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+
+import torch
+from torch import Tensor
+
+KEPT = 32  # results of each function: sizes of images, and devices
+
+
+def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make`, called once for the same arguments; in a compiled graph its tensor is a constant too.
+
+    make  takes numbers, and at last the device that its tensor is to lie on; a forward asks for it once at most
+    """
+
+    @lru_cache(maxsize=KEPT)
+    def kept(*arguments: object) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # training must be able to use it, whoever asks first
+            return make(*arguments)
+
+    @wraps(make)
+    def made(*arguments: object) -> Tensor:
+        return kept(*arguments)
+
+    # the compiler looks through the cache of `kept`, and tells constants apart by the names of their functions
+    made.__code__ = made.__code__.replace(co_name=make.__name__)
+    return torch.compiler.assume_constant_result(made)

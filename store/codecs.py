@@ -45,6 +45,10 @@ class Codec:
         """What is particular to this array, and what it shares with the expert's others (`basis`)."""
         return {}
 
+    def own_params(self, channels: int) -> dict[str, int]:
+        """Name -> how many numbers, 0 or more each, are particular to an array."""
+        return dict.fromkeys(self.own, self.components or channels)
+
     def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
         """Raw numbers of float32 (rows, cols, C)."""
         return values.astype(self.raw_dtype)

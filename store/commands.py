@@ -20,6 +20,8 @@ from championship_sr.store.operations.convert import convert as convert_store
 from championship_sr.store.operations.info import SourceInfo, StoreInfo
 from championship_sr.store.operations.info import info as store_info
 from championship_sr.store.operations.merge import merge as merge_stores
+from championship_sr.store.operations.repair import damaged_bytes, planned, remove_damaged
+from championship_sr.store.operations.repair import repair as repair_store
 from championship_sr.store.operations.sheet import write_sheet
 from championship_sr.store.operations.verify import Hashes, Report, recorded_bytes
 from championship_sr.store.operations.verify import verify as verify_store
@@ -33,6 +35,12 @@ log = logging.getLogger(__name__)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 EXPERTS = click.option("--expert", "names", multiple=True, help="The pairs and only this expert; repeatable.")
+REPAIR = click.option(
+    "--repair",
+    is_flag=True,
+    help="Restore small files from the records, and move damaged shards to STORE/damaged for extract to make again.",
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only say what --repair would do.")
 FILES_AT_A_TIME = click.option("--jobs", type=click.IntRange(1), default=JOBS, show_default=True, help="Files at once.")
 
 
@@ -52,27 +60,46 @@ def info(root: Path, as_json: bool) -> None:
 
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
-@click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
+@REPAIR
+@DRY_RUN
 @JSON
-def verify(root: Path, repair: bool, as_json: bool, hashes: Hashes | None = None) -> None:
+def verify(root: Path, repair: bool, dry_run: bool, as_json: bool, hashes: Hashes | None = None) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
+    check_options(repair, dry_run)
     with _bar(recorded_bytes(root)) as bar:
-        report = verify_store(root, hashes, repair=repair, progress=bar.update)
+        report = verify_store(root, hashes, progress=bar.update)
+    plan = planned(root, report.faults) if repair else []
+    if not as_json:
+        _tell_faults(root, report)
+        for step in plan:
+            click.echo(f"would {step}" if dry_run else f"going to {step}")
+    done = repair_store(root, report.faults) if repair and not dry_run and plan else []
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        faults = [fault.plain() for fault in report.faults]
+        click.echo(json.dumps({**vars(report), "faults": faults, "planned": plan, "repaired": done}))
     else:
-        for fault in report.faults:
-            click.echo(fault.message)
-        for source, count in report.missing.items():
-            if count:
-                click.echo(f"{root}: {source} lacks {counted(count, 'shard')}, never made or removed")
-        for path in report.removed:
-            click.echo(f"removed {path}")
+        for step in done:
+            click.echo(step)
     amount = f"{report.arrays} arrays, {report.n_bytes / 2**20:,.1f} MiB in {report.seconds:.1f} s"
     if report.faults:
-        raise StoreError(f"{root}: {counted(len(report.faults), 'fault')} in {amount}{_repaired(report, repair)}")
+        mended = _mended(report, done) if repair and not dry_run else ""
+        raise StoreError(f"{root}: {counted(len(report.faults), 'fault')} in {amount}{mended}")
     if not as_json:
         click.echo(f"{root}: no fault in {amount}")
+
+
+def check_options(repair: bool, dry_run: bool) -> None:
+    """Refuse `--dry-run` without `--repair`."""
+    if dry_run and not repair:
+        raise ConfigError("--dry-run: says what --repair would do; give both")
+
+
+def _tell_faults(root: Path, report: Report) -> None:
+    for fault in report.faults:
+        click.echo(fault.message)
+    for source, count in report.missing.items():
+        if count:
+            click.echo(f"{root}: {source} lacks {counted(count, 'shard')}, never made or removed")
 
 
 @store.command()
@@ -148,13 +175,21 @@ def push(root: Path, url: str, names: tuple[str, ...], jobs: int, as_json: bool)
 
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
-@click.option("--expert", "names", multiple=True, required=True, help="May be given several times.")
-def rm(root: Path, names: tuple[str, ...]) -> None:
-    """Remove experts from a store."""
+@click.option("--expert", "names", multiple=True, help="Remove this expert; repeatable.")
+@click.option("--damaged", is_flag=True, help="Remove what verify --repair moved to STORE/damaged.")
+def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
+    """Remove experts from a store, or what a repair has moved away."""
+    if not names and not damaged:
+        raise ConfigError("store rm: say what to remove: --expert NAME or --damaged")
     manifest = Manifest.load(root, damaged=[])
+    if damaged:
+        n_bytes = damaged_bytes(root)
+        remove_damaged(root)
+        click.echo(f"{root}: removed {_size(n_bytes)} of damaged shards")
     for name in names:
         manifest.remove_expert(name)
-    click.echo(f"{root}: removed {', '.join(names)}; left: {', '.join(manifest.experts) or 'no expert'}")
+    if names:
+        click.echo(f"{root}: removed {', '.join(names)}; left: {', '.join(manifest.experts) or 'no expert'}")
 
 
 @store.command()
@@ -233,6 +268,10 @@ def _told(found: StoreInfo) -> str:
     ]
     lines += [_line(source) for source in found.sources]
     lines += [f"damaged: {message}" for message in found.damaged]
+    if found.moved_away_bytes:
+        lines.append(
+            f"  damaged/: {_size(found.moved_away_bytes)} that a repair moved away; store rm --damaged removes it"
+        )
     return "\n".join(lines)
 
 
@@ -264,13 +303,12 @@ def _provenance(identity: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-def _repaired(report: Report, repair: bool) -> str:
-    """What was removed, and what to do about it."""
-    if not repair:
-        return ""
-    left = sum(fault.shard is None for fault in report.faults)
-    told = f"; {counted(len(report.removed), 'shard')} removed"
-    return told + ("; run extract again" if report.removed else "") + (f"; {left} not mended so" if left else "")
+def _mended(report: Report, done: list[str]) -> str:
+    """What was done, and what is left to do."""
+    moved, restored = (sum(step.startswith(word) for step in done) for word in ("moved", "restored"))
+    told = f"; {counted(restored, 'file')} restored, {moved} moved away" if restored else f"; {moved} moved away"
+    left = sum(not fault.is_mended for fault in report.faults)
+    return told + ("; run extract again" if moved else "") + (f"; {left} not mended so" if left else "")
 
 
 def _size(n_bytes: int) -> str:

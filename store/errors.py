@@ -11,3 +11,7 @@ class StoreError(RuntimeError):
 
 class WeightsError(RuntimeError):
     """Weights that are missing, damaged or of another network: exit status 1."""
+
+
+class Unreadable(StoreError):
+    """A file that cannot be read just now: nothing is known about what it holds, and it must not be removed."""

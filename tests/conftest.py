@@ -1,5 +1,7 @@
 """A small store of random numbers, written by the real writer."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +92,17 @@ def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, ch
                     index = manifest.images.index(image) + 1000 * number
                     made = random_features(seed, index, size, channels, scale)
                     out.add(image.id, {spec.name: made[spec.name] for spec in arrays}, variant)
+
+
+def edit_record(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a record as its writer would have written it, with a checksum that is right."""
+    record = json.loads(path.read_text())
+    change(record)
+    covered = {key: value for key, value in record.items() if key != "checksum"}  # docs/format.md
+    canonical = json.dumps(covered, sort_keys=True, ensure_ascii=False).encode()
+    if "checksum" in record:
+        record["checksum"] = hashlib.sha256(canonical).hexdigest()
+    path.write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="session")

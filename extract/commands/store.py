@@ -10,10 +10,11 @@ from championship_sr.extract.commands.options import trust_option
 from championship_sr.extract.config import DataConfig
 from championship_sr.extract.images.identify import digests
 from championship_sr.extract.images.pairs import find_pairs
-from championship_sr.store.commands import FOLDER, JSON, store
+from championship_sr.store.commands import DRY_RUN, FOLDER, JSON, REPAIR, check_options, store
 from championship_sr.store.commands import verify as verify_bytes
 from championship_sr.store.format.entries import Image
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import Hashes
 
 __all__ = ["store"]
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
-@click.option("--repair", is_flag=True, help="Remove bad shards, so that extract makes exactly those again.")
+@REPAIR
+@DRY_RUN
 @click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
 @click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr; or these alone.")
 @click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
@@ -34,6 +36,7 @@ def verify(
     context: click.Context,
     root: Path,
     repair: bool,
+    dry_run: bool,
     hr: tuple[str, ...],
     lr: tuple[str, ...],
     live: int | None,
@@ -41,8 +44,9 @@ def verify(
     as_json: bool,
 ) -> None:
     """Read every byte and report every fault; exit status 1 if there is one."""
-    hashes = source_hashes(DataConfig(hr=hr, lr=lr), Manifest.load(root)) if hr or lr else None
-    context.invoke(verify_bytes, root=root, repair=repair, as_json=as_json, hashes=hashes)
+    check_options(repair, dry_run)
+    hashes = source_hashes(DataConfig(hr=hr, lr=lr), survey(root).manifest) if hr or lr else None
+    context.invoke(verify_bytes, root=root, repair=repair, dry_run=dry_run, as_json=as_json, hashes=hashes)
     if live:
         context.invoke(check_live, root=root, n_images=live, names=(), trusted=trusted, device=None, as_json=as_json)
 

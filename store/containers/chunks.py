@@ -17,12 +17,14 @@ COMPRESSED_TILE = (32, 32)  # of features: a window of 64 x 64 decodes 2.2 times
 
 
 class Described(NamedTuple):
-    """What a container itself says about an array; `offset` of the first chunk, None if they do not follow in order."""
+    """What a container itself says about an array."""
 
     shape: tuple[int, ...]
     dtype: str
     attributes: dict[str, Any]
-    offset: int | None
+    offset: int | None  # of the first chunk, None if they do not follow in order
+    chunk: tuple[int, ...] | None
+    compression: str | None
 
 
 def default_chunk(shape: tuple[int, int, int], compressed: bool, container: str) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from championship_sr.store.errors import ConfigError, StoreError
 ZSTD_LEVEL = 3
 BLOSC_LEVEL = 5
 BLOSC_BITSHUFFLE = 2
+ZSTD_MAGIC, HEADER_BYTES = b"\x28\xb5\x2f\xfd", 18  # RFC 8878
 HDF5_ZSTD, HDF5_BLOSC = 32015, 32001  # registered with The HDF Group; plain h5py reads them with `import hdf5plugin`
 
 
@@ -30,11 +31,14 @@ class Compression:
         """The compressed bytes of one contiguous array."""
         return bytes(self._codec().encode(chunk))
 
-    def decode(self, stored: Any, where: str) -> Any:
-        """The bytes of a chunk.
+    def decode(self, stored: Any, n_bytes: int, where: str) -> Any:
+        """The bytes of a chunk, which must be so many.
 
-        raises  StoreError naming `where` if they are damaged
+        raises  StoreError naming `where` if they are damaged, or others by number
         """
+        told = _content_bytes(self.name, bytes(stored[:HEADER_BYTES]))
+        if told != n_bytes:  # looked at first: a few bytes may say that they stand for any number
+            raise StoreError(f"{where}: a {self.name} chunk is damaged ({told} bytes, expected {n_bytes})")
         try:
             return self._codec().decode(stored)
         except (RuntimeError, ValueError) as error:
@@ -59,6 +63,19 @@ class Compression:
             return HDF5_ZSTD, (ZSTD_LEVEL,)
         zstd_inside_blosc = 5
         return HDF5_BLOSC, (2, 2, itemsize, chunk_bytes, BLOSC_LEVEL, BLOSC_BITSHUFFLE, zstd_inside_blosc)
+
+
+def _content_bytes(name: str, header: bytes) -> int | None:
+    """How many bytes a compressed chunk says that it stands for; None if it does not say."""
+    if name == "blosc":
+        return int.from_bytes(header[4:8], "little") if len(header) >= 8 else None
+    if header[:4] != ZSTD_MAGIC or len(header) < 6:
+        return None
+    descriptor = header[4]  # RFC 8878, section 3.1.1.1
+    single, id_bytes = descriptor >> 5 & 1, (0, 1, 2, 4)[descriptor & 3]
+    size = (single, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single) + id_bytes
+    return int.from_bytes(header[start : start + size], "little") + (256 if size == 2 else 0) if size else None
 
 
 @lru_cache

@@ -1,7 +1,10 @@
 """A shard as one HDF5 file: one dataset per image and name, contiguous or chunked, large ones at page boundaries."""
 
+import os
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,12 @@ import h5py
 import numpy as np
 
 from championship_sr.store.containers.chunks import Described, chunks_of, grid
-from championship_sr.store.containers.compression import Compression
-from championship_sr.store.errors import StoreError
+from championship_sr.store.containers.compression import HDF5_BLOSC, HDF5_ZSTD, Compression
+from championship_sr.store.disk import files
+from championship_sr.store.errors import StoreError, Unreadable
 
 PAGE = 4096
+_DAMAGE = (KeyError, OSError, RuntimeError, TypeError, ValueError)  # what h5py raises for a file that is no good
 _lock = threading.Lock()  # HDF5 itself has one lock for all; ours lets Python's other threads go on
 
 
@@ -21,7 +26,7 @@ class Hdf5ShardWriter:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE)
+        self._file = h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE, locking=False)
 
     def put(
         self,
@@ -72,10 +77,10 @@ def data_file(shard: Path, name: str) -> Path:
 def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
     """(n, 2) offset and length of each chunk in its file, in C order.
 
-    raises  StoreError if the file or the dataset is damaged
+    raises  StoreError if the file or the dataset is damaged; Unreadable
     """
-    try:
-        with _lock, h5py.File(shard, "r") as file:
+    with _opened(shard) as file:
+        try:
             dataset = file[name]
             steps, counts = dataset.chunks, grid(dataset.shape, dataset.chunks)
             table = np.full((n_chunks, 2), -1, np.int64)
@@ -83,30 +88,73 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
                 info = dataset.id.get_chunk_info(i)
                 place = tuple(at // step for at, step in zip(info.chunk_offset, steps, strict=True))
                 table[np.ravel_multi_index(place, counts)] = info.byte_offset, info.size
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise StoreError(f"{shard}: {name} cannot be found in it: {error}") from None
+        except (*_DAMAGE, AttributeError, IndexError) as error:
+            raise _fault(f"{shard}: {name} cannot be found in it", error) from None
     if (table < 0).any():
         raise StoreError(f"{shard}: {name} lacks chunks")
     return table
 
 
-def describe(shard: Path) -> dict[str, Described]:
-    """Array name -> what the container itself says.
+def describe(shard: Path, names: Iterable[str]) -> dict[str, Described | StoreError]:
+    """Array name -> what the container itself says, or why it says nothing.
 
-    raises  StoreError if the file is damaged
+    raises  StoreError if the file as a whole is damaged; Unreadable
     """
-    result = {}
+    with _opened(shard) as file:
+        return {name: _described(shard, file, name) for name in names}
 
-    def visit(name: str, item: h5py.HLObject) -> None:
-        if isinstance(item, h5py.Dataset):
-            attributes = {
-                key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in item.attrs.items()
-            }
-            result[name] = Described(item.shape, item.dtype.name, attributes, item.id.get_offset())
 
+def _described(shard: Path, file: h5py.File, name: str) -> Described | StoreError:
     try:
-        with _lock, h5py.File(shard, "r") as file:
-            file.visititems(visit)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        raise StoreError(f"{shard}: not a readable HDF5 file: {error}") from None
-    return result
+        if file.get(name, getclass=True, getlink=True) is not h5py.HardLink:
+            return StoreError(f"{shard}: {name} is missing")
+        item = file[name]
+        if not isinstance(item, h5py.Dataset):
+            return StoreError(f"{shard}: {name} is not an array")
+        attributes = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in item.attrs.items()
+        }
+        dtype = item.dtype.name if item.dtype.isnative else item.dtype.str
+        return Described(item.shape, dtype, attributes, item.id.get_offset(), item.chunks, _compression(item))
+    except _DAMAGE as error:
+        return _fault(f"{shard}: {name} cannot be read in it", error)
+
+
+def _compression(dataset: h5py.Dataset) -> str | None:
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    return {HDF5_ZSTD: "zstd", HDF5_BLOSC: "blosc"}.get(filters[0], str(filters)) if filters else None
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[h5py.File]:
+    """The file, without HDF5's own lock: leases guard the store, and some file systems know no locks."""
+    try:
+        files.open_file(shard).close()
+    except FileNotFoundError:
+        raise StoreError(f"{shard}: missing, although it is recorded") from None
+    with _lock:
+        try:
+            file = _unlocked(shard)
+        except _DAMAGE as error:
+            raise _fault(f"{shard}: not a readable HDF5 file", error) from None
+        with file:
+            yield file
+
+
+def _unlocked(shard: Path) -> h5py.File:
+    try:
+        return h5py.File(shard, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(shard, "r")  # this process has it open with a lock: HDF5 wants the same of everybody
+
+
+def _fault(what: str, error: Exception) -> StoreError:
+    """Damage, unless HDF5 says that the system failed, by its error's number, or that somebody has the file open."""
+    told = re.search(r"errno = ([1-9]\d*)", str(error))
+    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    if number:
+        return Unreadable(f"{what}: cannot be read: {os.strerror(number)}")
+    return (Unreadable if re.search(r"\block|already open", str(error)) else StoreError)(f"{what}: {error}")

@@ -6,7 +6,7 @@ chunks in C order, so that a window is few runs of bytes; no gap before the firs
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import google_crc32c
 import numpy as np
 
 from championship_sr.store.containers.chunks import Described, chunks_of, grid
-from championship_sr.store.containers.compression import Compression
+from championship_sr.store.containers.compression import Compression, get_compression
+from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 
@@ -41,7 +42,8 @@ class ZarrShardWriter:
             folder.parent.mkdir()
             self._group(folder.parent)
         folder.mkdir()
-        _write_json(folder / "zarr.json", _array_metadata(raw, chunk, compression, attributes))
+        metadata = _array_metadata(raw.shape, raw.dtype, chunk, compression, attributes)
+        _write_json(folder / "zarr.json", metadata)
         index = []
         with open(folder / _CHUNK_FILE, "wb") as file:
             for piece in chunks_of(raw, chunk):
@@ -68,63 +70,125 @@ def data_file(shard: Path, name: str) -> Path:
 def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
     """(n, 2) offset and length of each chunk in its file, in C order.
 
-    raises  StoreError if the index is missing or damaged
+    raises  StoreError if the index is missing or damaged; Unreadable
     """
     path = data_file(shard, name)
     try:
-        with open(path, "rb") as file:
-            file.seek(-(n_chunks * INDEX_ENTRY + INDEX_CHECKSUM), os.SEEK_END)
+        with files.reading(path), files.open_file(path) as file:
+            size = n_chunks * INDEX_ENTRY + INDEX_CHECKSUM
+            if os.fstat(file.fileno()).st_size < size:
+                raise StoreError(f"{path}: the index of its chunks is missing (truncated)")
+            file.seek(-size, os.SEEK_END)
             packed = file.read(n_chunks * INDEX_ENTRY)
             checksum = int.from_bytes(file.read(), "little")
-    except OSError as error:
-        raise StoreError(f"{path}: the index of its chunks cannot be read: {error.strerror}") from None
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing, although its shard is recorded as whole") from None
     if google_crc32c.value(packed) != checksum:
         raise StoreError(f"{path}: the index of its chunks is damaged (crc32c)")
     return np.frombuffer(packed, "<u8").astype(np.int64).reshape(-1, 2)
 
 
-def describe(shard: Path) -> dict[str, Described]:
-    """Array name -> what the container itself says.
+def describe(shard: Path, names: Iterable[str]) -> dict[str, Described | StoreError]:
+    """Array name -> what the container itself says, or why it says nothing; groups that are none, under their names."""
+    names = list(names)
+    found: dict[str, Described | StoreError] = {}
+    for group in sorted({"", *(name.rpartition("/")[0] for name in names)}):
+        fault = _group_fault(shard / group)
+        if fault:
+            found[f"{group}/zarr.json"] = fault
+    return found | {name: _described(shard, name) for name in names}
 
-    raises  StoreError naming the first array whose description or index is damaged
-    """
-    return {path.parent.relative_to(shard).as_posix(): _described(shard, path) for path in shard.glob("*/*/zarr.json")}
 
-
-def _described(shard: Path, path: Path) -> Described:
+def _group_fault(folder: Path) -> StoreError | None:
     try:
-        content = parse_json(read_small(path))
+        content = _read_json(folder / "zarr.json")
+    except StoreError as error:
+        return error
+    plain = {"zarr_format": 3, "node_type": "group"}
+    if not isinstance(content, dict) or any(content.get(key) != value for key, value in plain.items()):
+        return StoreError(f"{folder / 'zarr.json'}: damaged: not the description of a group")
+    return None
+
+
+def _described(shard: Path, name: str) -> Described | StoreError:
+    path = shard / name / "zarr.json"
+    try:
+        content = _read_json(path)
         options = content["codecs"][0]["configuration"]
         shape, chunk = tuple(content["shape"]), tuple(options["chunk_shape"])
         dtype, attributes = np.dtype(content["data_type"]), content["attributes"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from None
-    table = chunk_table(shard, path.parent.relative_to(shard).as_posix(), prod(grid(shape, chunk)))
+        kinds = [codec["name"] for codec in options["codecs"][1:]]
+        compression = get_compression(kinds[0], path.name) if kinds else None
+        _check_as_written(content, shape, dtype, chunk, compression, path)
+        table = chunk_table(shard, name, prod(grid(shape, chunk)))
+    except StoreError as error:
+        return error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        return StoreError(f"{path}: damaged: {error or type(error).__name__}")
     step = prod(chunk) * dtype.itemsize
     in_order = (table == np.stack([np.arange(len(table)) * step, np.full(len(table), step)], 1)).all()
-    compressed = len(options["codecs"]) > 1
-    return Described(shape, dtype.name, attributes, 0 if in_order and not compressed else None)
+    offset = 0 if in_order and compression is None else None
+    return Described(shape, dtype.name, attributes, offset, chunk, compression.name if compression else None)
+
+
+def _check_as_written(
+    content: Mapping, shape: tuple, dtype: np.dtype, chunk: tuple, compression: Compression | None, path: Path
+) -> None:
+    """Refuse metadata by which Zarr would read other numbers; keys beside ours decide nothing.
+
+    raises  StoreError naming the keys
+    """
+    if len(shape) != 3 or len(chunk) != 3 or not all(type(n) is int and 0 < n < 2**31 for n in (*shape, *chunk)):
+        raise StoreError(f"{path}: damaged: shape {shape} in chunks of {chunk}")
+    expected = _array_metadata(shape, dtype, chunk, compression, content["attributes"])
+    if "dimension_names" not in content:
+        del expected["dimension_names"]
+    different = [key for key in expected if _plain(content.get(key)) != _plain(expected[key])]
+    if different:
+        raise StoreError(f"{path}: damaged: {', '.join(different)}: not what was written")
+
+
+def _plain(part: Any) -> Any:
+    """Without the options of a compressor, which decide nothing when its chunks are read."""
+    if isinstance(part, Mapping):
+        kept = {"name": part["name"]} if part.get("name") in ("zstd", "blosc") else part
+        return {key: _plain(value) for key, value in kept.items()}
+    return [_plain(value) for value in part] if isinstance(part, list) else part
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with files.reading(path):
+            return parse_json(read_small(path))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing, although its shard is recorded as whole") from None
+    except ValueError as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
 
 
 def _array_metadata(
-    raw: np.ndarray, chunk: tuple[int, ...], compression: Compression | None, attributes: Mapping
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    chunk: tuple[int, ...],
+    compression: Compression | None,
+    attributes: Mapping,
 ) -> dict:
     plain = {"name": "bytes", "configuration": {"endian": "little"}}
-    shard_shape = [count * size for count, size in zip(grid(raw.shape, chunk), chunk, strict=True)]
+    shard_shape = [count * size for count, size in zip(grid(shape, chunk), chunk, strict=True)]
     sharding = {
         "chunk_shape": list(chunk),
-        "codecs": [plain, *([compression.zarr_codec(raw.itemsize)] if compression else [])],
+        "codecs": [plain, *([compression.zarr_codec(dtype.itemsize)] if compression else [])],
         "index_codecs": [plain, {"name": "crc32c"}],
         "index_location": "end",
     }
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(raw.shape),
-        "data_type": raw.dtype.name,
+        "shape": list(shape),
+        "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 0.0 if raw.dtype.kind == "f" else 0,
+        "fill_value": 0.0 if dtype.kind == "f" else 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "attributes": dict(attributes),
         "dimension_names": ["row", "column", "channel"],

@@ -7,12 +7,61 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from championship_sr.store.errors import StoreError
+from championship_sr.store.disk.small_files import open_regular
+from championship_sr.store.errors import StoreError, Unreadable
 
 TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """The block, in which a failure to read a file is told apart from a file that is not there.
+
+    raises  FileNotFoundError if there is no such file; Unreadable for every other failure of the system
+    """
+    try:
+        yield
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading.
+
+    raises  as `reading`; StoreError if something else than a file has the name
+    """
+    with reading(path):
+        return open_regular(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has the name, a link to nowhere too.
+
+    raises  Unreadable if the system cannot tell
+    """
+    try:
+        with reading(path):
+            os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    raises  as `open_file`
+    """
+    with reading(path), open_file(path) as file:
+        return file.read()
 
 
 def sync(path: Path) -> None:

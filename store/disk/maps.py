@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from championship_sr.store.errors import StoreError
+from championship_sr.store.disk import files
+from championship_sr.store.errors import StoreError, Unreadable
 
 PAGE = 4096
+READ_BYTES = 1 << 17
 _PROT_READ, _MAP_SHARED = 1, 1
 _MADV_RANDOM, _MADV_WILLNEED = 1, 3
 _MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux alone
@@ -38,25 +40,17 @@ class FileMap:
     def __init__(self, path: Path, n_bytes: int):
         """Map the file.
 
-        raises  StoreError if it is missing or not of this size
+        raises  FileNotFoundError; StoreError if it is not of this size; Unreadable
         """
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{path}: missing, although its shard is recorded as whole; run store verify --repair"
-            ) from None
-        try:
-            found = os.fstat(handle).st_size
+        with files.open_file(path) as file:
+            found = os.fstat(file.fileno()).st_size
             if found != n_bytes:
                 raise StoreError(f"{path}: {found} bytes, expected {n_bytes} (truncated or of another store)")
-            address = _libc.mmap(None, n_bytes, _PROT_READ, _MAP_SHARED, handle, 0)
-        finally:
-            os.close(handle)
-        if address == _MAP_FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-        self._address, self._region = address, _Region(address, n_bytes)
+            address = _libc.mmap(None, n_bytes, _PROT_READ, _MAP_SHARED, file.fileno(), 0)
+            if address == _MAP_FAILED:
+                number = ctypes.get_errno()
+                raise Unreadable(f"{path}: cannot be mapped: {os.strerror(number)}")
+        self._path, self._address, self._region = path, address, _Region(address, n_bytes)
         self._tells_residency = os.access(path, os.W_OK)  # of others' files mincore says that all is in memory
         # the kernel's read-ahead would read several times what a window needs; `prefetch` says exactly what
         _libc.madvise(address, n_bytes, _MADV_RANDOM)
@@ -68,6 +62,23 @@ class FileMap:
         for size in shape:
             n_bytes *= size
         return np.asarray(self)[offset : offset + n_bytes].view(dtype).reshape(shape)
+
+    def read_through(self, offset: int, n_bytes: int) -> None:
+        """Read these bytes by read(2): a page of a map that the disk cannot give ends the process instead.
+
+        raises  StoreError if the file ends before; Unreadable
+        """
+        buffer, end = bytearray(min(n_bytes, READ_BYTES)), offset + n_bytes
+        try:
+            with files.reading(self._path), files.open_file(self._path) as file:
+                file.seek(offset)
+                while offset < end:
+                    count = file.readinto(memoryview(buffer)[: end - offset])
+                    if not count:
+                        raise StoreError(f"{self._path}: {offset} bytes, expected {end} (truncated)")
+                    offset += count
+        except FileNotFoundError:
+            raise StoreError(f"{self._path}: has been removed since it was opened") from None
 
     def prefetch(self, offset: int, n_bytes: int, pitch: int = 0, runs: int = 1) -> bool:
         """Ask for the pages of so many runs of bytes, `pitch` apart, without waiting; False: they are there.

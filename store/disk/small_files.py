@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from championship_sr.store.errors import StoreError
+from championship_sr.store.errors import StoreError, Unreadable
 
 YAML_MIB, JSON_MIB = 2, 64  # PyYAML reads a MiB in seconds
 MAX_VALUES = 200_000  # of a YAML file, its aliases written out
@@ -38,7 +38,7 @@ def read_small(path: Path, max_mib: int = JSON_MIB) -> bytes:
 def open_regular(path: Path):
     """The file, open for reading; a pipe, a socket, a device or a folder is refused instead of waited for.
 
-    raises  FileNotFoundError, NotADirectoryError; StoreError
+    raises  FileNotFoundError, NotADirectoryError; StoreError; Unreadable if the system fails
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -46,7 +46,7 @@ def open_regular(path: Path):
         raise
     except OSError as error:
         text = "a link that leads back to itself" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
-        raise StoreError(f"{path}: {text}") from None
+        raise Unreadable(f"{path}: {text}") from None
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)

@@ -14,9 +14,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files
-from championship_sr.store.disk.small_files import open_regular, parse_json, parse_yaml, read_as
+from championship_sr.store.disk.small_files import parse_json, parse_yaml, read_as
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.layout import CONTAINERS, UNFINISHED, checked_name, shard_number, source_dir
+from championship_sr.store.format import schema
+from championship_sr.store.format.layout import (
+    CONTAINERS,
+    KNOWN_VERSIONS,
+    checked_name,
+    is_name,
+    shard_number,
+    source_dir,
+)
 from championship_sr.store.format.variants import VARIANTS
 
 STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
@@ -82,7 +90,7 @@ class Expert:
             "identity": self.identity,
             "basis": self.basis_sha256,
         }
-        return hashlib.sha256(_canonical(decides)).hexdigest()
+        return hashlib.sha256(canonical(decides)).hexdigest()
 
 
 _EXPERT = TypeAdapter(Expert)
@@ -97,6 +105,8 @@ def check_expert(expert: Expert) -> None:
     for spec in expert.arrays:
         checked_name(spec.name, f"expert {expert.name}, array")
         get_codec(spec.codec)
+    if len({spec.name for spec in expert.arrays}) < len(expert.arrays):
+        raise ConfigError(f"expert {expert.name}: two arrays have the same name")
     unknown = set(expert.variants) - set(VARIANTS)
     if unknown:
         raise ConfigError(f"expert {expert.name}: no such variant: {', '.join(sorted(unknown))}")
@@ -121,29 +131,40 @@ def check_images(images: tuple[Image, ...], container: str) -> None:
         seen.add(image.id)
 
 
-def read_images(path: Path, sha256: str | None, count: int | None) -> tuple[Image, ...]:
-    """The images of images.jsonl: its first `count` lines, as a store that is just growing may have more.
+def images_bytes(images: Sequence[Image]) -> bytes:
+    """images.jsonl."""
+    # not asdict, which takes four times as long: a store may have a million images
+    entries = ({key: getattr(image, key) for key in Image.__slots__} for image in images)
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode(errors="surrogatepass")
 
-    raises  StoreError if these lines are not those of this sha256, or one is no image
+
+def read_images(path: Path, about: Mapping[str, Any]) -> tuple[Image, ...]:
+    """The images of images.jsonl: as many of its lines as store.yaml says; a store that is just growing has more.
+
+    raises  StoreError if these lines are not those of its sha256, or hold what no store can; Unreadable
     """
     try:
-        with open_regular(path) as file:
-            lines = file.read().splitlines(keepends=True)[:count]
-    except (FileNotFoundError, NotADirectoryError):
+        lines = files.read_bytes(path).splitlines(keepends=True)[: about["images"]]
+    except FileNotFoundError:
         lines = []
-    if hashlib.sha256(b"".join(lines)).hexdigest() != sha256:
+    if hashlib.sha256(b"".join(lines)).hexdigest() != about["images_sha256"] or len(lines) != about["images"]:
         raise StoreError(f"{path}: missing, damaged or of another store ({STORE_FILE} names another sha256)")
     number = 0
     try:
         images = []
         for number, line in enumerate(lines, 1):  # noqa: B007 (told below)
-            images.append(_image(parse_json(line)))
+            images.append(image_of(parse_json(line)))
+        check_images(tuple(images), about["container"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: line {number} is no image: {' '.join(str(error).split())}") from None
     return tuple(images)
 
 
-def _image(entry: Mapping[str, Any]) -> Image:
+def image_of(entry: Mapping[str, Any]) -> Image:
+    """The image that a line of images.jsonl describes.
+
+    raises  KeyError, TypeError, ValueError, AttributeError for what is none
+    """
     rows, cols = entry["lr_size"]
     image = Image(**{**entry, "lr_size": (rows, cols)})
     checked_name(image.id, "image id")  # it becomes a part of paths
@@ -179,16 +200,50 @@ def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> E
     return expert
 
 
+def read_store(root: Path) -> dict[str, Any]:
+    """What store.yaml says.
+
+    raises  StoreError if there is no store, its file is damaged or its format unknown; Unreadable
+    """
+    path = root / STORE_FILE
+    content = read_yaml(path, f"{root}: not a feature store (it has no {STORE_FILE})")
+    version = content.get("format_version")
+    if type(version) is not int or version not in KNOWN_VERSIONS:
+        raise StoreError(f"{root}: format version {version!r}; this program knows {known_versions()}: update it")
+    schema.check(schema.StoreFile, content, path)
+    return {key: content[key] for key in schema.StoreFile.model_fields}
+
+
+def known_versions() -> str:
+    """The versions of the format that can be read, for messages."""
+    return " and ".join(map(str, KNOWN_VERSIONS))
+
+
 def read_expert(root: Path, name: str, rebuild: bool = False) -> Expert:
     """The expert of this folder.
 
-    raises  StoreError if its file is missing, damaged or of another expert
+    raises  StoreError if its file is missing, damaged or of another expert; Unreadable
     """
     path = source_dir(root, name, rebuild) / EXPERT_FILE
-    content = read_yaml(path, f"{path}: missing")
-    expert = parse_expert(content, str(path))
+    return expert_of(read_yaml(path, f"{path}: missing"), name, path)
+
+
+def expert_of(content: Mapping[str, Any], name: str, where: object) -> Expert:
+    """The expert of this name that the mapping of an expert.yaml describes.
+
+    raises  StoreError naming what cannot be, or another expert than the folder's
+    """
+    schema.check(schema.ExpertFile, content, where)
+    variants = content["identity"].get("variants") or []
+    if not (isinstance(variants, list) and all(isinstance(each, str) for each in variants)):
+        raise StoreError(f"{where}: damaged: identity.variants: expected a list of names")
+    expert = parse_expert(content, str(where))
+    try:
+        canonical({"identity": expert.identity, "notes": expert.notes})
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{where}: damaged: {error}") from None
     if expert.name != name:
-        raise StoreError(f"{path}: the folder of {name} holds the expert {expert.name}")
+        raise StoreError(f"{where}: the folder of {name} holds the expert {expert.name}")
     return expert
 
 
@@ -211,11 +266,14 @@ def parse_expert(content: Mapping[str, Any], where: str) -> Expert:
 
 def expert_names(root: Path) -> list[str]:
     """The experts whose folders have an entry."""
+    return [name for name in expert_folders(root) if os.path.lexists(source_dir(root, name) / EXPERT_FILE)]
+
+
+def expert_folders(root: Path) -> list[str]:
+    """The names of the folders that are an expert's, whatever they hold."""
     folder = root / "experts"
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(
-        name for name in names if not name.endswith(UNFINISHED) and os.path.lexists(folder / name / EXPERT_FILE)
-    )
+    return sorted(name for name in names if is_name(name) and (folder / name).is_dir())
 
 
 def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
@@ -226,7 +284,10 @@ def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
     from safetensors.numpy import load
 
     path = folder / BASIS_FILE
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = files.read_bytes(path)
+    except FileNotFoundError:
+        content = b""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise StoreError(f"{path}: missing or damaged, and nothing coded with it can be read; rebuild the expert")
     result: dict[str, dict[str, np.ndarray]] = {}
@@ -239,14 +300,15 @@ def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
 def read_yaml(path: Path, absent: str) -> dict[str, Any]:
     """The mapping in a file; `absent` is the message where there is none."""
     try:
-        return read_as(parse_yaml, path)
-    except (FileNotFoundError, NotADirectoryError):
+        with files.reading(path):
+            return read_as(parse_yaml, path)
+    except FileNotFoundError:
         raise StoreError(absent) from None
 
 
 def plain_expert(expert: Expert) -> Expert:
     """The expert as it is after being written and read: no tuples, no numpy scalars."""
-    identity, notes = (json.loads(_canonical(part)) for part in (expert.identity, expert.notes))
+    identity, notes = (json.loads(canonical(part)) for part in (expert.identity, expert.notes))
     return replace(expert, identity=identity, notes=notes)
 
 
@@ -260,15 +322,17 @@ def _comparable(expert: Expert) -> dict[str, Any]:
     return {**expert.identity, "arrays": arrays}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", told: str = "{} is {} there, {} now"
+) -> list[str]:
     """One phrase for each key whose values differ."""
     result = []
     for key in sorted({*old, *new}, key=str):
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            result += differences(one, other, f"{prefix}{key}.")
-        elif one != other and _canonical(one) != _canonical(other):
-            result.append(f"{prefix}{key} is {_short(one)} there, {_short(other)} now")
+            result += differences(one, other, f"{prefix}{key}.", told)
+        elif one != other and canonical(one) != canonical(other):
+            result.append(told.format(f"{prefix}{key}", _short(one), _short(other)))
     return result
 
 
@@ -306,8 +370,9 @@ def listed(items: Sequence[str], shown: int = SHOWN_DIFFERENCES) -> str:
     return ", ".join(items[:shown]) + more
 
 
-def _canonical(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=_scalar).encode()
+def canonical(content: Any) -> bytes:
+    """The one JSON text of plain values, for checksums; a name that is no UTF-8 keeps its own bytes."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=_scalar).encode(errors="surrogatepass")
 
 
 def _scalar(value: Any) -> Any:

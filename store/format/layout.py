@@ -8,7 +8,9 @@ from pathlib import Path
 
 from championship_sr.store.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of what is written; a store that was begun in an older one is gone on with in that
+KNOWN_VERSIONS = (1, 2)
+SEALED_VERSION = 2  # from which on records have a checksum of their own
 SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
@@ -24,11 +26,16 @@ def checked_name(name: str, what: str) -> str:
 
     raises  ConfigError otherwise
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{what} {name!r}: only letters, digits and ._+- are allowed, the first a letter or digit")
     if name.endswith(UNFINISHED):
         raise ConfigError(f"{what} {name!r}: must not end in {' or '.join(UNFINISHED)}")
     return name
+
+
+def is_name(name: str) -> bool:
+    """True for what `checked_name` takes."""
+    return bool(_NAME.fullmatch(name)) and not name.endswith(UNFINISHED)
 
 
 def source_dir(root: Path, source: str, rebuild: bool = False) -> Path:

@@ -1,17 +1,18 @@
 """What a store holds and how it came about: store.yaml, images.jsonl, expert.yaml and the shards' records."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format import schema
 from championship_sr.store.format.entries import (
     EXPERT_FILE,
     IMAGES_FILE,
@@ -24,12 +25,13 @@ from championship_sr.store.format.entries import (
     different_experts,
     different_stores,
     expert_names,
+    images_bytes,
     listed,
     plain_expert,
     read_basis,
     read_expert,
     read_images,
-    read_yaml,
+    read_store,
     write_expert,
 )
 from championship_sr.store.format.layout import (
@@ -49,9 +51,13 @@ LOCK_FILE = "store.lock"
 class Manifest:
     """A store's description, as it was when it was read; writers change the files and this object together."""
 
-    def __init__(self, root: Path, scale: int, container: str, images: tuple[Image, ...], experts: dict[str, Expert]):
-        self.root, self.scale, self.container, self.images, self.experts = root, scale, container, images, experts
+    def __init__(self, root: Path, about: Mapping[str, Any], images: tuple[Image, ...], experts: dict[str, Expert]):
+        self.root, self.about, self.images, self.experts = root, about, images, experts
+        self.scale, self.container, self.format_version = (about[k] for k in ("scale", "container", "format_version"))
+        self.kind = {key: about[key] for key in schema.StoreKind.model_fields}
+        self.made_as: dict[str, str] = {}  # expert -> what its records repeat, where expert.yaml is wrong
         self._by_shard: dict[int, list[Image]] = {}
+        self._index = {image.id: i for i, image in enumerate(images)}
         for image in images:
             self._by_shard.setdefault(image.shard, []).append(image)
 
@@ -84,18 +90,12 @@ class Manifest:
         """The store in this folder.
 
         damaged  takes the faults of experts whose entries cannot be read, instead of the first being raised
-        raises   StoreError if there is none, it is damaged, or its format is unknown
+        raises   StoreError if there is none, it is damaged, or its format is unknown; Unreadable
         """
         root = Path(root)
-        content = read_yaml(root / STORE_FILE, f"{root}: not a feature store (it has no {STORE_FILE})")
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise StoreError(f"{root}: format version {version!r}; this program knows {FORMAT_VERSION}: update it")
-        if content.get("container") not in CONTAINERS or not isinstance(content.get("scale"), int):
-            raise StoreError(f"{root / STORE_FILE}: damaged: container or scale is missing or impossible")
-        images = read_images(root / IMAGES_FILE, content.get("images_sha256"), content.get("images"))
-        experts = _read_experts(root, damaged)
-        return cls(root, content["scale"], content["container"], images, experts)
+        about = read_store(root)
+        images = read_images(root / IMAGES_FILE, about)
+        return cls(root, about, images, _read_experts(root, damaged))
 
     @property
     def has_hr(self) -> bool:
@@ -115,6 +115,10 @@ class Manifest:
         """The shard's images, in their order."""
         return self._by_shard[shard]
 
+    def index_of(self, image_id: str) -> int:
+        """The image's index."""
+        return self._index[image_id]
+
     def specs(self, source: str, rebuild: bool = False) -> tuple[ArraySpec, ...]:
         """The arrays that each image has in this source; hr may also be uint16."""
         if source == PAIRS:
@@ -128,6 +132,8 @@ class Manifest:
 
     def fingerprint(self, source: str, rebuild: bool = False) -> str:
         """What a record of the source's shards must repeat."""
+        if source in self.made_as and not rebuild:
+            return self.made_as[source]
         return PAIRS if source == PAIRS else self.expert(source, rebuild).fingerprint
 
     def expert(self, name: str, rebuild: bool = False) -> Expert:
@@ -210,13 +216,14 @@ class Manifest:
         raises  StoreError if there is no such expert
         """
         folder = source_dir(self.root, checked_name(name, "expert"))
-        if not folder.is_dir():
-            raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         doomed = folder.with_name(name + files.TMP)
+        if not folder.is_dir() and not doomed.is_dir():
+            raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         with leases.held(self.root / LOCK_FILE, wait=True):
-            files.remove(doomed)
-            folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
-            files.sync(folder.parent)
+            if folder.is_dir():  # else a removal that was killed is gone on with
+                files.remove(doomed)
+                folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
+                files.sync(folder.parent)
             files.remove(doomed)
         self.experts.pop(name, None)
 
@@ -298,7 +305,7 @@ def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) ->
             raise StoreError(
                 f"{root}: not a feature store and not empty (it holds {foreign[0]}): choose another folder"
             )
-        _describe(root, scale, container, images)
+        _describe(root, scale, container, images, FORMAT_VERSION)
         files.sync(root.parent)
 
 
@@ -309,22 +316,20 @@ def _grow(found: Manifest, images: tuple[Image, ...]) -> None:
         raise StoreError(f"{root}: new images belong into shards of their own")
     with leases.held(root / LOCK_FILE, wait=True):
         if Manifest.load(root).images == found.images:  # else another process has been faster
-            _describe(root, found.scale, found.container, images)
+            _describe(root, found.scale, found.container, images, found.format_version)
 
 
-def _describe(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
-    # not asdict, which takes four times as long: a store may have a million images
-    entries = ({key: getattr(image, key) for key in Image.__slots__} for image in images)
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+def _describe(root: Path, scale: int, container: str, images: tuple[Image, ...], version: int) -> None:
+    lines = images_bytes(images)
     files.write_atomic(root / IMAGES_FILE, lines)
-    content = {
-        "format_version": FORMAT_VERSION,
+    about = {
+        "format_version": version,
         "scale": scale,
         "container": container,
         "images": len(images),
         "images_sha256": hashlib.sha256(lines).hexdigest(),
     }
-    files.write_atomic(root / STORE_FILE, dump_yaml(content).encode())
+    files.write_atomic(root / STORE_FILE, dump_yaml(about).encode())
 
 
 def take_back(root: Path, leave: bool) -> None:

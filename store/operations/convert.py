@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import ArraySpec, Expert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.record import read_record
-from championship_sr.store.shards.writer import ShardWriter, write_shard
+from championship_sr.store.shards.writer import ShardWriter, unless_done, write_shard
 
 SAMPLE_IMAGES = 32  # that a basis is fitted to, spread over the store
 SAMPLE_PX = 64  # side of the tile taken from the middle of each
@@ -58,7 +59,10 @@ def convert(
         changed = set() if source == PAIRS else _add_expert(manifest, store, source, codecs)
         reader = _Reader(store, source)
         for shard in manifest.missing_shards(source):
-            with write_shard(manifest, source, shard, chunks=chunks, watch=True) as out:
+            with (
+                unless_done(manifest, source, shard),
+                write_shard(manifest, source, shard, chunks=chunks, watch=True) as out,
+            ):
                 out.files = reader.files(image.id for image in manifest.images_of(shard))
                 for n_bytes in _copy_shard(manifest, reader, changed, shard, out):
                     progress(n_bytes)
@@ -118,7 +122,7 @@ class _Reader:
     def __init__(self, store: Store, source: str):
         self._store, self._source = store, source
         self._index = {image.id: i for i, image in enumerate(store.images)}
-        self._records = lru_cache(maxsize=4)(lambda shard: read_record(store.manifest, source, shard))
+        self._records = lru_cache(maxsize=4)(partial(_sound_record, store.manifest, source))
 
     def files(self, image_ids: Iterable[str]) -> dict[str, str]:
         """What the records say of the files that these images' arrays were read from."""
@@ -129,11 +133,16 @@ class _Reader:
     def read(self, image_id: str, name: str, variant: str) -> tuple[StoredArray, np.ndarray, dict[str, Any]]:
         """The array, its raw numbers and its entry in the record."""
         array = self._store.array(self._index[image_id], self._source, name, variant)
-        array.prefetch(0, 0, *array.shape[:2])
+        array.read_through()
         raw, entry = array.read(), self._records(array.shard)["arrays"][array.key]
         if hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
             raise StoreError(f"{self._store.root}: {self._source}: {array.key} is damaged; run store verify --repair")
         return array, raw, entry
+
+
+def _sound_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
+    check_metadata(manifest, source, shard)
+    return read_record(manifest, source, shard)
 
 
 def _copy_shard(manifest: Manifest, reader: _Reader, changed: set[str], shard: int, out: ShardWriter) -> Iterator[int]:

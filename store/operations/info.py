@@ -8,8 +8,9 @@ from typing import Any
 
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.format.entries import EXPERT_FILE, ArraySpec
-from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS, source_dir
+from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.operations.repair import damaged_bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class StoreInfo:
     n_bytes: int
     sources: tuple[SourceInfo, ...]
     damaged: tuple[str, ...]  # experts whose entries cannot be read
+    moved_away_bytes: int  # by repairs
 
 
 def info(root: Path) -> StoreInfo:
@@ -57,7 +59,7 @@ def info(root: Path) -> StoreInfo:
     sources = tuple(_source(manifest, name) for name in manifest.sources)
     return StoreInfo(
         root=str(root),
-        format_version=FORMAT_VERSION,
+        format_version=manifest.format_version,
         scale=manifest.scale,
         container=manifest.container,
         images=len(manifest.images),
@@ -66,6 +68,7 @@ def info(root: Path) -> StoreInfo:
         n_bytes=sum(source.n_bytes for source in sources),
         sources=sources,
         damaged=tuple(damaged),
+        moved_away_bytes=damaged_bytes(manifest.root),
     )
 
 

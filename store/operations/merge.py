@@ -19,8 +19,9 @@ from championship_sr.store.format.entries import (
 )
 from championship_sr.store.format.layout import PAIRS, shard_stem, source_dir
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.shards.record import read_record
-from championship_sr.store.shards.writer import claimed
+from championship_sr.store.shards.metadata import check_metadata
+from championship_sr.store.shards.record import encoded, read_record, sealed
+from championship_sr.store.shards.writer import claimed, unless_done
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def merge(
             if source != PAIRS:
                 _add_expert(merged, each, source)
             for shard in sorted(set(each.recorded_shards(source)) & set(merged.missing_shards(source))):
-                _take(merged, each, source, shard, copy)
-                done += 1
+                with unless_done(merged, source, shard):
+                    _take(merged, each, source, shard, copy)
+                    done += 1
             if move:
                 _remove_taken(merged, each, source)
     return Merged(done, {source: merged.missing_shards(source) for source in merged.sources})
@@ -129,7 +131,9 @@ def _source_conflicts(one: Manifest, other: Manifest, source: str) -> list[str]:
 
 
 def _different_arrays(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    old, new = ({key: entry["sha256"] for key, entry in record["arrays"].items()} for record in (one, other))
+    old, new = (
+        {key: (entry["sha256"], entry["params"]) for key, entry in record["arrays"].items()} for record in (one, other)
+    )
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
@@ -143,10 +147,11 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
 
 
 def _take(merged: Manifest, origin: Manifest, source: str, shard: int, copy: bool) -> None:
-    read_record(origin, source, shard)  # whole and of this store, else it would be handed on
+    record = read_record(origin, source, shard)  # whole and of this store, else it would be handed on
+    check_metadata(origin, source, shard)
     with claimed(merged, source, shard, watch=True) as claim:
         _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
-        claim.publish(origin.record_path(source, shard).read_bytes())
+        claim.publish(encoded(sealed(record, merged)))
 
 
 def _duplicate(there: Path, here: Path, copy: bool) -> None:

@@ -12,31 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.store.containers.chunks import Described
-from championship_sr.store.containers.registry import CONTAINER_MODULES
+from championship_sr.store.codecs import Params
 from championship_sr.store.disk import files, leases
-from championship_sr.store.errors import StoreError
+from championship_sr.store.errors import StoreError, Unreadable
 from championship_sr.store.format.entries import Image
-from championship_sr.store.format.layout import CONTAINERS, PAIRS, array_key, shard_number, shard_stem, source_dir
+from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_number, shard_stem, source_dir
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.format.variants import variant_size
+from championship_sr.store.operations.faults import Fault
+from championship_sr.store.operations.survey import survey
+from championship_sr.store.shards.metadata import metadata_faults
 from championship_sr.store.shards.reader import Store, StoredArray
-from championship_sr.store.shards.record import read_record
+from championship_sr.store.shards.record import Wanted, read_record, wanted_arrays
 
 SIGN = 0x8000  # of a 16-bit float
 THREADS = min(8, os.cpu_count() or 1)
 
 Hashes = Callable[[Image], tuple[str | None, str | None]]  # sha256 of LR and HR as they are now; None: not known
 Progress = Callable[[int], Any]  # takes the bytes that were read since the last call
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong; `shard` where removing and remaking a shard mends it."""
-
-    message: str
-    source: str | None = None
-    shard: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,130 +40,132 @@ class Report:
     arrays: int
     n_bytes: int
     seconds: float
-    removed: tuple[str, ...]  # shards, by `repair`
 
 
 def verify(
     root: Path,
     hashes: Hashes | None = None,
-    repair: bool = False,
     progress: Progress = lambda n_bytes: None,
     threads: int = THREADS,
 ) -> Report:
-    """Read every recorded byte of a store and say what is wrong with it.
+    """Read every recorded byte of a store and say what is wrong with it; nothing is changed.
 
     hashes  of the source images now, to be compared with those that the store was made from
-    repair  remove every shard that has a fault, so that `extract` makes exactly those again
-    raises  StoreError if the folder is no store, or nothing in it can be judged
+    raises  StoreError if the folder is no store, or nothing in it can be judged; Unreadable
     """
     started = perf_counter()
-    damaged: list[str] = []
-    manifest = Manifest.load(root, damaged)
-    faults = [Fault(message) for message in damaged]
-    arrays, n_bytes = 0, 0
+    found = survey(root)
+    manifest, faults = found.manifest, list(found.faults)
+    arrays, n_bytes, missing = 0, 0, {}
     with ThreadPoolExecutor(threads) as pool:
         for source in manifest.sources:
-            check = _SourceCheck(manifest, source, pool, progress)
-            faults += check.faults
+            check = SourceCheck(manifest, source, pool, progress)
+            faults += check.everything()
             arrays, n_bytes = arrays + check.arrays, n_bytes + check.n_bytes
+            with suppress(OSError):  # a fault that has been found
+                missing[source] = len(manifest.missing_shards(source))
     faults += _changed_sources(manifest, hashes) if hashes else []
-    removed = _remove_bad(manifest, faults) if repair else ()
-    missing = {source: len(manifest.missing_shards(source)) for source in manifest.sources}
-    return Report(tuple(faults), missing, arrays, n_bytes, perf_counter() - started, removed)
+    return Report(tuple(faults), missing, arrays, n_bytes, perf_counter() - started)
 
 
 def recorded_bytes(root: Path) -> int:
     """The bytes that `verify` will read, as far as records can be read: a progress bar's total."""
-    manifest = Manifest.load(root, [])
     total = 0
-    for source in manifest.sources:
-        for shard in manifest.recorded_shards(source):
-            with suppress(StoreError, LookupError, TypeError, ValueError):  # faults that verify reports
-                entries = read_record(manifest, source, shard)["arrays"].values()
-                total += sum(int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize for entry in entries)
+    with suppress(StoreError, OSError):  # faults that verify reports
+        manifest = survey(root).manifest
+        for source in manifest.sources:
+            for shard in manifest.recorded_shards(source):
+                with suppress(StoreError):
+                    entries = read_record(manifest, source, shard)["arrays"].values()
+                    total += sum(int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize for entry in entries)
     return total
 
 
-class _SourceCheck:
-    """The faults of one source's shards, with what was read to find them."""
+class _RawStore(Store):
+    """A store whose arrays are compared as they lie: nothing is decoded, so that no basis is needed."""
 
-    def __init__(self, manifest: Manifest, source: str, pool: ThreadPoolExecutor, progress: Progress):
-        self.faults: list[Fault] = []
+    def _basis(self, name: str) -> dict[str, Params]:
+        return {}
+
+
+class SourceCheck:
+    """The faults of one source's shards; `arrays` and `n_bytes` count what was read to find them."""
+
+    def __init__(
+        self, manifest: Manifest, source: str, pool: ThreadPoolExecutor, progress: Progress = lambda n_bytes: None
+    ):
         self.arrays = self.n_bytes = 0
         self._manifest, self._source, self._pool, self._progress = manifest, source, pool, progress
-        self._index = {image.id: i for i, image in enumerate(manifest.images)}
-        self._container = CONTAINER_MODULES[manifest.container]
-        try:
-            self._store = Store(manifest.root, [] if source == PAIRS else [source], whole=False)
-        except StoreError as error:
-            self.faults.append(Fault(str(error)))
-            return
-        for shard in manifest.recorded_shards(source):
-            try:
-                self._check(shard)
-            except StoreError as error:
-                self.faults.append(Fault(str(error), source, shard))
-        self.faults += _unrecorded(manifest, source)
+        self._store = _RawStore(manifest.root, [] if source == PAIRS else [source], whole=False, manifest=manifest)
 
-    def _check(self, shard: int) -> None:
-        record = read_record(self._manifest, self._source, shard)
-        path = self._manifest.shard_path(self._source, shard)
-        if not path.exists():
-            raise StoreError(f"{path}: missing, although it is recorded")
-        wanted = self._wanted(shard)
-        if record["arrays"].keys() != wanted.keys():
-            raise StoreError(f"{path}: records other arrays than it must hold: {_difference(record['arrays'], wanted)}")
-        described = self._container.describe(path)
-        jobs = [
-            self._pool.submit(self._array_fault, key, wanted[key], record["arrays"][key], described.get(key))
-            for key in sorted(wanted)
-        ]
+    def everything(self) -> list[Fault]:
+        """The faults of all shards, of the basis, and what is nobody's."""
+        manifest, source = self._manifest, self._source
+        try:
+            with files.reading(source_dir(manifest.root, source)):
+                faults = self._basis_fault()
+                for shard in manifest.recorded_shards(source):
+                    faults += self.shard(shard)
+                return faults + strays(manifest, source)
+        except FileNotFoundError:
+            return [Fault(f"{source_dir(manifest.root, source)}: removed while it was read", source)]
+        except Unreadable as error:
+            return [Fault(str(error), source, unread=True)]
+
+    def shard(self, shard: int) -> list[Fault]:
+        """The faults of one recorded shard."""
+        try:
+            return self._checked(shard)
+        except StoreError as error:
+            return [self._fault(error, shard)]
+
+    def _checked(self, shard: int) -> list[Fault]:
+        manifest, source = self._manifest, self._source
+        record = read_record(manifest, source, shard)
+        wanted = wanted_arrays(manifest, source, shard)
+        wrong = metadata_faults(manifest, source, shard, record)
+        jobs = [self._pool.submit(self._content_fault, wanted[key]) for key in sorted(wanted.keys() - wrong.keys())]
+        faults = [self._fault(error, shard) for error in wrong.values()]
         for job in jobs:
-            message, n_bytes = job.result()
+            error, n_bytes = job.result()
             self.arrays, self.n_bytes = self.arrays + 1, self.n_bytes + n_bytes
-            if message:
-                self.faults.append(Fault(f"{path}: {message}", self._source, shard))
+            if error:
+                faults.append(self._fault(error, shard))
+        return faults
 
-    def _wanted(self, shard: int) -> dict[str, tuple]:
-        """Key -> arguments of `Store.array`, and the shape that the array must have."""
-        source, manifest = self._source, self._manifest
-        result = {}
-        for image in manifest.images_of(shard):
-            for spec in manifest.specs(source):
-                for variant in manifest.variants(source):
-                    size = variant_size(image.lr_size, variant)
-                    shape = (*(side * spec.resolution for side in size), spec.channels)
-                    place = (self._index[image.id], source, spec.name, variant)
-                    result[array_key(image.id, spec.name, variant)] = place, shape
-        return result
+    def _fault(self, error: StoreError, shard: int) -> Fault:
+        unread = isinstance(error, Unreadable)
+        return Fault(str(error), self._source, None if unread else shard, unread=unread)
 
-    def _array_fault(self, key: str, wanted: tuple, entry: dict, described: Described | None) -> tuple[str | None, int]:
-        place, shape = wanted
-        if described is None:
-            return f"{key} is missing", 0
-        there, recorded = (described.shape, described.dtype), (tuple(entry["shape"]), entry["dtype"])
-        if there != recorded or described.attributes.get("codec") is None:
-            return f"{key} is {there[1]} {there[0]} in the file, {recorded[1]} {recorded[0]} in the record", 0
-        if entry["offset"] is not None and described.offset != entry["offset"]:
-            return f"{key}: its chunks do not lie where the record says", 0
+    def _basis_fault(self) -> list[Fault]:
+        if self._source == PAIRS:
+            return []
         try:
-            array = self._store.array(*place)
-            if array.shape != shape:
-                return f"{key} has the shape {array.shape}, expected {shape}", 0
-            return self._content_fault(key, array, entry["sha256"])
+            self._manifest.basis(self._source)
         except StoreError as error:
-            return str(error), 0
+            return [Fault(str(error), self._source, unread=isinstance(error, Unreadable))]
+        return []
 
-    def _content_fault(self, key: str, array: StoredArray, sha256: str) -> tuple[str | None, int]:
+    def _content_fault(self, wanted: Wanted) -> tuple[StoreError | None, int]:
+        try:
+            array = self._store.array(wanted.image, self._source, wanted.name, wanted.variant)
+            array.read_through()
+            return self._damage(array)
+        except StoreError as error:
+            return error, 0
+
+    def _damage(self, array: StoredArray) -> tuple[StoreError | None, int]:
         digest, finite, n_bytes = hashlib.sha256(), True, 0
         for band in array.bands():
             digest.update(band.data)
             finite = finite and _is_finite(band, array.codec.name)
             n_bytes += band.nbytes
             self._progress(band.nbytes)
-        if digest.hexdigest() != sha256:
-            return f"{key} is damaged: its bytes are not those that were written (sha256)", n_bytes
-        return (None if finite else f"{key} holds values that are not finite"), n_bytes
+        path = self._manifest.shard_path(self._source, array.shard)
+        if digest.hexdigest() != array.entry.sha256:
+            told = f"{path}: {array.key} is damaged: its bytes are not those that were written (sha256)"
+            return StoreError(told), n_bytes
+        return (None if finite else StoreError(f"{path}: {array.key} holds values that are not finite")), n_bytes
 
 
 def _is_finite(raw: np.ndarray, codec: str) -> bool:
@@ -182,28 +176,41 @@ def _is_finite(raw: np.ndarray, codec: str) -> bool:
     return infinity is None or bool(raw.view(np.int16).max() < infinity and raw.view(np.uint16).max() < SIGN + infinity)
 
 
-def _difference(recorded: dict, wanted: dict) -> str:
-    extra, lacking = sorted(recorded.keys() - wanted.keys()), sorted(wanted.keys() - recorded.keys())
-    return ", ".join([f"no {key}" for key in lacking[:3]] + [f"an unexpected {key}" for key in extra[:3]])
-
-
-def _unrecorded(manifest: Manifest, source: str) -> list[Fault]:
+def strays(manifest: Manifest, source: str) -> list[Fault]:
     """Shards without a record that nobody is writing, and files that are nobody's."""
     folder = source_dir(manifest.root, source)
+    known = set(range(manifest.n_shards))
     recorded = set(manifest.recorded_shards(source))
     faults = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         shard = shard_number(path.name)
-        if shard is None or path.suffix in (".lock", ".json", leases.SUFFIX):
+        if shard is None or path.suffix in (".lock", leases.SUFFIX):
             continue
-        if path.suffix == files.TMP or path.suffix not in CONTAINERS.values() or shard not in recorded:
-            if leases.is_held(folder / f"{shard_stem(shard)}.lock"):
-                continue
-            why = "unfinished" if path.suffix == files.TMP else "without a record"
-            if shard in recorded and path.suffix != files.TMP:
-                why = f"not a shard of a {manifest.container} store"
-            faults.append(Fault(f"{path}: {why}; the next extract removes it", source, None))
+        why = _why_stray(path, shard, manifest.container, known, recorded)
+        if why and not _is_held(folder / f"{shard_stem(shard)}.lock"):
+            goes = shard in known - recorded and path.suffix in (files.TMP, CONTAINERS[manifest.container])
+            what = "the next extract removes it" if goes else "store verify --repair moves it away"
+            faults.append(Fault(f"{path}: {why}; {what}", source, path=str(path)))
     return faults
+
+
+def _why_stray(path: Path, shard: int, container: str, known: set[int], recorded: set[int]) -> str | None:
+    if path.suffix == files.TMP:
+        return "unfinished"
+    if shard not in known:
+        return "of a shard that the store does not have"
+    if path.suffix == ".json":
+        return None
+    if path.suffix != CONTAINERS[container]:
+        return f"not a shard of a {container} store"
+    return None if shard in recorded else "without a record"
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        return leases.is_held(lock)
+    except OSError:  # of a folder that cannot be written, where nobody can tell
+        return True
 
 
 def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
@@ -211,7 +218,7 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
     for image in manifest.images:
         try:
             now = hashes(image)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             faults.append(Fault(f"image {image.id} ({image.name}): cannot be read any more: {error}"))
             continue
         for what, there, found in zip(("LR", "HR"), (image.lr_sha256, image.hr_sha256), now, strict=True):
@@ -220,13 +227,3 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
                 message = f"the {what} image has changed since the store was made ({hashes_differ})"
                 faults.append(Fault(f"image {image.id} ({image.name}): {message}"))
     return faults
-
-
-def _remove_bad(manifest: Manifest, faults: list[Fault]) -> tuple[str, ...]:
-    bad = sorted({(fault.source, fault.shard) for fault in faults if fault.shard is not None})
-    for source, shard in bad:
-        with leases.held(source_dir(manifest.root, source) / f"{shard_stem(shard)}.lock", watch=True):
-            files.remove(manifest.record_path(source, shard))  # first, so that a kill here leaves an unrecorded shard
-            files.sync(source_dir(manifest.root, source))
-            files.remove(manifest.shard_path(source, shard))
-    return tuple(str(manifest.shard_path(source, shard)) for source, shard in bad)

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from championship_sr.store.disk import files, locks
+from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import (
     BASIS_FILE,
@@ -26,13 +26,13 @@ from championship_sr.store.format.entries import (
     listed,
     read_expert,
 )
-from championship_sr.store.format.layout import CONTAINERS, FORMAT_VERSION, PAIRS, shard_stem, source_dir
+from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_stem, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import Bucket, Progress, silent
 from championship_sr.store.remote.parts import DIGEST_DIGITS, Part, keep_only, parts_of
+from championship_sr.store.shards.record import OBJECTS, check_arrays, check_place, encoded, parsed, wanted_arrays
 from championship_sr.store.shards.writer import claimed
 
-DATA = "data"  # the key that a record has in object storage alone: its shard's files
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt
 UNFINISHED = "pull" + files.TMP  # the folder of what is on its way into a copy; the next pull goes on with it
 
@@ -63,7 +63,7 @@ class RemoteStore:
         if content[STORE_FILE] is None:
             raise StoreError(f"{self.url}: not a feature store (it has no {STORE_FILE})")
         try:
-            with locks.locked(root / "store.lock", wait=True):
+            with leases.held(root / "store.lock", wait=True):
                 if not (root / STORE_FILE).exists():
                     for name in (IMAGES_FILE, STORE_FILE):
                         files.write_atomic(root / name, content[name] or b"")
@@ -229,17 +229,12 @@ class RemoteStore:
             raise StoreError(f"{where}: missing, so that its shard isn't whole")
         try:
             record = json.loads(content)
-            parts = [Part(name, name.partition("/")[2], *place) for name, place in record.pop(DATA).items()]
+            parts = [Part(name, name.partition("/")[2], *place) for name, place in record.pop(OBJECTS).items()]
         except (ValueError, TypeError, KeyError, AttributeError):
             raise StoreError(f"{where}: doesn't say which its files are; put the shard with store push") from None
-        expected = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": manifest.fingerprint(source),
-            "images": manifest.lr_identity(shard),
-        }
-        differing = [name for name, value in expected.items() if record.get(name) != value]
-        if differing:
-            raise StoreError(f"{where}: of another {source} than {manifest.root} describes ({', '.join(differing)})")
+        record = parsed(json.dumps(record).encode(), where)
+        check_place(record, manifest, source, shard, where)
+        check_arrays(record, wanted_arrays(manifest, source, shard), where)
         return record, parts
 
     def shard_bytes(self, manifest: Manifest, source: str, shard: int) -> int:
@@ -275,13 +270,13 @@ class RemoteStore:
         for _ in pool.map(send, parts):
             pass
         record = json.loads(manifest.record_path(source, shard, rebuild).read_bytes())
-        record[DATA] = {part.name: [part.n_bytes, part.sha256] for part in parts}
+        record[OBJECTS] = {part.name: [part.n_bytes, part.sha256] for part in parts}
         content = json.dumps(record, indent=1).encode()
         key = f"{folder}/{shard_stem(shard)}.json"
         if self.bucket.create(key, content):
             return True
-        winner = json.loads(self.bucket.get(key) or b"{}").get(DATA, {})
-        if winner.keys() == record[DATA].keys():
+        winner = json.loads(self.bucket.get(key) or b"{}").get(OBJECTS, {})
+        if winner.keys() == record[OBJECTS].keys():
             return True
         self.bucket.remove([f"{folder}/{part.name}" for part in parts])
         return False
@@ -308,7 +303,7 @@ class RemoteStore:
             for _ in pool.map(fetch, parts):
                 pass
             unfinished.rename(claim.unfinished)
-            claim.publish(json.dumps(record, indent=1).encode())
+            claim.publish(encoded(record))
 
 
 def _number(name: str) -> int | None:

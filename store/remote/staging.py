@@ -73,7 +73,7 @@ class StagedManifest(Manifest):
     """
 
     def __init__(self, here: Manifest, remote: RemoteStore, uploads: "Uploads"):
-        super().__init__(here.root, here.scale, here.container, here.images, here.experts)
+        super().__init__(here.root, here.about, here.images, here.experts)
         self._here, self._remote, self._uploads = here, remote, uploads
 
     def missing_shards(self, source: str, rebuild: bool = False) -> list[int]:

@@ -14,6 +14,7 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import Progress, silent
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
+from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.record import read_record
 
 JOBS = 8  # files at a time
@@ -96,7 +97,7 @@ def push(
     progress = _one_at_a_time(progress)
 
     def move(place: tuple[str, int], pool: Executor) -> None:
-        read_record(manifest, *place)  # whole and of this store, else it would be handed on
+        check_metadata(manifest, *place)  # whole and of this store, else it would be handed on
         remote.put_shard(manifest, *place, pool, progress=progress)
 
     _move(places, move, jobs)

@@ -1,15 +1,16 @@
 """Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
 
 import hashlib
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.codecs import Codec, Params
 from championship_sr.store.containers.chunks import grid
 from championship_sr.store.containers.registry import CONTAINER_MODULES
 from championship_sr.store.disk import maps
@@ -17,7 +18,8 @@ from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS, array_key
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.shards.record import _remedy, read_record
+from championship_sr.store.shards.metadata import check_metadata
+from championship_sr.store.shards.record import Wanted, _remedy, read_record, wanted_arrays
 from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
@@ -33,11 +35,19 @@ class Store:
     experts  their names, in the order in which `experts` then has them; None for all
     whole    False: shards may be missing, which is only found when one of them is read
     check    True: an array that is asked for the first time is read whole and compared with its checksum
+    manifest the description, where it has been read already
     raises   StoreError naming what is missing and the command that makes it
     """
 
-    def __init__(self, root: Path | str, experts: Sequence[str] | None = None, whole: bool = True, check: bool = False):
-        self.manifest = Manifest.load(Path(root))
+    def __init__(
+        self,
+        root: Path | str,
+        experts: Sequence[str] | None = None,
+        whole: bool = True,
+        check: bool = False,
+        manifest: Manifest | None = None,
+    ):
+        self.manifest = manifest or Manifest.load(Path(root))
         self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
         names = list(self.manifest.experts) if experts is None else list(experts)
         self._whole, self._check = whole, check
@@ -45,17 +55,15 @@ class Store:
         self.experts = _known_experts(self.manifest, names)
         if whole:
             _check_whole(self.manifest, names)
-        self._bases = {name: self.manifest.basis(name) for name in names}
-        self._codecs = {
-            (name, spec.name): (get_codec(spec.codec), spec) for name in names for spec in self.experts[name].arrays
-        }
+        self._bases = {name: self._basis(name) for name in names}
         self._records = maps.Cache(MAX_RECORDS)
         self._views = maps.Cache(MAX_VIEWS)
         self._chunks = maps.Cache(DECODED_MIB << 20)
         self._files: weakref.WeakValueDictionary[Path, maps.FileMap] = weakref.WeakValueDictionary()
 
     def __reduce__(self) -> tuple:
-        return Store, (self.root, list(self.experts), self._whole, self._check)
+        made = {name: expert.fingerprint for name, expert in self.experts.items()}
+        return _reopened, (self.root, made, self._whole, self._check)
 
     def array(self, image: int, source: str, name: str, variant: str = "identity") -> "StoredArray":
         """An array of the image with this index; nothing of it is read yet.
@@ -64,10 +72,10 @@ class Store:
         """
         where = self.images[image]
         key = array_key(where.id, name, variant)
-        entries = self._records.get((source, where.shard), partial(self._read_record, source, where.shard))
-        entry = entries.get(key)
+        entry = self._shard(source, where.shard).entries.get(key)
         if entry is None:
-            raise StoreError(f"{self.root}: {source} has no {key} (has: {', '.join(_of_image(entries, where.id))})")
+            there = ", ".join(_of_image(self._shard(source, where.shard).entries, where.id))
+            raise StoreError(f"{self.root}: {source} has no {key} (has: {there})")
         array = StoredArray(self, source, where.shard, key, entry)
         if self._check and (source, key) not in self._checked:
             array.check()
@@ -87,47 +95,82 @@ class Store:
         ids = {image.id for image in self.manifest.images_of(shard)}
         self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
 
-    def _read_record(self, source: str, shard: int) -> dict[str, "Entry"]:
-        arrays = self._record(source, shard)["arrays"]
-        return {key: self._entry(source, key, content) for key, content in arrays.items()}
+    def _basis(self, name: str) -> dict[str, Params]:
+        return self.manifest.basis(name)
+
+    def _shard(self, source: str, shard: int) -> "_Shard":
+        return self._records.get((source, shard), partial(self._read_shard, source, shard))
+
+    def _read_shard(self, source: str, shard: int) -> "_Shard":
+        state = self._state(source, shard)  # first: a record that is replaced meanwhile is noticed later
+        record = self._record(source, shard)
+        wanted = wanted_arrays(self.manifest, source, shard)
+        entries = {key: self._entry(source, wanted[key], content) for key, content in record["arrays"].items()}
+        return _Shard(entries, state)
 
     def _record(self, source: str, shard: int) -> dict[str, Any]:
         return read_record(self.manifest, source, shard)
 
-    def _entry(self, source: str, key: str, content: dict[str, Any]) -> "Entry":
-        raw_shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
-        if source == PAIRS:
-            codec, channels, params = get_codec(content["dtype"]), raw_shape[2], {}
-        else:
-            name = key.partition("/")[2].partition("@")[0]
-            codec, spec = self._codecs[source, name]
+    def _state(self, source: str, shard: int) -> tuple[int, ...] | None:
+        """What differs once the shard has been replaced by another, such as by a rebuild; None if it is not there."""
+        try:
+            found = os.stat(self.manifest.record_path(source, shard))
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _entry(self, source: str, wanted: Wanted, content: dict[str, Any]) -> "Entry":
+        codec, params = wanted.codec_of(content["dtype"]), {}
+        if source != PAIRS:
             own = {part: np.asarray(value, np.float32) for part, value in content["params"].items()}
-            channels, params = spec.channels, {**self._bases[source].get(name, {}), **own}
+            params = {**self._bases[source].get(wanted.name, {}), **own}
         chunk = tuple(content["chunk"]) if content["chunk"] else None
-        shape = (*raw_shape[:2], channels)
+        shape = (*wanted.size, wanted.channels)
         place = content["offset"], content["file_bytes"], content["sha256"]
-        return Entry(shape, raw_shape, dtype, codec, params, chunk, *place)
+        return Entry(shape, wanted.shape, np.dtype(content["dtype"]), codec, params, chunk, *place)
 
     def _view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         return self._views.get((array.source, array.key), partial(self._open, array))
 
     def _open(self, array: "StoredArray") -> Rows | Tiles | Chunks:
+        try:
+            view = self._opened(array)
+        except StoreError:
+            self._check_same(array.source, array.shard)
+            raise
+        self._check_same(array.source, array.shard)  # now that the file is open: it is what the record is about
+        return view
+
+    def _check_same(self, source: str, shard: int) -> None:
+        before = self._shard(source, shard).state
+        if before and self._state(source, shard) != before:
+            raise StoreError(
+                f"{self.manifest.record_path(source, shard)}: has been replaced since it was read, by a rebuild or a "
+                "repair, and what was read before and after would not fit together. Begin again"
+            )
+
+    def _opened(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         entry = array.entry
         shard = self.manifest.shard_path(array.source, array.shard)
         container = CONTAINER_MODULES[self.manifest.container]
         path = container.data_file(shard, array.key)
         mapped = self._files.get(path)
         if mapped is None:
-            mapped = self._files[path] = maps.FileMap(path, entry.file_bytes)
+            mapped = self._files[path] = _mapped(path, entry.file_bytes)
         if entry.offset is None:
             counts = grid(entry.raw_shape, entry.chunk)
             table = container.chunk_table(shard, array.key, int(np.prod(counts)))
-            if table.sum(1).max() > entry.file_bytes:
+            if table.min() < 0 or table.max() > entry.file_bytes or table.sum(1).max() > entry.file_bytes:
                 raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
             return Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
         if entry.chunk is None or entry.chunk[1] == entry.raw_shape[1]:
             return Rows(mapped, entry)
         return Tiles(mapped, entry)
+
+
+class _Shard(NamedTuple):
+    entries: dict[str, Entry]  # array key -> what the record says about it
+    state: tuple[int, ...] | None  # of the record's file when it was read
 
 
 class StoredArray:
@@ -215,17 +258,27 @@ class StoredArray:
             view, n_rows = self._store._view(self), min(step, rows - y)
             yield view.band(y, n_rows) if isinstance(view, Rows) else self.read(y, 0, n_rows)
 
-    def check(self) -> None:
-        """Read everything and compare it with what was written.
+    def read_through(self) -> None:
+        """Read the array's bytes from its file once: a disk's failure is an error here, and kills the process later.
 
-        raises  StoreError if it differs
+        raises  StoreError if the file is not as long as its record says; Unreadable
         """
+        self._store._view(self).read_through()
+
+    def check(self) -> None:
+        """Read everything and compare it with what was written, and the shard's own metadata with the record.
+
+        raises  StoreError if it differs; Unreadable
+        """
+        store = self._store
+        check_metadata(store.manifest, self.source, self.shard, [self.key])
+        self.read_through()
         digest = hashlib.sha256()
         for band in self.bands():
             digest.update(band.data)
         if digest.hexdigest() != self.entry.sha256:
             raise StoreError(
-                f"{self._store.root}: {self.source}: {self.key} is damaged: its bytes are not those that were written "
+                f"{store.root}: {self.source}: {self.key} is damaged: its bytes are not those that were written "
                 "(sha256). Run: pipeline.py store verify --repair"
             )
 
@@ -235,6 +288,27 @@ class StoredArray:
             raise ValueError(
                 f"{self.source}: {self.key}: window {rows}x{cols} at ({y}, {x}) is not inside {height}x{width}"
             )
+
+
+def _reopened(root: Path, made: dict[str, str], whole: bool, check: bool) -> Store:
+    """The same store in another process.
+
+    raises  StoreError if an expert has been made anew since: two processes would read different ones
+    """
+    store = Store(root, list(made), whole, check)
+    replaced = [name for name, fingerprint in made.items() if store.experts[name].fingerprint != fingerprint]
+    if replaced:
+        raise StoreError(f"{root}: {', '.join(replaced)} has been replaced since it was read. Begin again")
+    return store
+
+
+def _mapped(path: Path, n_bytes: int) -> maps.FileMap:
+    try:
+        return maps.FileMap(path, n_bytes)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: missing, although its shard is recorded as whole; run store verify --repair"
+        ) from None
 
 
 def _known_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:

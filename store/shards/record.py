@@ -1,36 +1,201 @@
-"""The record of a shard: what it says, and what to run where it is missing."""
+"""A shard's record: what it must hold, and the checksum of its own contents."""
 
-from typing import Any
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from championship_sr.store.codecs import Codec, get_codec
+from championship_sr.store.containers.chunks import padded_bytes
+from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS
+from championship_sr.store.format import schema
+from championship_sr.store.format.entries import canonical, known_versions
+from championship_sr.store.format.layout import KNOWN_VERSIONS, PAIRS, SEALED_VERSION, array_key
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.variants import variant_size
+
+CHECKSUM = "checksum"
+OBJECTS = "data"  # the key that a record has in object storage alone; its checksum is that of the record in a folder
+
+
+class Wanted(NamedTuple):
+    """What an array of a shard must be."""
+
+    image: int
+    name: str
+    variant: str
+    codec: Codec | None  # None for the pairs, which are stored as they are
+    channels: int
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As stored."""
+        return *self.size, self.codec.raw_channels(self.channels) if self.codec else self.channels
+
+    def codec_of(self, dtype: str) -> Codec:
+        return self.codec or get_codec(dtype)
+
+
+def wanted_arrays(manifest: Manifest, source: str, shard: int) -> dict[str, Wanted]:
+    """Array key -> what the shard must hold under it."""
+    specs, variants = manifest.specs(source), manifest.variants(source)
+    result = {}
+    for image in manifest.images_of(shard):
+        for spec in specs:
+            codec = None if source == PAIRS else get_codec(spec.codec)
+            for variant in variants:
+                size = tuple(side * spec.resolution for side in variant_size(image.lr_size, variant))
+                place = manifest.index_of(image.id), spec.name, variant, codec, spec.channels, size
+                result[array_key(image.id, spec.name, variant)] = Wanted(*place)
+    return result
+
+
+# ---- writing
+
+
+def sealed(content: Mapping[str, Any], manifest: Manifest, rebuild: bool = False) -> dict[str, Any]:
+    """The record for this store: from version 2 on with what the small files say, and a checksum of it all."""
+    added = {CHECKSUM, *schema.SealedRecordFile.model_fields} - schema.RecordFile.model_fields.keys()
+    record = {key: value for key, value in content.items() if key not in added}
+    record["format_version"] = manifest.format_version
+    if manifest.format_version < SEALED_VERSION:
+        return record
+    source = record["source"]
+    images = {str(manifest.index_of(image.id)): asdict(image) for image in manifest.images_of(record["shard"])}
+    record["store"] = manifest.kind
+    record["expert"] = None if source == PAIRS else asdict(manifest.expert(source, rebuild))
+    record["listing"] = images if source == PAIRS else None
+    record = json.loads(json.dumps(record))  # no tuples: the checksum is that of what is read
+    return {**record, CHECKSUM: checksum(record)}
+
+
+def encoded(record: Mapping[str, Any]) -> bytes:
+    """The record's file."""
+    return json.dumps(record, indent=1).encode()
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the record but for its checksum."""
+    return hashlib.sha256(canonical({k: v for k, v in record.items() if k not in (CHECKSUM, OBJECTS)})).hexdigest()
+
+
+# ---- reading
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record that is what it was when it was written, wherever it belongs.
+
+    raises  FileNotFoundError; StoreError if it is damaged or of an unknown format; Unreadable
+    """
+    with files.reading(path):
+        content = read_small(path)
+    return parsed(content, path)
+
+
+def parsed(content: bytes, where: object) -> dict[str, Any]:
+    """The record of these bytes.
+
+    raises  StoreError if it is damaged or of an unknown format
+    """
+    try:
+        record = parse_json(content)
+    except ValueError as error:
+        raise StoreError(f"{where}: damaged: {error}") from None
+    version = record.get("format_version") if isinstance(record, dict) else 1
+    if version not in KNOWN_VERSIONS:
+        raise StoreError(f"{where}: format version {version!r}; this program knows {known_versions()}")
+    is_sealed = version >= SEALED_VERSION
+    schema.check(schema.SealedRecordFile if is_sealed else schema.RecordFile, record, where)
+    if is_sealed and checksum(record) != record[CHECKSUM]:
+        raise StoreError(f"{where}: damaged: its contents are not those that were written (checksum)")
+    return record
+
+
+def check_place(record: Mapping[str, Any], manifest: Manifest, source: str, shard: int, where: object) -> None:
+    """Refuse a record that does not belong where it lies.
+
+    raises  StoreError
+    """
+    if (record["source"], record["shard"]) != (source, shard):
+        raise StoreError(f"{where}: records shard {record['shard']} of {record['source']}, not this one")
+    if record["fingerprint"] != manifest.fingerprint(source):
+        raise StoreError(
+            f"{where}: a shard of another {source}: made with other weights or settings than its expert.yaml says"
+        )
+    if record["images"] != manifest.lr_identity(shard):
+        raise StoreError(f"{where}: a shard of other images than {manifest.root} has: from another store")
+    if record["format_version"] != manifest.format_version:
+        versions = f"format version {record['format_version']} in a store of version {manifest.format_version}"
+        raise StoreError(f"{where}: {versions}: from another store")
+    if record["format_version"] >= SEALED_VERSION and record["store"] != manifest.kind:
+        raise StoreError(f"{where}: a shard of a store that is not described as {manifest.root} is: from another store")
+
+
+def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, Wanted], where: object) -> None:
+    """Refuse a record of other arrays than these, or of arrays that cannot be.
+
+    raises  StoreError naming the first
+    """
+    entries = record["arrays"]
+    if entries.keys() != wanted.keys():
+        raise StoreError(f"{where}: records other arrays than it must hold: {_different_keys(entries, wanted)}")
+    for key, entry in entries.items():
+        for fault in _entry_faults(entry, wanted[key]):
+            raise StoreError(f"{where}: damaged: {key}: {fault}")
+
+
+def _different_keys(recorded: Mapping, wanted: Mapping) -> str:
+    extra, lacking = sorted(recorded.keys() - wanted.keys()), sorted(wanted.keys() - recorded.keys())
+    return ", ".join([f"no {key}" for key in lacking[:3]] + [f"an unexpected {key}" for key in extra[:3]])
+
+
+def _entry_faults(entry: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
+    if tuple(entry["shape"]) != wanted.shape:
+        yield f"the shape is {tuple(entry['shape'])}, expected {wanted.shape}"
+    kinds = (wanted.codec.raw_dtype.name,) if wanted.codec else ("uint8", "uint16")
+    if entry["dtype"] not in kinds:
+        yield f"the type is {entry['dtype']}, expected {' or '.join(kinds)}"
+    chunk = entry["chunk"]
+    if chunk and (chunk[2] != wanted.shape[2] or any(a > b for a, b in zip(chunk, wanted.shape, strict=True))):
+        yield f"chunks of {tuple(chunk)} in an array of {wanted.shape}"
+    compressed = wanted.codec is not None and wanted.codec.compression is not None
+    if entry["offset"] is not None:
+        end = entry["offset"] + padded_bytes(wanted.shape, chunk, np.dtype(entry["dtype"]).itemsize)
+        if compressed or end > entry["file_bytes"]:
+            yield f"it cannot lie at {entry['offset']} of a file of {entry['file_bytes']} bytes"
+    elif chunk is None:
+        yield "neither chunks nor an offset"
+    yield from _param_faults(entry["params"], wanted)
+
+
+def _param_faults(params: Mapping[str, list[float]], wanted: Wanted) -> Iterator[str]:
+    expected = wanted.codec.own_params(wanted.channels) if wanted.codec else {}
+    if {name: len(numbers) for name, numbers in params.items()} != expected:
+        told = ", ".join(f"{count} of {name}" for name, count in expected.items()) or "none"
+        yield f"params: not the codec's parameters ({told})"
+    elif any(min(numbers) < 0 for numbers in params.values()):
+        yield "params: a scale below 0"
 
 
 def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
     """A shard's record, if it is of this store's images and of the source as it is now.
 
-    raises  StoreError if it is missing, damaged or of another store
+    raises  StoreError if it is missing, damaged or of another store; Unreadable
     """
     path = manifest.record_path(source, shard)
     try:
-        record = parse_json(read_small(path))
-        version, fingerprint, images = (record[key] for key in ("format_version", "fingerprint", "images"))
+        record = read(path)
+        check_place(record, manifest, source, shard, path)
+        check_arrays(record, wanted_arrays(manifest, source, shard), path)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {_remedy(source)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged ({error}); run store verify --repair, then: {_remedy(source)}") from None
-    if version != FORMAT_VERSION:
-        raise StoreError(f"{path}: format version {version!r}; this program knows {FORMAT_VERSION}")
-    if (record.get("source"), record.get("shard")) != (source, shard):
-        raise StoreError(f"{path}: records shard {record.get('shard')} of {record.get('source')}, not this one")
-    if fingerprint != manifest.fingerprint(source):
-        raise StoreError(
-            f"{path}: a shard of another {source}: made with other weights or settings than its expert.yaml says"
-        )
-    if images != manifest.lr_identity(shard):
-        raise StoreError(f"{path}: a shard of other images than {manifest.root} has: from another store")
     return record
 
 

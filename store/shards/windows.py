@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
+from math import prod
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from championship_sr.store.codecs import Codec, Params
 from championship_sr.store.containers.chunks import grid
 from championship_sr.store.containers.compression import Compression
 from championship_sr.store.disk import maps
+from championship_sr.store.errors import StoreError
 
 NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
 
@@ -37,6 +39,9 @@ class Rows:
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
+
+    def read_through(self) -> None:
+        self._map.read_through(self._offset, self._array.nbytes)
 
     def band(self, y: int, rows: int) -> np.ndarray:
         """Whole rows where they lie, without a copy."""
@@ -76,6 +81,9 @@ class Tiles:
                 bands = place[at_y : at_y + ny * n_rows].reshape(ny, n_rows, nx)
                 for column in range(nx):  # numpy's innermost loop then runs down the column, not across the window
                     bands[:, :, column] = tiles[ty : ty + ny, column, top : top + n_rows]
+
+    def read_through(self) -> None:
+        self._map.read_through(self._offset, self._tiles.nbytes)
 
     def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
         first, last = x // self._cols, (x + cols - 1) // self._cols
@@ -121,6 +129,10 @@ class Chunks:
                 asked |= self._map.prefetch(offset, n_bytes)
         return asked
 
+    def read_through(self) -> None:
+        for offset, n_bytes in self._table.tolist():
+            self._map.read_through(offset, n_bytes)
+
     def _chunk(self, number: int) -> np.ndarray:
         compression = self._entry.codec.compression
         if compression is None:
@@ -131,7 +143,10 @@ class Chunks:
     def _decoded(self, number: int, compression: Compression | None) -> np.ndarray:
         offset, n_bytes = self._table[number]
         stored = self._bytes[offset : offset + n_bytes]
-        content = compression.decode(stored, self._where) if compression else stored
+        n_bytes = prod(self._entry.chunk) * self._entry.dtype.itemsize
+        content = compression.decode(stored, n_bytes, self._where) if compression else stored
+        if len(content) != n_bytes:
+            raise StoreError(f"{self._where}: a chunk of {len(content)} bytes, expected {n_bytes}")
         return np.frombuffer(content, self._entry.dtype).reshape(self._entry.chunk)
 
 

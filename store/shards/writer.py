@@ -1,7 +1,6 @@
 """A shard appears whole or not at all: written beside its name, synced, renamed, and recorded last."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from championship_sr.store.disk import files, leases, locks
 from championship_sr.store.disk.leases import Lease
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import ArraySpec, Image
-from championship_sr.store.format.layout import FORMAT_VERSION, PAIRS, array_key, shard_stem
+from championship_sr.store.format.layout import PAIRS, array_key, shard_stem
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size
+from championship_sr.store.shards.record import encoded, sealed
 
 SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
 _WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWriter}
@@ -108,6 +108,19 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
             claim.abandon()
 
 
+@contextmanager
+def unless_done(manifest: Manifest, source: str, shard: int) -> Iterator[None]:
+    """Leaves the block where another process that does the same has published the shard meanwhile.
+
+    raises  StoreError if it is still at it
+    """
+    try:
+        yield
+    except locks.ShardBusy as busy:
+        if not manifest.is_recorded(source, shard):
+            raise StoreError(f"{busy}: it does the same. Wait for it; this command then goes on") from None
+
+
 class ShardWriter:
     """Takes the arrays of one shard's images, in any order."""
 
@@ -116,6 +129,7 @@ class ShardWriter:
         self._images = {image.id: image for image in manifest.images_of(shard)}
         self._specs = {spec.name: spec for spec in manifest.specs(source, rebuild)}
         self.variants = manifest.variants(source, rebuild)
+        self._rebuild = rebuild
         self._fingerprint = manifest.fingerprint(source, rebuild)
         self._basis = {} if source == PAIRS else manifest.basis(source, rebuild)
         self._claim, self._final = claim, claim.final
@@ -185,15 +199,15 @@ class ShardWriter:
             size = self._claim.unfinished.stat().st_size
             for entry in self._arrays.values():
                 entry["file_bytes"] = size
-        self._claim.publish(json.dumps(self._content(), indent=1).encode())
+        self._claim.publish(encoded(self._content()))
 
     def close(self) -> None:
         """Let go of the files; what was written is nothing yet."""
         self._writer.close()
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
+        content = {
+            "format_version": self._manifest.format_version,
             "source": self._source,
             "shard": self._shard,
             "fingerprint": self._fingerprint,
@@ -201,6 +215,7 @@ class ShardWriter:
             **({"files": self.files} if self.files else {}),
             "arrays": dict(sorted(self._arrays.items())),
         }
+        return sealed(content, self._manifest, self._rebuild)
 
     def _shape(self, image: Image, spec: ArraySpec, variant: str) -> tuple[int, int, int]:
         rows, cols = variant_size(image.lr_size, variant)

@@ -34,7 +34,7 @@ def test_verify_ends_with_its_count_or_raises(tmp_path, make_store):
     (root / "experts/b/shard-00001.json").write_text("{")
     with pytest.raises(StoreError, match="2 faults in"):
         run("verify", root)
-    with pytest.raises(StoreError, match="2 shards removed; run extract again"):
+    with pytest.raises(StoreError, match="2 moved away; run extract again"):
         run("verify", root, "--repair")
     assert json.loads(run("verify", root, "--json"))["missing"] == {"pairs": 0, "a": 1, "b": 1}
 
@@ -76,5 +76,5 @@ def test_a_repair_tells_what_it_did_not_mend(tmp_path, make_store):
     root = make_store(tmp_path / "s", codecs={"features": "pca2-int8"})
     (root / "experts/a/basis.safetensors").write_bytes(b"")
     (root / "experts/b/shard-00001.json").write_text("{")
-    with pytest.raises(StoreError, match=r"2 faults in .*; 1 shard removed; run extract again; 1 not mended so"):
+    with pytest.raises(StoreError, match=r"2 faults in .*; 1 moved away; run extract again; 1 not mended so"):
         run("verify", root, "--repair")

@@ -30,7 +30,7 @@ LIBRARIES = {"zstd": Zstd(), "blosc": Blosc()}
 
 def stranger_reads(root, image_id, expert, name, variant="identity"):
     about = yaml.safe_load((root / "store.yaml").read_text())
-    assert about["format_version"] == 1
+    assert about["format_version"] == 2
     lines = (root / "images.jsonl").read_bytes()
     assert hashlib.sha256(lines).hexdigest() == about["images_sha256"]
     image = next(each for each in map(json.loads, lines.splitlines()) if each["id"] == image_id)

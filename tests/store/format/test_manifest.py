@@ -70,8 +70,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_an_unknown_format_version_is_named(tmp_path):
     create(tmp_path / "s")
     path = tmp_path / "s/store.yaml"
-    path.write_text(path.read_text().replace("format_version: 1", "format_version: 7"))
-    with pytest.raises(StoreError, match="format version 7; this program knows 1"):
+    path.write_text(path.read_text().replace("format_version: 2", "format_version: 7"))
+    with pytest.raises(StoreError, match="format version 7; this program knows 1 and 2"):
         Store(tmp_path / "s")
 
 

@@ -9,6 +9,7 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.merge import merge
 from championship_sr.store.operations.verify import verify
+from tests.conftest import edit_record
 
 
 def records(root):
@@ -63,7 +64,7 @@ def test_conflicts_are_named_all_at_once_and_nothing_is_written(tmp_path, make_s
 def test_parts_that_overlap_with_different_bytes_are_refused(tmp_path, make_store):
     one, other = make_store(tmp_path / "one"), make_store(tmp_path / "other")
     path = other / "experts/b/shard-00001.json"
-    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+    edit_record(path, lambda record: record["arrays"]["img002/features"].update(sha256="0" * 64))
     with pytest.raises(StoreError, match=r"b in .*: shard 1 has different bytes in img002/features"):
         merge([one, other], tmp_path / "out")
 
@@ -71,7 +72,7 @@ def test_parts_that_overlap_with_different_bytes_are_refused(tmp_path, make_stor
 def test_a_store_that_is_there_with_different_bytes_is_refused_too(tmp_path, make_store):
     one, there = make_store(tmp_path / "one"), make_store(tmp_path / "there", shards=[1])
     path = there / "experts/b/shard-00001.json"
-    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0'))
+    edit_record(path, lambda record: record["arrays"]["img002/features"].update(sha256="0" * 64))
     before = records(there)
     with pytest.raises(StoreError, match=r"b in .*one and .*there: shard 1 has different bytes in img002/features"):
         merge([one], there)
@@ -96,7 +97,7 @@ def test_bases_fitted_to_different_samples_are_refused(tmp_path, make_store):
     codecs = {"features": "pca2-int8"}
     one, other = make_store(tmp_path / "one", codecs=codecs), make_store(tmp_path / "other", codecs=codecs)
     path = other / "experts/a/expert.yaml"
-    path.write_text(path.read_text().replace("basis_sha256: ", "basis_sha256: 0"))
+    path.write_text(re.sub("basis_sha256: .*", f"basis_sha256: '{'0' * 64}'", path.read_text()))
     with pytest.raises(StoreError, match="fitted to different samples"):
         merge([one, other], tmp_path / "out")
 
@@ -109,8 +110,8 @@ def test_stores_of_other_images_are_refused(tmp_path, make_store):
 
 def test_a_damaged_record_is_not_handed_on(tmp_path, make_store):
     one = make_store(tmp_path / "one")
-    (one / "experts/a/shard-00001.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"shard-00001.json: damaged"):
+    (one / "experts/a/shard-00001.json").write_text('{"format_version": 2}')
+    with pytest.raises(StoreError, match=r"shard-00001.json: damaged: source: Field required"):
         merge([one], tmp_path / "out")
     assert not (tmp_path / "out/experts/a/shard-00001.json").exists()
 

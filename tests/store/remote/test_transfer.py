@@ -15,6 +15,7 @@ from championship_sr.store.remote import bucket as remote
 from championship_sr.store.remote import objects as remote_store
 from championship_sr.store.remote.transfer import pull, push
 from championship_sr.store.shards.reader import Store
+from tests.conftest import edit_record
 from tests.s3_server import ENDPOINT, Fault
 
 
@@ -136,7 +137,7 @@ def test_an_object_that_was_damaged_is_named_and_its_shard_stays_away(local, buc
 def test_an_unknown_format_version_is_refused(local, bucket, tmp_path):
     push(local, f"{bucket}/a.store")
     place = remote.Bucket(f"{bucket}/a.store")
-    place.put("store.yaml", place.get("store.yaml").replace(b"format_version: 1", b"format_version: 9"))
+    place.put("store.yaml", place.get("store.yaml").replace(b"format_version: 2", b"format_version: 9"))
     with pytest.raises(StoreError, match=r"^s3://.*a\.store: format version 9; this program knows 1"):
         pull(f"{bucket}/a.store", tmp_path / "back")
 
@@ -167,10 +168,8 @@ def test_an_expert_made_otherwise_and_a_shard_with_other_bytes_are_named(make_st
     first, url = make_store(tmp_path / "first", {"a": 5}), f"{bucket}/a.store"
     push(first, url)
     other = make_store(tmp_path / "other", {"a": 5})
-    record = other / "experts/a/shard-00001.json"
-    text = json.loads(record.read_text())
-    text["arrays"]["img002/sr"]["sha256"] = "0" * 64
-    record.write_text(json.dumps(text))
+    changed = {"sha256": "0" * 64}
+    edit_record(other / "experts/a/shard-00001.json", lambda record: record["arrays"]["img002/sr"].update(changed))
     with pytest.raises(StoreError, match=r"has other bytes than .*other in shard 1 of a; nothing was put"):
         push(other, url)
     shutil.rmtree(other)

@@ -1,0 +1,118 @@
+"""What `store verify --repair` does: small files are restored first, damaged shards moved away; nothing is removed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from championship_sr.store.disk import files, leases, locks
+from championship_sr.store.format.layout import shard_number, shard_stem, source_dir
+from championship_sr.store.format.manifest import LOCK_FILE, Manifest
+from championship_sr.store.operations.faults import Fault
+from championship_sr.store.operations.survey import survey
+from championship_sr.store.operations.verify import SourceCheck, strays
+
+DAMAGED = "damaged"  # the store's folder of what was moved away
+
+
+def planned(root: Path, faults: Sequence[Fault]) -> list[str]:
+    """What `repair` would do about these faults, a line each."""
+    restored = [f"restore {fault.path} as its records say" for fault in faults if fault.content is not None]
+    moved = [f"move shard {shard} of {source} to {root / DAMAGED}" for source, shard in _shards(faults)]
+    return restored + moved + [f"move {path} to {root / DAMAGED}" for path in _strays(faults)]
+
+
+def repair(root: Path, faults: Sequence[Fault]) -> list[str]:
+    """Mend what can be mended of these faults, each looked at again while nobody else writes; what was done.
+
+    raises  StoreError, Unreadable, OSError; the same call goes on
+    """
+    root = Path(root)
+    with leases.held(root / LOCK_FILE, wait=True):  # no rebuild is swapped in meanwhile
+        done = list(_restored(root))
+        manifest = survey(root).manifest
+        with ThreadPoolExecutor() as pool:
+            for source, shard in _shards(faults):
+                done += _if_free(manifest, source, shard, lambda s=source, n=shard: _moved_shard(manifest, s, n, pool))
+        for path in map(Path, _strays(faults)):
+            done += _moved_stray(manifest, path, faults)
+    return done
+
+
+def damaged_bytes(root: Path) -> int:
+    """Bytes of what was moved away."""
+    below = (root / DAMAGED).rglob("*") if (root / DAMAGED).is_dir() else ()
+    return sum(path.lstat().st_size for path in below if path.is_file())
+
+
+def remove_damaged(root: Path) -> None:
+    """Remove what was moved away."""
+    with leases.held(root / LOCK_FILE, wait=True):
+        files.remove(root / DAMAGED)
+
+
+def _shards(faults: Sequence[Fault]) -> list[tuple[str, int]]:
+    return sorted({(fault.source, fault.shard) for fault in faults if fault.source and fault.shard is not None})
+
+
+def _strays(faults: Sequence[Fault]) -> list[str]:
+    return [fault.path for fault in faults if fault.path and fault.content is None]
+
+
+def _restored(root: Path) -> Iterator[str]:
+    for fault in survey(root).faults:
+        if fault.path and fault.content is not None:
+            path = Path(fault.path)
+            if path.is_dir():
+                _move(root, path)
+            files.write_atomic(path, fault.content.encode(errors="surrogatepass"))
+            yield f"restored {path}"
+
+
+def _if_free(manifest: Manifest, source: str, shard: int, act: Callable[[], list[str]]) -> list[str]:
+    folder = source_dir(manifest.root, source)
+    if source not in manifest.sources or not folder.is_dir():
+        return [f"left shard {shard} of {source}: it has been removed meanwhile"]
+    try:
+        with leases.held(folder / f"{shard_stem(shard)}.lock", watch=True):
+            return act()
+    except locks.ShardBusy as busy:
+        return [f"left shard {shard} of {source}: {busy}"]
+
+
+def _moved_shard(manifest: Manifest, source: str, shard: int, pool: ThreadPoolExecutor) -> list[str]:
+    if not manifest.is_recorded(source, shard):
+        return [f"left shard {shard} of {source}: it is not recorded any more"]
+    if not any(fault.shard is not None for fault in SourceCheck(manifest, source, pool).shard(shard)):
+        return [f"left shard {shard} of {source}: it is whole now, or cannot be read"]
+    record, path = manifest.record_path(source, shard), manifest.shard_path(source, shard)
+    _move(manifest.root, record)  # first, so that a kill here leaves an unrecorded shard
+    if files.is_there(path):
+        _move(manifest.root, path)
+    return [f"moved {path} to {manifest.root / DAMAGED}"]
+
+
+def _moved_stray(manifest: Manifest, path: Path, faults: Sequence[Fault]) -> list[str]:
+    source = next(fault.source for fault in faults if fault.path == str(path))
+    shard = shard_number(path.name)
+    if source is None or shard is None:
+        return []
+
+    def act() -> list[str]:
+        if not files.is_there(path):  # an unfinished file: whoever takes its lock clears it away
+            return [f"removed {path}"]
+        _move(manifest.root, path)
+        return [f"moved {path} to {manifest.root / DAMAGED}"]
+
+    still = any(fault.path == str(path) for fault in strays(manifest, source))
+    return _if_free(manifest, source, shard, act) if still else []
+
+
+def _move(root: Path, path: Path) -> None:
+    """Put a file or folder into `damaged/`, at the same place below it and beside what is there already."""
+    folder = root / DAMAGED / path.parent.relative_to(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{path.name}.{number}" if number else path.name for number in range(1 << 30))
+    target = next(folder / name for name in names if not files.is_there(folder / name))
+    path.rename(target)
+    files.sync(folder)
+    files.sync(path.parent)

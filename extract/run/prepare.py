@@ -34,6 +34,10 @@ from championship_sr.store.shards.writer import write_shard
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
+NO_GROWTH = (
+    "the store has {there} of these {given} images, and in object storage none grows: extract into a local "
+    "store, which does, and push that to a URL of its own"
+)
 
 
 class Prepared(NamedTuple):
@@ -74,19 +78,20 @@ def prepare(
     warn_of_artefacts({name: {id_: sources[id_].results[name] for id_ in files[name]} for name in files})
     there = Manifest.load(root).images if (root / STORE_FILE).exists() else ()
     if there and not grow and {image.id for image in there} < sources.keys():
-        raise StoreError(
-            f"the store has {len(there)} of these {len(pairs)} images, and in object storage none grows: extract into "
-            "a local store, which does, and push that to a URL of its own"
-        )
+        raise StoreError(NO_GROWTH.format(there=len(there), given=len(pairs)))
     images = arranged(there, [_image(pair, sources[pair.id]) for pair in pairs], images_per_shard)
     manifest = Manifest.create(root, scale=scale, container=container, images=images, grow=grow)
     if sources != known:
-        content = {name: asdict(source) for name, source in sources.items()}
-        with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
-            write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
+        _save_sources(root, sources)
     digests = {name: {id_: sources[id_].results[name].sha256 for id_ in files[name]} for name in files}
     made = {entry.name: ResultImages(entry, scale, files[entry.name], digests[entry.name]) for entry in results}
     return Prepared(manifest, {pair.id: pair for pair in pairs}, made)
+
+
+def _save_sources(root: Path, sources: dict[str, Source]) -> None:
+    content = {name: asdict(source) for name, source in sources.items()}
+    with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
+        write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
 
 
 def _image(pair: Pair, source: Source) -> Image:

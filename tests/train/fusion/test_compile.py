@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from championship_sr.train.fusion.layers.blocks import extended
+
 
 @pytest.mark.parametrize(
     ("profile", "backend"),
@@ -39,3 +41,10 @@ def test_inference_is_one_graph_too(fusions, profile):
 def compiled(network, backend):
     torch.compiler.reset()
     return torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
+
+
+def test_both_ways_of_repeating_an_images_edges_are_one(monkeypatch):
+    image = torch.rand(2, 3, 4, 5)
+    expected = extended(image, (2, 1), (0, 3))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(extended(image, (2, 1), (0, 3)), expected)

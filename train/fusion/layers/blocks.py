@@ -132,7 +132,17 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def padded(x: Tensor, multiple: int) -> Tensor:
     """x (B, C, h, w) with its last row and column repeated until both sides are multiples of this."""
     down, right = (-side % multiple for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+    return extended(x, (0, down), (0, right)) if down or right else x
+
+
+def extended(x: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+    """x (B, C, h, w) with its outermost rows and columns repeated so often before and after it."""
+    if not torch.compiler.is_compiling():
+        return F.pad(x, (*cols, *rows), mode="replicate")
+    # inductor (torch 2.14.1) mistakes the memory format of that operation's gradient
+    for dim, (before, after) in ((-2, rows), (-1, cols)):
+        x = torch.cat([x.narrow(dim, 0, 1)] * before + [x] + [x.narrow(dim, -1, 1)] * after, dim)
+    return x
 
 
 def last(x: Tensor) -> Tensor:

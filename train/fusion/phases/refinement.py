@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, conv3, gelu_conv, shuffle, unshuffle, zero
+from championship_sr.train.fusion.layers.blocks import (
+    Join,
+    ResidualBlock,
+    conv3,
+    extended,
+    gelu_conv,
+    shuffle,
+    unshuffle,
+    zero,
+)
 from championship_sr.train.fusion.layers.constants import constant
 from championship_sr.train.fusion.layers.forms import for_cpu, in_float32
 from championship_sr.train.fusion.layers.views import Views
@@ -137,7 +146,8 @@ def blurring(image: Tensor, *, plain: bool = False) -> Callable[[Tensor], Tensor
 
 
 def _framed(image: Tensor) -> Tensor:
-    return F.pad(image, [BLUR_TAPS // 2] * 4, mode="replicate")
+    reach = BLUR_TAPS // 2, BLUR_TAPS // 2
+    return extended(image, reach, reach)
 
 
 @constant

@@ -25,6 +25,7 @@ from championship_sr.store.operations.repair import repair as repair_store
 from championship_sr.store.operations.sheet import write_sheet
 from championship_sr.store.operations.verify import Hashes, Report, recorded_bytes
 from championship_sr.store.operations.verify import verify as verify_store
+from championship_sr.store.progress import progress
 from championship_sr.store.remote.transfer import JOBS, Moved
 from championship_sr.store.remote.transfer import pull as pull_store
 from championship_sr.store.remote.transfer import push as push_store
@@ -234,7 +235,7 @@ def _codec_table(found: list[CodecFigures]) -> str:
 
 
 def _bar(total: int) -> tqdm:
-    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    return progress(total=total, desc="store", unit="B", unit_scale=True, unit_divisor=1024)
 
 
 def _set_total(bar: tqdm, n_bytes: int) -> None:

@@ -16,6 +16,7 @@ from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import STORE_FILE
 from championship_sr.store.format.variants import VARIANTS
+from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
 
 
@@ -38,7 +39,7 @@ def upscale_store(model: Model, root: Path, output: Path, options: UpscaleOption
     check_writable(output)
     passes = len(VARIANTS) if options.self_ensemble else 1
     pixels = sum(prod(image.lr_size) for image in store.images)
-    with tqdm(total=passes * pixels, unit="px", unit_scale=True, disable=None) as bar:
+    with progress(total=passes * pixels, desc="upscaling", unit="px", unit_scale=True) as bar:
         for index, plan in enumerate(plans):
             for name, picture in _pictures(model, store, index, options, bar).items():
                 write_picture(plan[name], picture, quality=options.quality, overwrite=options.overwrite)

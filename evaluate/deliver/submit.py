@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
 from championship_sr.extract.images.decode import UnreadableImage, read_header, read_picture
@@ -17,6 +15,7 @@ from championship_sr.extract.images.pairs import image_files, joined, warn_of_ne
 from championship_sr.extract.images.picture import Picture
 from championship_sr.extract.images.results import asked_for
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.progress import progress
 
 RESULTS, README, TIMES, ZIP = "results", "readme.txt", "seconds.csv", "submission.zip"
 
@@ -50,7 +49,7 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
     results = out / RESULTS
     check_writable(results)
     seconds = _seconds(out)
-    for path in tqdm(inputs, desc="submission", unit="image", disable=None):
+    for path in progress(inputs, desc="submission", unit="image"):
         target = results / f"{path.stem}.png"
         if target.exists() and path.name in seconds:
             continue

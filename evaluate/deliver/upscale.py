@@ -17,6 +17,7 @@ from championship_sr.extract.images.pairs import joined, warn_of_nested
 from championship_sr.extract.images.picture import Picture
 from championship_sr.extract.images.results import GivenImage, asked_for
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,10 @@ def upscale_files(
     check_writable(next(iter(plans[0].values())).parent)
     faults, written = [], []
     passes = 8 if options.self_ensemble else 1
-    with tqdm(total=passes * sum(map(_pixels, inputs)), unit="px", unit_scale=True, disable=None) as bar:
+    total = passes * sum(map(_pixels, inputs))
+    with progress(total=total, desc="upscaling", unit="px", unit_scale=True) as bar:
         for path, plan in zip(inputs, plans, strict=True):
-            bar.set_description(path.name)
+            bar.set_description_str(path.name)
             try:
                 given = [images.given(str(path)) for images in results]
                 for name, picture in _results(model, read_picture(path), given, options, bar).items():

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import hwc
@@ -24,6 +23,7 @@ from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import in_short, joined
 from championship_sr.extract.memory import peak_memory
 from championship_sr.store.errors import StoreError
+from championship_sr.store.progress import progress
 from championship_sr.train.combination import psnr_of
 
 
@@ -81,7 +81,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
     check_learned(config.scored, pick_device(config.device))
     comparison = _Comparison(scale, plan, config)
     scored, left_out = [], []
-    for case in tqdm(cases, desc="evaluating", unit="image", disable=None):
+    for case in progress(cases, desc="evaluating", unit="image"):
         try:
             comparison.add(case, len(cases))
             scored.append(case)
@@ -90,7 +90,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
     if not scored:
         raise StoreError(f"no image could be scored: {joined(left_out)}")
     if plan.ensemble == "best":
-        for case in tqdm(scored, desc="self-ensemble", unit="image", disable=None):
+        for case in progress(scored, desc="self-ensemble", unit="image"):
             comparison.add_ensemble(case)
     return comparison.scores(lr, left_out)
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from championship_sr.extract.config import DataConfig, ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
@@ -24,6 +23,7 @@ from championship_sr.extract.run.prepare import PairsWriter, prepare
 from championship_sr.extract.run.register import describe
 from championship_sr.extract.run.shares import Rank
 from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
 
 SILENT = Rank(rank=1)  # whose progress is not shown
@@ -88,9 +88,9 @@ class Bench:
             scale=run.scale,
             container=run.container,
             images_per_shard=run.images_per_shard,
-            progress=False,
+            first=False,
         )
-        with PairsWriter(self.manifest, pairs, list(range(self.config.rounds)), progress=False) as written:
+        with PairsWriter(self.manifest, pairs, list(range(self.config.rounds)), first=False) as written:
             written.finish()
 
     def expert(self, entry: ExpertConfig, device: torch.device) -> ExpertBench:
@@ -103,7 +103,7 @@ class Bench:
             load_seconds = time.perf_counter() - started
             self.manifest.add_expert(describe(expert, self.run, self._tiling))
             _run_bare(expert, self._lrs(expert, 0)[:1])  # what only the first forward of a size costs
-            shards = tqdm(range(self.config.rounds), desc=entry.name, unit="round", disable=None)
+            shards = progress(range(self.config.rounds), desc=entry.name, unit="round")
             bare, whole = zip(*(self._round(expert, shard) for shard in shards), strict=True)
         (bare_wall, bare_cpu), (wall, cpu) = zip(*bare, strict=True), zip(*whole, strict=True)
         return ExpertBench(

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from championship_sr.extract.config import PretrainConfig
 from championship_sr.extract.experts.architecture import build_network
@@ -20,6 +19,7 @@ from championship_sr.extract.images.decode import decode
 from championship_sr.extract.images.pairs import image_files
 from championship_sr.extract.images.picture import eight_bit
 from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def load_pairs(folders: tuple[str, ...], scale: int) -> list[tuple[np.ndarray, n
     """(LR, HR) of every image in the folders, (h, w, 3) and (H, W, 3) uint8; LR by the bicubic recipe."""
     paths = [path for folder in folders for path in image_files(Path(folder))]
     pairs = []
-    for path in tqdm(paths, desc="reading", unit="image", disable=None):
+    for path in progress(paths, desc="reading", unit="image"):
         image = eight_bit(decode(path))
         height, width = (n - n % scale for n in image.shape[:2])
         hr = np.ascontiguousarray(image[:height, :width])
@@ -167,7 +167,7 @@ def pretrain(name: str, config: PretrainConfig, out: Path, device: torch.device)
     pairs = _large_enough(load_pairs(config.hr, config.scale), config)
     started = time.monotonic() - training.seconds
     with (
-        tqdm(total=config.steps, initial=training.step, desc=name, unit="step", disable=None) as bar,
+        progress(total=config.steps, initial=training.step, desc=name, unit="step") as bar,
         open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics,
     ):
         while training.step < config.steps:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
@@ -18,6 +17,7 @@ from championship_sr.extract.images.results import Result, look_at, stamp_of
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import SOURCES_FILE
+from championship_sr.store.progress import progress
 
 DECODING_THREADS = min(8, os.cpu_count() or 1)
 
@@ -62,7 +62,7 @@ def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
 
 
 def identify(
-    pairs: list[Pair], files: dict[str, dict[str, Path]], known: dict[str, Source], faults: list[str], progress: bool
+    pairs: list[Pair], files: dict[str, dict[str, Path]], known: dict[str, Source], faults: list[str], first: bool
 ) -> dict[str, Source]:
     """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read.
 
@@ -85,8 +85,7 @@ def identify(
         seen, unreadable = _results(new, lr, pair.scale)
         return replace(source, results=source.results | seen), unreadable
 
-    disable = None if progress else True
-    found = list(tqdm(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", disable=disable))
+    found = list(progress(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", first=first))
     faults += [fault for _, unreadable in found for fault in unreadable]
     return {pair.id: source for pair, (source, _) in zip(pairs, found, strict=True) if source}
 

@@ -81,7 +81,7 @@ def extract(
         order = rank.part.shards(manifest, shards)
         order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
         log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
-        written = stack.enter_context(PairsWriter(manifest, pairs, order, progress=rank.first))
+        written = stack.enter_context(PairsWriter(manifest, pairs, order, first=rank.first))
         if staged or cluster:
             written.finish()  # uploads are one after the other, and other nodes see only what is there
         done = {}
@@ -124,6 +124,6 @@ def _prepared(
         limit=limit,
         grow=staged is None,
         results=[entry for entry in entries if entry.images],
-        progress=rank.first,
+        first=rank.first,
     )
     return prepared._replace(manifest=staged.adopt(prepared.manifest)) if staged else prepared

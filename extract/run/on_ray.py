@@ -30,6 +30,7 @@ from championship_sr.store.codecs import get_codec
 from championship_sr.store.disk import leases
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.layout import shard_stem
+from championship_sr.store.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class _Crew:
         started, told = time.monotonic(), False
         self._hired = [self._hire() for _ in range(max(1, min(self._shares.actors, self._expected())))]
         self._begin(self._hired.pop(0))  # the first one alone makes room in the store
-        with tqdm(desc=self._name, unit="px", unit_scale=True, smoothing=0.1, disable=None) as bar:
+        with progress(desc=self._name, unit="px", unit_scale=True, smoothing=0.1) as bar:
             while self._tiling is None or self._todo or self._busy():
                 ready, _ = self._ray.wait(list(self._waiting), timeout=PATIENCE_SECONDS)
                 for reference in ready:

@@ -29,6 +29,7 @@ from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import STORE_FILE, Image
 from championship_sr.store.format.layout import PAIRS, SOURCES_FILE
 from championship_sr.store.format.manifest import LOCK_FILE, Manifest, assign_shards
+from championship_sr.store.progress import progress
 from championship_sr.store.shards.writer import write_shard
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def prepare(
     limit: int | None = None,
     grow: bool = True,
     results: Sequence[ExpertConfig] = (),
-    progress: bool = True,
+    first: bool = True,
 ) -> Prepared:
     """The store of these images, made or gone on with, and what it is filled from.
 
@@ -72,7 +73,7 @@ def prepare(
     known = read_sources(root)
     asked = asked_of(pairs)
     files = {entry.name: match_results(entry, asked, scale, faults) for entry in results}
-    sources = identify(pairs, files, known, faults, progress)
+    sources = identify(pairs, files, known, faults, first)
     if faults:
         raise StoreError(joined(faults))
     warn_of_artefacts({name: {id_: sources[id_].results[name] for id_ in files[name]} for name in files})
@@ -125,8 +126,8 @@ class PairsWriter:
     store was made, is raised by `wait`, `finish` and at the end of the block; an exception in the block stops it.
     """
 
-    def __init__(self, manifest: Manifest, pairs: dict[str, Pair], shards: list[int], progress: bool = True) -> None:
-        self._manifest, self._pairs, self._shards, self._progress = manifest, pairs, shards, progress
+    def __init__(self, manifest: Manifest, pairs: dict[str, Pair], shards: list[int], first: bool = True) -> None:
+        self._manifest, self._pairs, self._shards, self._first = manifest, pairs, shards, first
         self._stopped = False
         self._thread: Future | None = None
 
@@ -162,7 +163,7 @@ class PairsWriter:
     def _write(self) -> None:
         missing = set(self._manifest.missing_shards(PAIRS)) & set(self._shards)
         total = sum(len(self._manifest.images_of(shard)) for shard in missing)
-        with tqdm(total=total, desc="pairs", unit="image", disable=None if self._progress else True) as bar:
+        with progress(total=total, desc="pairs", unit="image", first=self._first) as bar:
             for shard in until_done(lambda: self._manifest.missing_shards(PAIRS), self._shards):
                 with suppress(ShardBusy):
                     self._write_shard(shard, bar)

@@ -1,9 +1,8 @@
 """The one progress line of an extraction, whatever the number of its processes."""
 
-from tqdm import tqdm
-
 from championship_sr.extract.run.shares import Rank, pixels
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.progress import progress
 
 
 class Progress:
@@ -15,8 +14,7 @@ class Progress:
         self._manifest, self._name, self._rebuild, self._several = manifest, name, rebuild, rank.world_size > 1
         self._px = {shard: pixels(manifest, shard) * variants for shard in self._missing() & set(shards)}
         self._total, self._done = sum(self._px.values()), 0
-        disable = None if rank.first else True
-        self._bar = tqdm(total=self._total, desc=name, unit="px", unit_scale=True, smoothing=0.1, disable=disable)
+        self._bar = progress(total=self._total, desc=name, unit="px", unit_scale=True, smoothing=0.1, first=rank.first)
 
     def _missing(self) -> set[int]:
         return set(self._manifest.missing_shards(self._name, self._rebuild))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.experts.expert import CODE, LoadedExpert
@@ -19,6 +18,7 @@ from championship_sr.store.config import to_plain
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import ArraySpec, Expert, Image, listed
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.progress import progress
 from championship_sr.store.shards.record import read_record
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def fit_bases(
     """Array name -> basis, fitted on the middles of images from all over the store, whatever part is made here."""
     step = max(1, len(manifest.images) // BASIS_IMAGES)
     samples: dict[str, list[np.ndarray]] = {spec.name: [] for spec in specs}
-    for image in tqdm(manifest.images[::step][:BASIS_IMAGES], desc=f"{expert.name} basis", unit="image", disable=None):
+    for image in progress(manifest.images[::step][:BASIS_IMAGES], desc=f"{expert.name} basis", unit="image"):
         lr, _ = pairs[image.id].read()
         top, left = (max(0, (n - BASIS_PX) // 2) for n in lr.shape[:2])
         with torch.inference_mode():

@@ -15,12 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.progress import progress
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
 from championship_sr.store.remote.staging import lock_path
 from championship_sr.store.remote.transfer import tree_bytes
@@ -97,7 +96,7 @@ class ShardCache:
         """Returns when these shards are there; they stay."""
         self._pinned |= set(shards)
         if self._fetches:
-            for shard in tqdm(sorted(self._pinned - self._bytes.keys()), desc="validation", unit="shard", disable=None):
+            for shard in progress(sorted(self._pinned - self._bytes.keys()), desc="validation", unit="shard"):
                 self._fetch(shard, self._make_room(shard, step=0))
         while not all(self._is_there(shard) for shard in shards):
             time.sleep(POLL_SECONDS)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.bench.peers import PEERS, contenders
@@ -77,7 +78,7 @@ def bench_loader(
     device   on a GPU also: decoded batches there, and its own copies of pinned memory
     """
     options = {"batch_size": batch_size, "crop_px": CROP_PX, "seed": SEED, "threads": threads}
-    with tempfile.TemporaryDirectory(dir=folder) as made, tqdm(disable=None, unit="measurement", desc="bench") as bar:
+    with tempfile.TemporaryDirectory(dir=folder) as made, progress(unit="measurement", desc="bench") as bar:
         stores = {name: write_store(Path(made) / name, name, n_images) for name in ("zarr", "hdf5")}
         warm = warm_rounds(stores, options, rounds, seconds, bar, device)
         cold = [cold_round(stores["zarr"], options | COLD_ORDER, bar) for _ in range(rounds)]

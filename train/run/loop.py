@@ -20,6 +20,7 @@ from championship_sr.extract.device import float32_products
 from championship_sr.extract.run.shares import LONGEST_WAIT
 from championship_sr.store.disk import leases
 from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.progress import progress
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig, learning_rate, loss_stages, span
 from championship_sr.train.data.batch import Batch
@@ -281,8 +282,7 @@ class Run:
         self.watch.last_good = f"The last good checkpoint is of step {self.step}, in {self.out}"
 
     def _progress(self) -> tqdm:
-        hidden = None if self.world.first else True  # None: where stderr is no terminal
-        return tqdm(total=self.span.steps, initial=self.step, desc="train", unit="step", disable=hidden)
+        return progress(total=self.span.steps, initial=self.step, desc="train", unit="step", first=self.world.first)
 
 
 def arithmetic(config: TrainConfig, processes: int) -> str:

@@ -7,8 +7,10 @@ import sys
 import warnings
 
 import click
+from click.shell_completion import CompletionItem
 
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.progress import tell_every
 
 # where each command lives: a module is imported when its command is used, so that --help needs no torch
 COMMANDS = {
@@ -30,6 +32,11 @@ COMMANDS = {
         "championship_sr.evaluate.commands:evaluate",
         "Score a run against every expert, their mean and the oracles.",
     ),
+    "submit": (
+        "championship_sr.evaluate.commands:submit_command",
+        "Write an NTIRE submission: results, readme.txt, zip.",
+    ),
+    "export": ("championship_sr.evaluate.commands:export_command", "Write a run to hand on: weights and a model card."),
     "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve one image or a folder."),
     "experts": ("championship_sr.extract.commands.experts:experts", "List, check and pretrain experts."),
     "bench": ("championship_sr.pipeline:bench", "Make the figures of the README again."),
@@ -64,6 +71,13 @@ class LazyGroup(click.Group):
         module, _, attribute = self.table[name][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, none of them imported, and the group's own options."""
+        found = [
+            CompletionItem(name, help=text) for name, (_, text) in self.table.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
@@ -77,8 +91,16 @@ class LazyGroup(click.Group):
     type=click.FloatRange(min=0, min_open=True),
     help="Read pictures of up to this size, in millions of pixels. Default: 179; larger ones are refused.",
 )
+@click.option(
+    "--progress-every",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Where standard error is no terminal, write a line of progress this often; 0: never.",
+)
 @click.version_option(package_name="championship-sr")
-def cli(debug: bool, verbose: bool, max_megapixels: float | None) -> None:
+def cli(debug: bool, verbose: bool, max_megapixels: float | None, progress_every: float) -> None:
     """Train a fusion of frozen super-resolution experts from a feature store.
 
     extract runs the experts once, train maps what they said, evaluate shows what the fusion adds.
@@ -93,6 +115,7 @@ def cli(debug: bool, verbose: bool, max_megapixels: float | None) -> None:
         from championship_sr.extract.images.picture import allow_megapixels
 
         allow_megapixels(max_megapixels)
+    tell_every(progress_every)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -78,3 +79,16 @@ def test_the_limit_on_megapixels_is_raised_before_a_command(tmp_path, monkeypatc
     code = "from championship_sr.extract.images.picture import limit_megapixels as limit; assert limit() == 0.001"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert CliRunner().invoke(pipeline.cli, ["--max-megapixels", "0", "experts", "list"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("e", ["extract", "evaluate", "export", "experts"]), ("bench l", ["loader"]), ("submit --lr", ["--lr"])],
+)
+def test_the_shell_completes_commands_and_options(words, offered):
+    count = len(words.split())
+    asked = {"COMP_WORDS": f"championship-sr {words}", "COMP_CWORD": str(count)}
+    environment = {**os.environ, **asked, "_CHAMPIONSHIP_SR_COMPLETE": "bash_complete"}
+    code = "from championship_sr import pipeline; pipeline.main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert [line.partition(",")[2] for line in done.stdout.split()] == offered

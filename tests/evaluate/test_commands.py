@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from championship_sr.evaluate.commands import evaluate, upscale
+from championship_sr.pipeline import cli
 from championship_sr.store.errors import ConfigError, StoreError
 
 FAST = ("--set", "evaluate.bootstrap=200", "--set", "evaluate.device=cpu")
@@ -149,10 +150,11 @@ def test_upscale_prints_what_it_wrote(run_root, hr_folder, tmp_path):
     assert Image.open(tmp_path / "big.webp").size == (208, 208)
 
 
-def test_submit_and_export_are_commands_of_evaluate(run_root, tmp_path):
+@pytest.mark.parametrize("before", [(), ("evaluate",)])
+def test_submit_and_export_are_commands_of_their_own_and_of_evaluate(run_root, tmp_path, before):
     (tmp_path / "LR").mkdir()
     Image.new("RGB", (12, 9)).save(tmp_path / "LR" / "0901x4.png")
-    text = call(evaluate, "submit", "--run", run_root, "--lr", tmp_path / "LR", tmp_path / "out", *FAST)
+    text = call(cli, *before, "submit", "--run", run_root, "--lr", tmp_path / "LR", tmp_path / "out", *FAST)
     assert text.startswith(f"{tmp_path / 'out' / 'submission.zip'}: 1 images, ")
-    call(evaluate, "export", "--run", run_root, "--with-experts", tmp_path / "shared")
+    call(cli, *before, "export", "--run", run_root, "--with-experts", tmp_path / "shared")
     assert (tmp_path / "shared" / "weights" / "one.safetensors").exists()

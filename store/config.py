@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from championship_sr.store.disk.small_files import YAML_MIB, parse_yaml, read_small
@@ -18,8 +18,14 @@ T = TypeVar("T")
 
 SECTIONS = ("extract", "train", "evaluate")
 
-# a number where a text is expected is one: the image 101085
-config_dataclass = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field, Field))
+def config_dataclass(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values are checked and whose unknown keys are refused, when it is built."""
+    # a number where a text is expected is one: the image 101085
+    checked = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+    return checked(cls)  # type: ignore[return-value]  # the same class, with another __init__
+
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # a path of the user's, or a URL
 UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]

@@ -70,7 +70,7 @@ def test_choosing_an_expert_that_is_not_configured_says_which_are():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data": {}}, "give roots or hr"),
+        ({"data": {}}, "give roots, hr or lr"),
         ({"data": {"hr": ["a", "b"], "lr": ["c"]}}, "lr must name one folder for each of hr, found 1 for 2"),
         ({"tile_px": 0}, "tile_px must be at least 1"),
         ({"halo_px": 256}, "under half of tile_px"),

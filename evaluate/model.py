@@ -229,12 +229,11 @@ def load(
     which    "best", "last" or the step of a checkpoint
     refiner  made by `evaluate.diffusion.load_refiner`
     images   expert -> a folder with its images of what is to be upscaled, for experts that cannot be run here
-    trusted  Python modules that the run may name as its experts' networks: their code is run
+    trusted  Python modules that the run may name as its experts' networks or as the fusion network: their code is run
     raises   StoreError if there is no such checkpoint, WeightsError if it is damaged
     """
-    return Model(
-        load_fusion(Path(run), which), Path(run), config or EvaluateConfig(device=device), refiner, images, trusted
-    )
+    fusion = load_fusion(Path(run), which, trusted)
+    return Model(fusion, Path(run), config or EvaluateConfig(device=device), refiner, images, trusted)
 
 
 def images_entry(name: str, folder: Path, subfolder: str = "") -> ExpertConfig:

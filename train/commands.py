@@ -15,6 +15,7 @@ from championship_sr.extract.commands.options import device_option, trust_option
 from championship_sr.store.config import dump_yaml, load_section
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
+from championship_sr.train.fusion.config import ARCHITECTURE_KEY
 
 AT_LEAST_1 = click.IntRange(min=1)
 DEFAULT_PROFILE = "swift.yaml"
@@ -156,6 +157,10 @@ def _of_run(
     settings = load_section(TrainConfig, run / CONFIG_FILE, "train", assignments)
     if not any(assignment.startswith("train.live.experts=") for assignment in assignments):
         _check_named(settings.live.experts, trusted)
+    if settings.fusion.architecture:
+        from championship_sr.extract.experts.architecture import Origin, find_factory
+
+        find_factory(settings.fusion.architecture, ARCHITECTURE_KEY, Origin(run / CONFIG_FILE, trusted))
     return store or read_store(run), settings
 
 
@@ -183,7 +188,7 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
         scale = found.scale
     network = build_fusion(settings.fusion, channels, scale).to(pick_device(settings.device))
-    costs = describe(network, channels, crop=settings.data.crop_px)
+    costs = describe(network, channels, scale, crop=settings.data.crop_px)
     click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
 
 

@@ -15,6 +15,7 @@ from championship_sr.extract.config import BUNDLED
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
+from championship_sr.train.fusion import FusionConfig
 from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
 from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
 
@@ -74,7 +75,7 @@ def model_card(model: Model) -> str:
     return f"""# {model.root.resolve().name}
 
 A fusion of {len(fusion.experts)} frozen x{fusion.scale} super-resolution experts, trained from their stored images and
-features. {parameters:,} parameters, profile `{fusion.config.fusion.profile}`, checkpoint of step
+features. {parameters:,} parameters, {_network_in_words(fusion.config.fusion)}, checkpoint of step
 {fusion.checkpoint.step}{f", {psnr:.3f} dB PSNR-Y on its validation images" if psnr is not None else ""}.
 
 ```python
@@ -93,6 +94,10 @@ Images of an expert without an architecture are given with each input (`--expert
 Trained for photographs reduced by bicubic interpolation; noise, JPEG artefacts and blur are not removed. The experts'
 own training images and licences bind whoever uses them.
 """
+
+
+def _network_in_words(config: FusionConfig) -> str:
+    return f"network `{config.architecture}`" if config.architecture else f"profile `{config.profile}`"
 
 
 class _Flat(nn.Module):

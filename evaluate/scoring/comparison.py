@@ -105,7 +105,7 @@ class _Comparison:
         self.table, self.together = _Table(config.scored), _Together(plan)
         self.x8: dict[str, list[dict[str, float]]] = {}  # expert -> metric -> value, of each image
         self.networks = dict(plan.networks)
-        if plan.observe and FUSION in self.networks:
+        if plan.observe and hasattr(self.networks.get(FUSION), "fuse"):
             self.networks[FUSION] = WithMaps(self.networks[FUSION])
 
     def add(self, case: Case, total: int = 1) -> None:
@@ -129,7 +129,8 @@ class _Comparison:
         if self.plan.ensemble == "all":
             self._ensemble_of_all(case, hr, scorer)
         if self.plan.observe:
-            maps = self.networks[FUSION].split(result.images[FUSION]) if FUSION in self.networks else {}
+            fusion = self.networks.get(FUSION)
+            maps = fusion.split(result.images[FUSION]) if isinstance(fusion, WithMaps) else {}
             self.plan.observe(Pictures(case, lr, hr, images, scores, maps, total))
 
     def _ensemble_of_all(self, case: Case, hr: np.ndarray, scorer: Scorer) -> None:

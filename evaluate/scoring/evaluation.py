@@ -192,7 +192,7 @@ def ablated_phases(network: nn.Module) -> list[str]:
     raises  ConfigError if it is not made of phases
     """
     if not hasattr(network, "switched_off"):
-        raise ConfigError("--ablation: this run's network (profile cnn) has no phases to switch off")
+        raise ConfigError("--ablation: this run's network has no phases to switch off")
     return [name for name in PHASES if name not in network.config.without]
 
 

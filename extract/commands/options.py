@@ -25,7 +25,7 @@ trust_option = click.option(
     "trusted",
     multiple=True,
     metavar="MODULE",
-    help="Let the store or run name this Python module as an expert's network: its code is run. Repeatable.",
+    help="Let the store or run name this Python module as a network of its own: its code is run. Repeatable.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
 

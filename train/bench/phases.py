@@ -31,13 +31,13 @@ class Cost:
 
 
 def describe(
-    network: nn.Module, channels: Mapping[str, int], *, crop: int = 64, batch: int = 1, rounds: int = 3
+    network: nn.Module, channels: Mapping[str, int], scale: int = 4, *, crop: int = 64, batch: int = 1, rounds: int = 3
 ) -> list[Cost]:
     """The cost of each phase alone, on its own inputs, and of the whole network, on random images.
 
     channels  expert -> channels of its features, as given to `build_fusion`
     """
-    inputs = example(channels, network.scale, batch=batch, crop=crop, device=next(network.parameters()).device)
+    inputs = example(channels, scale, batch=batch, crop=crop, device=next(network.parameters()).device)
     costs = []
     if isinstance(network, FusionNetwork):
         for name, arguments in _phase_inputs(network, inputs).items():

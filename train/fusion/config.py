@@ -1,13 +1,16 @@
 """What the fusion network is made of, as one frozen configuration."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from championship_sr.store.config import config_dataclass
 from championship_sr.store.errors import ConfigError
 
 PHASES = ("frequency", "bands", "collaboration", "hierarchy", "selection", "refinement", "edges")
 """The phases that can be switched off, in the order of the diagram: 2, 3, 4, 5, 6, 7a, 7b."""
+
+
+ARCHITECTURE_KEY = "train.fusion.architecture"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ SWIFT = Widths(32, 2, 2, 64, 2, 2, 64, 32, 112, 6, 32)
 class FusionConfig:
     """The fusion network of phases 2 to 7; a width of None is the profile's own."""
 
+    architecture: str | None = None  # package.module:factory, a network of one's own in place of a profile's
+    hyperparameters: dict[str, Any] = field(default_factory=dict)  # its further arguments
     profile: Literal["swift", "paper", "direct", "cnn"] = "swift"
     start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md
     features: bool = True  # False: the experts' images take the place of their features, as for experts without any
@@ -55,6 +60,8 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         check_phases(self.without, "fusion.without")
+        if self.hyperparameters and not self.architecture:
+            raise ConfigError("fusion.hyperparameters: they are arguments of fusion.architecture, which is not given")
         widths = self.widths
         for name, width in vars(widths).items():
             if width < 1:

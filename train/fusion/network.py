@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from championship_sr.extract.experts.architecture import USER, Origin, build_network
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.fusion.config import PHASES, FusionConfig, Widths, check_phases
+from championship_sr.train.fusion.config import ARCHITECTURE_KEY, PHASES, FusionConfig, Widths, check_phases
 from championship_sr.train.fusion.layers.blocks import blend, resize
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.bands import CrossBand
@@ -144,14 +145,19 @@ class FusionNetwork(nn.Module):
         return Views(lr, images, self.scale) if self.at_lr or self.by_image else None
 
 
-def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int) -> nn.Module:
+def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int, origin: Origin = USER) -> nn.Module:
     """The network of a configuration.
 
     channels  expert -> channels of its features, in the order of the images; 0 for an expert without features, whose
               image takes their place
+    origin    who says that it is a network of one's own, if it is one
+    raises    ConfigError, RefusedArchitecture
     """
     if not channels:
         raise ConfigError("fusion: no experts to fuse")
+    if config.architecture:
+        arguments = {"config": config, "channels": dict(channels), "scale": scale, **config.hyperparameters}
+        return build_network(config.architecture, arguments, ARCHITECTURE_KEY, origin)
     return PlainCNN(config, channels, scale) if config.profile == "cnn" else FusionNetwork(config, channels, scale)
 
 

@@ -14,6 +14,11 @@ def start_weights(config: FusionConfig, n_experts: int) -> Tensor | None:
     return torch.full((n_experts,), 1 / n_experts) if config.start == "fitted" else None
 
 
+def has_start(network: nn.Module) -> bool:
+    """Whether the network departs from a combination of the experts; one of the user's own may do without."""
+    return isinstance(getattr(network, "start_weights", None), Tensor)
+
+
 def start_from(network: nn.Module, weights: Tensor) -> None:
     """Makes the untrained network return the experts' images combined by these weights (E,) of sum 1."""
     network.start_weights.copy_(weights)

@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from championship_sr.extract.experts.architecture import Origin
 from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.config import CheckpointConfig, TrainConfig
 from championship_sr.train.fusion import build_fusion
-from championship_sr.train.run.folder import feature_channels, read_config, read_experts, scale_of
+from championship_sr.train.run.folder import CONFIG_FILE, feature_channels, read_config, read_experts, scale_of
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +102,19 @@ def choose(run: Path, which: Which) -> Checkpoint:
     return steps[which]
 
 
-def load_fusion(run: Path, which: Which = "best") -> LoadedFusion:
+def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -> LoadedFusion:
     """The fusion network of a run, ready for inference.
 
-    raises  StoreError if there is no such checkpoint, WeightsError if it is of another network or damaged
+    trusted  modules that the run may name as its network
+    raises   StoreError if there is no such checkpoint, WeightsError if it is of another network or damaged,
+             RefusedArchitecture if its network is one that the run names and the user does not
     """
     run = Path(run)
     checkpoint = choose(run, which)
     config, entries = read_config(run), read_experts(run)
     channels = {name: feature_channels(entry) for name, entry in entries.items()}
     scale = scale_of(entries)
-    network = build_fusion(config.fusion, channels, scale)
+    network = build_fusion(config.fusion, channels, scale, Origin(run / CONFIG_FILE, tuple(trusted)))
     check(checkpoint.path, (WEIGHTS_FILE,))
     load_weights(network, checkpoint.path / WEIGHTS_FILE)
     return LoadedFusion(network.eval(), tuple(entries), channels, scale, config, entries, checkpoint)

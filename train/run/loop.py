@@ -27,7 +27,7 @@ from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.mixing import cutblur, mixup
 from championship_sr.train.data.sampler import step_rng
 from championship_sr.train.fusion import build_fusion
-from championship_sr.train.fusion.start import start_from
+from championship_sr.train.fusion.start import has_start, start_from
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.fitting import fit_start
@@ -306,7 +306,7 @@ def new_network(
     seed_everything(config.seed)
     channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
     network = build_fusion(config.fusion, channels, source.store.scale)
-    if fitted and config.fusion.start == "fitted":
+    if fitted and config.fusion.start == "fitted" and has_start(network):
         start_from(network, torch.tensor([fitted[name] for name in channels]))
     return network.to(device)
 

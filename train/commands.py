@@ -30,6 +30,10 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value: train.steps=500.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
+@click.option(
+    "--teacher", metavar="fitted|mean|RUN", help="Learn from this too: the experts by such weights, or a run's images."
+)
+@click.option("--teacher-x8", is_flag=True, help="The teacher is the mean over the eight stored variants.")
 @click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
 @trust_option
 @device_option
@@ -49,6 +53,8 @@ def train(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: Path | None,
+    teacher: str | None,
+    teacher_x8: bool,
     live: bool,
     trusted: tuple[str, ...],
     device: str | None,
@@ -63,6 +69,7 @@ def train(
     """
     options = {"cache": cache, "cache_gb": cache_gb}
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
+    assignments += teacher_assignments(teacher, teacher_x8)
     if device:
         assignments += (f"train.device={device}",)
     if compares:
@@ -139,6 +146,12 @@ def read_settings(config: Path | None, assignments: tuple[str, ...]) -> TrainCon
         default = resources.files("championship_sr.configs").joinpath(DEFAULT_PROFILE)
         path = config or stack.enter_context(resources.as_file(default))
         return load_section(TrainConfig, path, "train", assignments)
+
+
+def teacher_assignments(teacher: str | None, x8: bool) -> tuple[str, ...]:
+    """What the options --teacher and --teacher-x8 set."""
+    given = {"of": teacher, "x8": x8 or None}
+    return tuple(f"train.teacher.{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
 
 
 def _refuse(reason: str, **options: Any) -> None:

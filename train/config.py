@@ -13,7 +13,7 @@ from championship_sr.store.config import UserPath, config_dataclass
 from championship_sr.train.data.sampler import Weighting
 from championship_sr.train.data.variants import Augment
 from championship_sr.train.fusion.config import FusionConfig
-from championship_sr.train.losses.combined import LOSSES
+from championship_sr.train.losses.combined import LOSSES, TEACHER
 from championship_sr.train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
 
 
@@ -27,6 +27,8 @@ def _loss_name(name: str) -> str:
         raise ValueError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
     return name
 
+
+WEIGHTED = ("fitted", "mean")  # teachers that are the experts' images combined by fixed weights
 
 Length = Annotated[int | str, AfterValidator(_length)]
 Positive = Annotated[int, Field(ge=1)]
@@ -97,15 +99,29 @@ class DataConfig:
 
 @config_dataclass
 class StageConfig:
-    """One stage of the curriculum."""
+    """One stage of the curriculum; weights that `to` names too change evenly until they are that at its end."""
 
     length: Length
     weights: dict[LossName, NotNegative]
     name: str = ""
+    to: dict[LossName, NotNegative] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not any(self.weights.values()):
             raise ValueError("weights: at least one loss needs a weight above 0")
+        if self.to and not any(self.weights_at(1).values()):
+            raise ValueError("to: at least one loss needs a weight above 0 at the stage's end")
+
+    @property
+    def used(self) -> set[str]:
+        """The losses that have a weight at any step."""
+        return {name for weights in (self.weights, self.to) for name, weight in weights.items() if weight}
+
+    def weights_at(self, done: float) -> dict[str, float]:
+        """The weights once this share of the stage, 0 to 1, is done."""
+        names = dict.fromkeys([*self.weights, *self.to])
+        first = {name: self.weights.get(name, 0.0) for name in names}
+        return {name: start + (self.to.get(name, start) - start) * done for name, start in first.items()}
 
 
 @config_dataclass
@@ -123,7 +139,7 @@ class LossConfig:
     @property
     def used(self) -> tuple[str, ...]:
         """The losses that any stage gives a weight to."""
-        return tuple(name for name in LOSSES if any(stage.weights.get(name) for stage in self.stages))
+        return tuple(name for name in LOSSES if any(name in stage.used for stage in self.stages))
 
 
 @config_dataclass
@@ -185,11 +201,27 @@ class CheckpointConfig:
 
 
 @config_dataclass
+class TeacherConfig:
+    """Images to learn from beside HR, made once from the store and kept in it; see docs/training.md."""
+
+    of: str = ""  # fitted, mean: the experts combined by such weights; or the folder of a run; "": no teacher
+    x8: bool = False  # the mean over the eight stored variants of each image
+    experts: tuple[str, ...] = ()  # that fitted or equal weights combine; empty: all of the store
+
+    def __post_init__(self) -> None:
+        if not self.of and (self.x8 or self.experts):
+            raise ValueError("of is missing: fitted, mean or a run's folder")
+        if self.experts and self.of not in WEIGHTED:
+            raise ValueError(f"experts: a run has its own; leave them out, or set of to {' or '.join(WEIGHTED)}")
+
+
+@config_dataclass
 class TrainConfig:
     """A training run."""
 
     fusion: FusionConfig = field(default_factory=FusionConfig)
     experts: tuple[str, ...] = ()  # empty: all of the store
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     steps: Length = 20_000
     data: DataConfig = field(default_factory=DataConfig)
     losses: LossConfig = field(default_factory=LossConfig)
@@ -210,6 +242,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if parse_length(self.steps)[1] == "%":
             raise ValueError(f"steps={self.steps}: the run's own length is in steps or epochs")
+        if TEACHER in self.losses.used and not self.teacher.of:
+            raise ValueError(
+                "losses: the loss teacher needs a teacher: set teacher.of to fitted, mean or a run's folder"
+            )
+        if self.teacher.of and TEACHER not in self.losses.used:
+            raise ValueError(
+                "teacher: no stage learns from it; give the loss teacher a weight, such as "
+                "losses.stages=[{length: 100 %, weights: {l1: 1, teacher: 1}}]"
+            )
+        if self.teacher.of and self.live.enabled:
+            raise ValueError("teacher: its images are in the store, and live training changes images; choose one")
 
 
 def span(config: TrainConfig, samples_per_epoch: int) -> Span:

@@ -141,6 +141,12 @@ class Stages:
         """The stage's index; steps after the end belong to the last."""
         return next((index for index, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
 
+    def done(self, step: int) -> float:
+        """The share of its stage that lies behind a step: 0 at the stage's first, 1 at its last."""
+        stage = self(step)
+        begin = self.ends[stage - 1] if stage else 0
+        return (step - begin) / max(1, self.ends[stage] - begin - 1)
+
 
 def stages(span: Span, lengths: Sequence[int | str]) -> Stages:
     """The stages of the given lengths, one after another.

@@ -11,13 +11,13 @@ from championship_sr.evaluate.inference.inputs import StoredInputs, hwc
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.scoring.cases import stored_variants
-from championship_sr.evaluate.scoring.evaluation import check_experts
 from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import STORE_FILE
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.run.checkpoint import check_experts
 
 
 def is_store(path: Path) -> bool:
@@ -31,7 +31,7 @@ def upscale_store(model: Model, root: Path, output: Path, options: UpscaleOption
     raises  StoreError if the store lacks an expert or, for the self-ensemble, a variant
     """
     store = Store(root, model.expert_names)
-    check_experts(model, store)
+    check_experts(model.fusion, store)
     if options.self_ensemble and len(stored_variants(store)) < len(VARIANTS):
         raise StoreError(f"{root}: has not all {len(VARIANTS)} variants, which --self-ensemble takes the mean of")
     names = [Path(f"{image.id}.png") for image in store.images]

@@ -41,6 +41,7 @@ from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import equal_experts, fit_weights
 from championship_sr.train.fusion import PHASES
+from championship_sr.train.run.checkpoint import check_experts
 from championship_sr.train.run.folder import RUN_FILE, read_store
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def evaluate_store(
     store = store if isinstance(store, Store) else Store(store, names)
     names = names or tuple(store.experts)
     if model:
-        check_experts(model, store)
+        check_experts(model.fusion, store)
     device = pick_device(config.device)
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
@@ -160,21 +161,6 @@ def _live_experts(
 ) -> tuple[LoadedExpert, ...]:
     configs = {name: recorded_config(store.experts[name], store_origin(store.root, name, trusted)) for name in names}
     return tuple(live_expert(store.experts[name], store.scale, device, config) for name, config in configs.items())
-
-
-def check_experts(model: Model, store: Store) -> None:
-    """Raises StoreError if the store is of another scale, or has an expert that is not the one of the run."""
-    if store.scale != model.scale:
-        raise StoreError(f"{store.root}: scale {store.scale}; the run has {model.scale}")
-    for name, trained in model.fusion.expert_entries.items():
-        there = store.experts[name]
-        deciding = ("weights_sha256", "taps") if model.fusion.config.fusion.features else ("weights_sha256",)
-        for key in deciding:
-            if there.identity.get(key) != trained.identity.get(key):
-                raise StoreError(
-                    f"{store.root}: expert {name} has another {key} than the one that the run was trained with. "
-                    f"Run: pipeline.py extract --rebuild {name}"
-                )
 
 
 def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:

@@ -29,6 +29,7 @@ from championship_sr.store.format.variants import VARIANTS
 
 STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
 SHOWN_DIFFERENCES = 5
+TEACHER = "teacher"  # the role, in its identity, of images to learn from: no expert whose images are fused
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class Expert:
     @property
     def variants(self) -> tuple[str, ...]:
         return tuple(self.identity.get("variants") or ("identity",))
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether these are images to learn from (docs/training.md); only who names them gets them."""
+        return self.identity.get("role") == TEACHER
 
     @property
     def made_from(self) -> str | None:

@@ -111,6 +111,11 @@ class Manifest:
         """The pairs and every expert."""
         return [PAIRS, *self.experts]
 
+    @property
+    def answering(self) -> list[str]:
+        """The experts whose images are fused: all but the teachers."""
+        return [name for name, expert in self.experts.items() if not expert.is_teacher]
+
     def images_of(self, shard: int) -> list[Image]:
         """The shard's images, in their order."""
         return self._by_shard[shard]

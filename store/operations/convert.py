@@ -45,7 +45,7 @@ def convert(
     raises    ConfigError for codecs that no array can have, and chunks that are none; StoreError if the store isn't
               whole or is the output itself. Nothing is written then
     """
-    store = Store(root)
+    store = Store(root, list(Manifest.load(root).experts))
     codecs = dict(codecs or {})
     if Path(output).resolve() == store.root.resolve():
         raise StoreError(f"{output}: is the store itself; name another folder for the result")

@@ -43,7 +43,7 @@ class RemoteStoreReader(Store):
 
     def __init__(self, remote: RemoteStore, root: Path, experts: Sequence[str] | None = None):
         described = remote.describe(root, experts)
-        super().__init__(root, list(described.experts) if experts is None else experts, whole=False)
+        super().__init__(root, described.answering if experts is None else experts, whole=False)
         self.remote = remote
         for source in (PAIRS, *self.experts):
             there = remote.recorded(source)

@@ -32,7 +32,7 @@ class Store:
     """A store that is whole for these experts; it can be pickled, forked and used from threads.
 
     root     the store's folder
-    experts  their names, in the order in which `experts` then has them; None for all
+    experts  their names, in the order in which `experts` then has them; None for all but teachers
     whole    False: shards may be missing, which is only found when one of them is read
     check    True: an array that is asked for the first time is read whole and compared with its checksum
     manifest the description, where it has been read already
@@ -49,7 +49,7 @@ class Store:
     ):
         self.manifest = manifest or Manifest.load(Path(root))
         self.root, self.scale, self.images = self.manifest.root, self.manifest.scale, self.manifest.images
-        names = list(self.manifest.experts) if experts is None else list(experts)
+        names = self.manifest.answering if experts is None else list(experts)
         self._whole, self._check = whole, check
         self._checked: set[tuple[str, str]] = set()
         self.experts = _known_experts(self.manifest, names)

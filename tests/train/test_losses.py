@@ -14,7 +14,7 @@ from championship_sr.train.losses.clip import CLIPSemantic
 from championship_sr.train.losses.vgg import VGGPerceptual, load_features
 from championship_sr.train.losses.wavelet import StationaryWavelet
 
-PLAIN = [name for name in LOSSES if name not in ("vgg", "clip")]
+PLAIN = [name for name in LOSSES if name not in ("vgg", "clip", "teacher")]
 
 
 def images(seed: int = 0, batch: int = 2, height: int = 40, width: int = 56) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,11 @@ class Batch:
     On a GPU features stay in the half precision that they are stored in: the network takes either.
 
     lr        (B, 3, h, w)
-    hr        (B, 3, H, W)
+    hr        (B, 3, H, W); of a store without HR images the teacher's image stands for it
     images    (B, E, 3, H, W), the experts in their order
     features  expert -> (B, C, h, w); several arrays of an expert are joined along the channels
     places    (image id, y, x, variant) of each sample, in LR pixels of the upright image
+    teacher   (B, 3, H, W), where the run has a teacher
     """
 
     lr: Tensor
@@ -35,6 +36,7 @@ class Batch:
     images: Tensor
     features: dict[str, Tensor]
     places: list[tuple[str, int, int, str]]
+    teacher: Tensor | None = None
 
 
 def decoded_window(array: StoredArray, device: torch.device | str, *window: int) -> Tensor:
@@ -44,32 +46,39 @@ def decoded_window(array: StoredArray, device: torch.device | str, *window: int)
 
 
 def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:
-    """LR, HR, and then what the experts made."""
-    pairs = (Field(PAIRS, "lr", 1), Field(PAIRS, "hr", store.scale))
+    """LR, HR where there is some, and then what the experts made."""
+    pairs = tuple(Field(PAIRS, spec.name, spec.resolution) for spec in store.manifest.specs(PAIRS))
     made = (Field(name, spec.name, spec.resolution) for name in experts for spec in store.experts[name].arrays)
     return pairs + tuple(field for field in made if features or field.name == SR)
 
 
-def decoded(raw: Raw, ids: Sequence[str], turned: frozenset[Field], constants: Constants) -> Batch:
+def decoded(
+    raw: Raw, ids: Sequence[str], turned: frozenset[Field], constants: Constants, teacher: str | None = None
+) -> Batch:
     """The batch of a step, which shares no memory with its raw windows.
 
-    ids     of each sample's image
-    turned  the fields that were read in their place's variant; the others are turned here
+    ids      of each sample's image
+    turned   the fields that were read in their place's variant; the others are turned here
+    teacher  the source of the teacher's image
     """
     windows, params = raw.cut()
     values = {
         field: _values(raw, field, windows[field], params[field], field in turned, constants) for field in windows
     }
-    lr, hr, *images = (values.pop(field) for field in list(windows) if field.source == PAIRS or field.name == SR)
+    pair = {field.name: values.pop(field) for field in list(windows) if field.source == PAIRS}
+    taught = next((values.pop(field) for field in list(values) if field.source == teacher), None)
+    images = [values.pop(field) for field in list(values) if field.name == SR]
+    hr = pair.get("hr", taught)
     by_expert: dict[str, list[Tensor]] = {}
     for field, value in values.items():
         by_expert.setdefault(field.source, []).append(value)
     return Batch(
-        lr=lr.permute(0, 3, 1, 2),
+        lr=pair["lr"].permute(0, 3, 1, 2),
         hr=hr.permute(0, 3, 1, 2),
         images=(torch.stack(images, 1) if images else hr[:, None][:, :0]).permute(0, 1, 4, 2, 3),
         features={name: _joined(parts).permute(0, 3, 1, 2) for name, parts in by_expert.items()},
         places=[(name, *place[1:]) for name, place in zip(ids, raw.places, strict=True)],
+        teacher=None if taught is None else taught.permute(0, 3, 1, 2),
     )
 
 

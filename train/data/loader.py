@@ -107,6 +107,7 @@ class Loader:
     images    which of the store's images, by index; None: all
     features  False leaves the features out, for a fusion without them
     cache     brings the shards of a store that lies elsewhere, before they are read
+    teacher   the name in the store of the images that are learnt from
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Loader:
         buffers: Buffers = BUFFERS,
         ranks: Ranks = ALONE,
         cache: ShardCache | None = None,
+        teacher: str | None = None,
     ) -> None:
         if sampling.batch_size % ranks.world:
             raise ConfigError(f"batch_size={sampling.batch_size}: {ranks.world} ranks cannot share it evenly")
@@ -133,13 +135,15 @@ class Loader:
         if sampling.sharding == "node" and len(ranks.nodes) > 1:
             sampling, ranks = self._of_node(sampling, ranks)
         self.share, self.machine = ranks.share(sampling.batch_size), ranks.machine(sampling.batch_size)
-        self.cache = cache
+        self.cache, self.teacher = cache, teacher
         self.threads, self.buffer_mib, self.ahead_mib = buffers.threads, buffers.buffer_mib, buffers.ahead_mib
         self.in_memory = 0  # windows found there since the last that was not
         self.sampler = self._sampler(sampling)
-        self.fields = fields_of(store, self.experts, features)
+        self.fields = fields_of(store, (*self.experts, *([teacher] if teacher else [])), features)
+        # a teacher's image is turned as HR is: there is one of each image
+        upright = (PAIRS, teacher)
         self.turned = frozenset(
-            field for field in self.fields if sampling.augment == "stored" and field.source != PAIRS
+            field for field in self.fields if sampling.augment == "stored" and field.source not in upright
         )
         self.windows = {field: self._windows(field) for field in self.fields}
         self.constants = Constants(self.device)
@@ -318,7 +322,7 @@ class Loader:
     def _decoded(self, way: Uploads, raw: Raw, sent: Sent) -> Batch:
         way.receive(sent)
         ids = [self.store.images[place.image].id for place in raw.places]
-        return decoded(raw, ids, self.turned, self.constants)
+        return decoded(raw, ids, self.turned, self.constants, self.teacher)
 
 
 def joined(places: Sequence[Place], crop_px: int) -> list[tuple[Place, int]]:

@@ -23,7 +23,7 @@ def mixup(batch: "Batch", *, alpha: float, rng: np.random.Generator) -> "Batch":
 
     features = {name: blend(value) for name, value in batch.features.items()}
     blended = replace(batch, lr=blend(batch.lr), hr=blend(batch.hr), images=blend(batch.images), features=features)
-    return blended
+    return blended if batch.teacher is None else replace(blended, teacher=blend(batch.teacher))
 
 
 def cutblur(batch: "Batch", *, max_share: float, rng: np.random.Generator) -> "Batch":

@@ -15,6 +15,8 @@ from championship_sr.train.losses.ssim import SSIM
 from championship_sr.train.losses.vgg import VGGPerceptual
 from championship_sr.train.losses.wavelet import StationaryWavelet
 
+TEACHER = "teacher"  # the distance to a teacher's image in place of HR
+
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "l1": L1,
     "charbonnier": Charbonnier,
@@ -24,6 +26,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "fft": LogSpectrum,
     "edge": SobelEdge,
     "clip": CLIPSemantic,
+    TEACHER: L1,
 }
 
 
@@ -42,13 +45,17 @@ class Criterion(nn.Module):
             raise ConfigError(f"losses: no loss is called {unknown[0]!r}; there are {', '.join(LOSSES)}")
         self.losses = nn.ModuleDict({name: LOSSES[name](**files.get(name, {})) for name in names})
 
-    def forward(self, sr: Tensor, hr: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, sr: Tensor, hr: Tensor, weights: Mapping[str, float], teacher: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each loss that was used, unweighted and detached.
 
+        teacher  the image that the loss of this name measures the distance to
         Computed in float32 whatever the network's precision is: fp16 has no room for a spectrum or a variance.
         """
         with torch.autocast(sr.device.type, enabled=False):
             sr, hr = sr.float(), hr.float()
-            values = {name: self.losses[name](sr, hr) for name, weight in weights.items() if weight}
+            targets = {name: teacher if name == TEACHER else hr for name, weight in weights.items() if weight}
+            values = {name: self.losses[name](sr, target) for name, target in targets.items()}
         total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         return total, {name: value.detach() for name, value in values.items()}

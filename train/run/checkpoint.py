@@ -26,6 +26,8 @@ from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import CheckpointConfig, TrainConfig
 from championship_sr.train.fusion import build_fusion
 from championship_sr.train.run.folder import CONFIG_FILE, feature_channels, read_config, read_experts, scale_of
@@ -118,6 +120,21 @@ def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -
     check(checkpoint.path, (WEIGHTS_FILE,))
     load_weights(network, checkpoint.path / WEIGHTS_FILE)
     return LoadedFusion(network.eval(), tuple(entries), channels, scale, config, entries, checkpoint)
+
+
+def check_experts(fusion: LoadedFusion, store: Store | Manifest) -> None:
+    """Raises StoreError if the store is of another scale, or has an expert that is not the one of the run."""
+    if store.scale != fusion.scale:
+        raise StoreError(f"{store.root}: scale {store.scale}; the run has {fusion.scale}")
+    for name, trained in fusion.expert_entries.items():
+        there = store.experts[name]
+        deciding = ("weights_sha256", "taps") if fusion.config.fusion.features else ("weights_sha256",)
+        for key in deciding:
+            if there.identity.get(key) != trained.identity.get(key):
+                raise StoreError(
+                    f"{store.root}: expert {name} has another {key} than the one that the run was trained with. "
+                    f"Run: pipeline.py extract --rebuild {name}"
+                )
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -79,6 +79,7 @@ def begin(
     resume: bool,
     changes: bool,
     images: int | None = None,
+    teacher: Expert | None = None,
 ) -> None:
     """Writes what the run is made of, or checks that it may go on with this configuration and these experts.
 
@@ -86,18 +87,24 @@ def begin(
     resume   go on with a run that is there
     changes  take over a configuration that differs, except for the network's
     images   how many the store has; a run that is there keeps to those that it had then
+    teacher  what is learnt from beside HR
     raises   ConfigError or StoreError naming what differs
     """
+    taught_by = {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint}} if teacher else {}
     if trained and not resume:
         raise ConfigError(f"{run}: holds a run already. Go on with --resume {run}, or choose another --out")
     if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
+        if taught_by.get("teacher") != read_yaml(run / RUN_FILE).get("teacher"):
+            raise StoreError(f"{run}: the store's teacher is not the one that the run began with; choose another --out")
         images = read_image_count(run)
     run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
     made_by = {name: version(name) for name in ("torch", "numpy")}
-    files.write_atomic(run / RUN_FILE, dump_yaml({"store": store, "images": images, "versions": made_by}).encode())
+    files.write_atomic(
+        run / RUN_FILE, dump_yaml({"store": store, "images": images, **taught_by, "versions": made_by}).encode()
+    )
     # last: with it the folder is a run
     files.write_atomic(run / CONFIG_FILE, dump_yaml({"train": to_plain(config)}).encode())
 
@@ -128,7 +135,7 @@ def _check_config(run: Path, config: TrainConfig, changes: bool) -> None:
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
     ]
-    fixed = [line for line in differing if line.startswith(("fusion.", "experts "))]
+    fixed = [line for line in differing if line.startswith(("fusion.", "experts ", "teacher."))]
     if fixed or (differing and not changes):
         raise ConfigError(f"{run}: a run with another configuration: {'; '.join(fixed or differing)}")
     for line in differing:

@@ -64,7 +64,7 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device, trusted:
     from championship_sr.extract.experts.recorded import live_expert, recorded_config, store_origin
 
     manifest = Manifest.load(root)
-    names = config.experts or tuple(manifest.experts)
+    names = config.experts or tuple(manifest.answering)
     if not config.live.experts and not names:
         raise ConfigError(f"live.experts: {root} records no experts; name some, such as [hat-l, edsr-l]")
     recorded = {name: manifest.experts[name] for name in names if name in manifest.experts}

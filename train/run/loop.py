@@ -60,10 +60,10 @@ def train(
     """
     store, out = store_place(store), Path(out)
     with ExitStack() as stack:
-        # validation images that are extracted first take one process hours, in which the others wait
-        timeout = LONGEST_WAIT if config.validation.hr else None
+        # validation images or a teacher that are made first may take one process hours, in which the others wait
+        timeout = LONGEST_WAIT if config.validation.hr or config.teacher.of else None
         processes, stopping = stack.enter_context(world(config.device, timeout)), stack.enter_context(stop_signals())
-        source = stack.enter_context(closing(open_source(store, config, processes, trusted)))
+        source = stack.enter_context(closing(open_source(store, config, processes, trusted, stopping)))
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries), data=whole_batch(config.data, processes.size))
         if processes.first:
@@ -74,6 +74,7 @@ def train(
             begin(
                 out, config, source.entries, store,
                 trained=trained, resume=resume, changes=changes, images=len(source.store.images),
+                teacher=source.store.experts[source.teacher] if source.teacher else None,
             )  # fmt: skip
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
@@ -154,7 +155,8 @@ class Run:
         began = time.perf_counter()
         batch = self._mixed(next(batches))
         waited = time.perf_counter() - began
-        weights = self.config.losses.stages[self.stage_of(self.step)].weights
+        stage = self.config.losses.stages[self.stage_of(self.step)]
+        weights = stage.weights_at(self.stage_of.done(self.step))
         values, stop_share = self.trainer.step(
             self.step, batch, weights=weights, learning_rate=self.rate(self.step), stop=stop
         )

@@ -1,5 +1,6 @@
 """What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -11,12 +12,14 @@ import torch
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import cache_folder, is_remote
 from championship_sr.store.remote.cache import RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig, TrainConfig
 from championship_sr.train.data.loader import Buffers, Loader, Ranks, Sampling
+from championship_sr.train.losses.combined import TEACHER
 from championship_sr.train.run.folder import read_image_count
 from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
 from championship_sr.train.run.processes import World
@@ -43,6 +46,7 @@ class Source:
     live     where they are run in the step
     cache    where the store lies in object storage
     trusted  modules that it may name as its experts' networks
+    teacher  the name in the store of the images that are learnt from
     """
 
     store: Store
@@ -50,6 +54,7 @@ class Source:
     live: LiveExperts | None = None
     cache: ShardCache | None = None
     trusted: tuple[str, ...] = ()
+    teacher: str | None = None
 
     def close(self) -> None:
         for part in (self.live, self.cache):
@@ -57,29 +62,58 @@ class Source:
                 part.close()
 
 
-def open_source(place: Path | str, config: TrainConfig, world: World, trusted: Sequence[str] = ()) -> Source:
+def open_source(
+    place: Path | str,
+    config: TrainConfig,
+    world: World,
+    trusted: Sequence[str] = (),
+    stopping: threading.Event | None = None,
+) -> Source:
     """The store, whole for the experts that the configuration names, or its images alone and live experts.
 
-    trusted  modules that the store may name as its experts' networks
-    raises   StoreError if HR or an expert is missing, or one has random weights;
-             ConfigError for what a store cannot answer
+    trusted   modules that the store may name as its experts' networks
+    stopping  ends the making of a teacher, which goes on with the next call
+    raises    StoreError if HR or an expert is missing, or one has random weights;
+              ConfigError for what a store cannot answer
     """
     if not config.live.enabled:
         _check_answerable(config)
-    store = open_store(place, () if config.live.enabled else config.experts or None, config.data)
-    store.check_hr("training")
+    teacher = _teacher(place, config, world, stopping or threading.Event()) if config.teacher.of else None
+    store = open_store(place, () if config.live.enabled else config.experts or None, config.data, teacher)
+    _check_hr(store, config)
     live = load_experts(store.root, config, world.device, trusted) if config.live.enabled else None
-    entries = live.entries if live else store.experts
+    entries = live.entries if live else {name: entry for name, entry in store.experts.items() if name != teacher}
     _check_entries(place, entries, config)
     if not is_remote(place):
-        return Source(store, entries, live, trusted=tuple(trusted))
+        return Source(store, entries, live, trusted=tuple(trusted), teacher=teacher)
     first, alone = world.local_rank == 0, len(world.beside) == 1
     cache = ShardCache(store, config.data.cache_gb, fetches=first, alone=alone)
-    return Source(store, entries, live, cache, tuple(trusted))
+    return Source(store, entries, live, cache, tuple(trusted), teacher)
 
 
-def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfig) -> Store:
-    """The store in a folder, or one in object storage whose shards a cache will hold."""
+def _teacher(place: Path | str, config: TrainConfig, world: World, stopping: threading.Event) -> str:
+    # imports this module's neighbours, and only few runs have one
+    from championship_sr.train.students.teacher import made_teacher
+
+    return made_teacher(_manifest(place, config.data), config.teacher, world, stopping, local=not is_remote(place))
+
+
+def _manifest(place: Path | str, data: DataConfig) -> Manifest:
+    if is_remote(place):
+        return RemoteStore(place).describe(data.cache or cache_folder(place, "cache"), None)
+    return Manifest.load(Path(place))
+
+
+def _check_hr(store: Store, config: TrainConfig) -> None:
+    """Raises StoreError where there are no HR images and a loss needs them."""
+    if list(config.losses.used) != [TEACHER]:
+        store.check_hr("training")
+
+
+def open_store(place: Path | str, experts: Sequence[str] | None, data: DataConfig, teacher: str | None = None) -> Store:
+    """The store in a folder, or one in object storage whose shards a cache will hold; with a teacher beside experts."""
+    if teacher:
+        experts = [*(_manifest(place, data).answering if experts is None else experts), teacher]
     if is_remote(place):
         return RemoteStoreReader(RemoteStore(place), data.cache or cache_folder(place, "cache"), experts)
     return Store(place, experts, check=data.check)
@@ -99,6 +133,7 @@ def make_loader(source: Source, images: list[int], config: TrainConfig, world: W
         buffers=Buffers(data.threads, data.buffer_mib, data.ahead_mib),
         ranks=Ranks(world.rank, world.size, world.nodes, world.node, world.local_rank),
         cache=source.cache,
+        teacher=source.teacher,
     )
     return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
 
@@ -115,19 +150,30 @@ def make_validation(source: Source, config: TrainConfig, run: Path, world: World
         scored = list(range(len(held.images)))
     else:
         held = store
+        if not source.teacher:
+            held.check_hr("validation")
         training, scored = split_images(store, settings, len(images))
         if source.cache:
             mine = {image for rank in world.beside for image in scored[rank :: world.size]}
             source.cache.pin(sorted({store.images[image].shard for image in mine}))
     return training, Validation(
-        held, scored, experts, _reader(held, source, config, world.device), pictures=settings.pictures, world=world
+        held,
+        scored,
+        experts,
+        _reader(held, source, config, world.device),
+        pictures=settings.pictures,
+        world=world,
+        taught=held is store and source.teacher is not None,
     )
 
 
 def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:
     if held.experts or not source.live:
+        teacher = source.teacher if held is source.store else None
         features = config.fusion.features
-        return partial(read_stored, held, experts=tuple(source.entries), device=device, features=features)
+        return partial(
+            read_stored, held, experts=tuple(source.entries), device=device, features=features, teacher=teacher
+        )
 
     def answered(image: int) -> WholeImage:
         lr, hr = read_pair(held, image, device)

@@ -83,7 +83,7 @@ class Trainer:
         for part in parts:
             with self._autocast():
                 sr = self._forward(part.lr, part.images, part.features)
-            loss, values = self.criterion(sr, part.hr, weights)
+            loss, values = self.criterion(sr, part.hr, weights, part.teacher)
             self.scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
             add(sums, {"loss": loss.detach(), **values})
         if len(parts) > 1:
@@ -125,4 +125,5 @@ def _part(batch: Batch, rows: slice) -> Batch:
         images=batch.images[rows],
         features=features,
         places=batch.places[rows],
+        teacher=None if batch.teacher is None else batch.teacher[rows],
     )

@@ -32,12 +32,16 @@ PICTURE_PX = 192  # side of the windows that are shown
 
 
 class WholeImage(NamedTuple):
-    """One image of a store, the network's input and target, with a batch axis of 1."""
+    """One image of a store, the network's input and target, with a batch axis of 1.
+
+    hr  the teacher's image in a store without HR
+    """
 
     lr: Tensor
     hr: Tensor
     images: Tensor
     features: dict[str, Tensor]
+    teacher: Tensor | None = None
 
 
 class Score(NamedTuple):
@@ -67,6 +71,7 @@ class Validation:
     images    of the store, by index
     read      image index -> what the network gets, and should give
     pictures  so many of the images are shown
+    taught    whether there is a teacher's image of each
     """
 
     def __init__(
@@ -78,11 +83,13 @@ class Validation:
         *,
         pictures: int,
         world: World,
+        taught: bool = False,
     ) -> None:
         if not images:
             raise ConfigError("validation: no images; give validation.images, validation.store or validation.hold_out")
         self.store, self.images, self.experts, self.world = store, list(images), tuple(experts), world
         self.read, self.shown = read, self.images[:pictures]
+        self.taught = taught
         self.tile_px: int | None = None  # None: whole images
         least = SSIM_WINDOW + 2 * store.scale
         for image in map(store.images.__getitem__, self.images):
@@ -97,6 +104,8 @@ class Validation:
         methods: dict[str, Callable[[WholeImage], Tensor]] = {
             name: lambda whole, row=row: whole.images[:, row] for row, name in enumerate(self.experts)
         }
+        if self.store.manifest.has_hr and self.taught:
+            methods["teacher"] = lambda whole: whole.teacher
         methods["mean"] = lambda whole: whole.images.mean(1)
         weights = torch.tensor([fitted[name] for name in self.experts])
         methods["fitted"] = lambda whole: combined(whole.images, weights)
@@ -158,7 +167,7 @@ def in_tiles(network: nn.Module, whole: WholeImage, scale: int, tile_px: int | N
         return network(whole.lr, whole.images, whole.features)
     from championship_sr.extract.experts.tiling import spans  # brings every architecture; only where memory is short
 
-    image = torch.empty_like(whole.hr)
+    image = whole.lr.new_empty(1, 3, height * scale, width * scale)
     for rows, cols in product(*(spans(length, tile_px, HALO_PX) for length in (height, width))):
         tile = network(*_window(whole, rows, cols, scale))
         image[..., *_kept(rows, cols, scale)] = tile[..., *_kept(rows, cols, scale, inside=True)]
@@ -181,19 +190,38 @@ def _kept(rows: "Span", cols: "Span", scale: int, inside: bool = False) -> tuple
 
 
 def read_stored(
-    store: Store, image: int, experts: Sequence[str], device: torch.device, features: bool = True
+    store: Store,
+    image: int,
+    experts: Sequence[str],
+    device: torch.device,
+    features: bool = True,
+    teacher: str | None = None,
 ) -> WholeImage:
     """The image with this index, decoded on the device."""
+    taught = decoded_window(store.array(image, teacher, "sr"), device) if teacher else None
+    lr = decoded_window(store.array(image, PAIRS, "lr"), device)
+    hr = decoded_window(store.array(image, PAIRS, "hr"), device) if store.manifest.has_hr else taught
+    return WholeImage(lr, hr, *read_answers(store, image, experts, device, features), taught)
+
+
+def read_answers(
+    store: Store,
+    image: int,
+    experts: Sequence[str],
+    device: torch.device,
+    features: bool = True,
+    variant: str = "identity",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The experts' images (1, E, 3, H, W) and joined features, expert -> (1, C, h, w), of an image in a variant."""
+
+    def read(expert: str, name: str) -> Tensor:
+        return decoded_window(store.array(image, expert, name, variant), device)
 
     taps = {name: [spec.name for spec in store.experts[name].arrays if spec.name != "sr"] for name in experts}
+    images = torch.stack([read(name, "sr") for name in experts], dim=1)
     with_features = [name for name in experts if features and taps[name]]
-
-    def joined(expert: str) -> Tensor:
-        return torch.cat([decoded_window(store.array(image, expert, name), device) for name in taps[expert]], dim=1)
-
-    lr, hr = read_pair(store, image, device)
-    images = torch.stack([decoded_window(store.array(image, name, "sr"), device) for name in experts], dim=1)
-    return WholeImage(lr, hr, images, {name: joined(name) for name in with_features})
+    joined = {name: torch.cat([read(name, tap) for tap in taps[name]], dim=1) for name in with_features}
+    return images, joined
 
 
 def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Values to raw numbers and back, each with a stated error; the way back works on numpy arrays and torch tensors.
+"""Values to raw numbers and back, each with a stated error; both ways work on numpy arrays and torch tensors.
+
+A tensor is encoded on its own device. Its raw numbers are those of the same numpy array, bit for bit, but for principal
+components: products of matrices differ in their last bits from library to library.
 
 A codec's name is `base` or `base+compression`: `float16`, `uint8`, `pca64-int8`, `float16+zstd`. The base says what
 the numbers mean, the compression only how their chunks lie in the file.
@@ -41,7 +44,7 @@ class Codec:
         """Channels of the raw array."""
         return self.components or channels
 
-    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+    def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         """What is particular to this array, and what it shares with the expert's others (`basis`)."""
         return {}
 
@@ -49,9 +52,9 @@ class Codec:
         """Name -> how many numbers, 0 or more each, are particular to an array."""
         return dict.fromkeys(self.own, self.components or channels)
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+    def encode(self, values: Any, params: Params) -> Any:
         """Raw numbers of float32 (rows, cols, C)."""
-        return values.astype(self.raw_dtype)
+        return _cast(values, self.raw_dtype)
 
     def decode(self, raw: Any, params: Params) -> Any:
         """float32 (..., C) of raw (..., raw channels); params may have leading axes that broadcast."""
@@ -63,7 +66,9 @@ class Codec:
 
 
 class Float16(Codec):
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+    def encode(self, values: Any, params: Params) -> Any:
+        if not isinstance(values, np.ndarray):
+            return values.half()
         import torch  # rounds to even as numpy does, at twice the speed
 
         return torch.from_numpy(values).half().numpy()
@@ -75,7 +80,11 @@ class Float16(Codec):
 class Bfloat16(Codec):
     """The upper half of a float32, rounded to even; zarr and h5py know it as uint16."""
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+    def encode(self, values: Any, params: Params) -> Any:
+        if not isinstance(values, np.ndarray):
+            import torch
+
+            return values.bfloat16().view(torch.uint16)
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -97,8 +106,8 @@ class Unit(Codec):
     def levels(self) -> int:
         return int(np.iinfo(self.raw_dtype).max)
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
-        return np.rint(np.clip(values, 0, 1) * np.float32(self.levels)).astype(self.raw_dtype)
+    def encode(self, values: Any, params: Params) -> Any:
+        return _cast((values.clip(0, 1) * float(self.levels)).round(), self.raw_dtype)
 
     def decode(self, raw: Any, params: Params) -> Any:
         return _float(raw) / self.levels
@@ -112,12 +121,11 @@ class Scaled(Codec):
 
     own = ("scale",)
 
-    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+    def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         return {"scale": _scales(values)}
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
-        scaled = np.rint(values / np.asarray(params["scale"], np.float32))
-        return np.clip(scaled, -INT8_MAX, INT8_MAX).astype(np.int8)
+    def encode(self, values: Any, params: Params) -> Any:
+        return _whole(values / _float32(params["scale"]), INT8_MAX)
 
     def decode(self, raw: Any, params: Params) -> Any:
         return _float(raw) * _like(params["scale"], raw)
@@ -129,12 +137,12 @@ class Scaled(Codec):
 class Principal(Scaled):
     """Principal components of the features, each in int8 with a scale an array; the basis is the expert's."""
 
-    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+    def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         if basis is None:
             raise StoreError(f"codec {self.name} has no basis: fit_pca makes one, Manifest.add_expert takes it")
         return {**basis, "scale": _scales(self._project(values, basis))}
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
+    def encode(self, values: Any, params: Params) -> Any:
         return super().encode(self._project(values, params), params)
 
     def decode(self, raw: Any, params: Params) -> Any:
@@ -144,8 +152,8 @@ class Principal(Scaled):
         return np.broadcast_to(np.abs(params["basis"]).T @ params["scale"], values.shape)
 
     @staticmethod
-    def _project(values: np.ndarray, basis: Params) -> np.ndarray:
-        return (values - basis["mean"]) @ basis["basis"].T
+    def _project(values: Any, basis: Params) -> Any:
+        return (values - _like(basis["mean"], values)) @ _like(basis["basis"], values).T
 
 
 class Packed(Principal):
@@ -157,27 +165,23 @@ class Packed(Principal):
     def raw_channels(self, channels: int) -> int:
         return WHOLE_BYTES + (self.components - WHOLE_BYTES) // 2
 
-    def params(self, values: np.ndarray, basis: Params | None = None) -> dict[str, np.ndarray]:
+    def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         params = super().params(values, basis)
         late = self._project(values, params)[..., WHOLE_BYTES:].reshape(-1, self.components - WHOLE_BYTES)
         scale = _clipping_scales(late[:: max(1, len(late) // CLIP_SAMPLE)])
-        return {**params, "scale": np.concatenate([params["scale"][:WHOLE_BYTES], scale])}
+        return {**params, "scale": _joined(params["scale"][:WHOLE_BYTES], scale)}
 
-    def encode(self, values: np.ndarray, params: Params) -> np.ndarray:
-        numbers = np.rint(self._project(values, params) / params["scale"])
-        early = np.clip(numbers[..., :WHOLE_BYTES], -INT8_MAX, INT8_MAX).astype(np.int8)
-        late = np.clip(numbers[..., WHOLE_BYTES:], -INT4_MAX, INT4_MAX).astype(np.int8)
-        low, high = np.split(late, 2, axis=-1)
-        return np.concatenate([early, (high << 4) | (low & 15)], axis=-1)
+    def encode(self, values: Any, params: Params) -> Any:
+        numbers = self._project(values, params) / params["scale"]
+        early = _whole(numbers[..., :WHOLE_BYTES], INT8_MAX)
+        late = _whole(numbers[..., WHOLE_BYTES:], INT4_MAX)
+        half = late.shape[-1] // 2
+        return _joined(early, (late[..., half:] << 4) | (late[..., :half] & 15))
 
     def decode(self, raw: Any, params: Params) -> Any:
         early, pairs = raw[..., :WHOLE_BYTES], raw[..., WHOLE_BYTES:]
-        parts = early, (pairs << 4) >> 4, pairs >> 4  # shifts of signed numbers keep the sign
-        if isinstance(raw, np.ndarray):
-            return super().decode(np.concatenate(parts, axis=-1), params)
-        import torch
-
-        return super().decode(torch.cat(parts, dim=-1), params)
+        # shifts of signed numbers keep the sign
+        return super().decode(_joined(early, (pairs << 4) >> 4, pairs >> 4), params)
 
 
 @lru_cache
@@ -232,19 +236,62 @@ def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndar
     return {"mean": mean.astype(np.float32), "basis": (basis * signs[:, None]).astype(np.float32)}
 
 
-def _scales(values: np.ndarray) -> np.ndarray:
-    largest = np.abs(values).reshape(-1, values.shape[-1]).max(0)
-    return np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
+def _scales(values: Any) -> Any:
+    return _positive(_largest(values), INT8_MAX)
 
 
-def _clipping_scales(values: np.ndarray) -> np.ndarray:
+def _clipping_scales(values: Any) -> Any:
     """For each column the scale of int4 that gives the least mean squared error."""
-    largest = np.abs(values).max(0)
-    scales = [np.where(largest > 0, largest * clip / INT4_MAX, 1).astype(np.float32) for clip in CLIPS]
-    errors = [
-        np.square(np.clip(np.rint(values / scale), -INT4_MAX, INT4_MAX) * scale - values).sum(0) for scale in scales
-    ]
-    return np.choose(np.argmin(errors, axis=0), scales)
+    largest, scales, errors = _largest(values), [], []
+    for clip in CLIPS:
+        scale = _positive(largest * clip, INT4_MAX)
+        scales.append(scale)
+        errors.append(((_whole(values / scale, INT4_MAX) * scale - values) ** 2).sum(0))
+    library = _library(values)
+    best = library.stack(errors).argmin(0)
+    return sum(scale * (best == i) for i, scale in enumerate(scales))
+
+
+def _positive(largest: Any, number: int) -> Any:
+    """The scales at which the largest magnitudes are this number; 1 for channels that are 0 throughout."""
+    if isinstance(largest, np.ndarray):
+        return np.where(largest > 0, largest / number, 1).astype(np.float32)
+    # by a tensor: on a GPU a division by a plain number is a product with its reciprocal
+    return _library(largest).where(largest > 0, largest / largest.new_full((), number), 1.0)
+
+
+def _largest(values: Any) -> Any:
+    """The largest magnitude of each channel."""
+    axes = tuple(range(values.ndim - 1))
+    return abs(values).max(axes) if isinstance(values, np.ndarray) else values.abs().amax(axes)
+
+
+def _whole(values: Any, limit: int) -> Any:
+    """int8 of rounded values within -limit..limit."""
+    return _cast(values.round().clip(-limit, limit), np.dtype(np.int8))
+
+
+def _joined(*parts: Any) -> Any:
+    return np.concatenate(parts, axis=-1) if isinstance(parts[0], np.ndarray) else _library(parts[0]).cat(parts, dim=-1)
+
+
+def _cast(values: Any, dtype: np.dtype) -> Any:
+    if isinstance(values, np.ndarray):
+        return values.astype(dtype)
+    return values.to(getattr(_library(values), dtype.name))
+
+
+def _float32(value: Any) -> Any:
+    return np.asarray(value, np.float32) if isinstance(value, list | np.ndarray) else value
+
+
+def _library(values: Any) -> Any:
+    """numpy or torch, whose functions these are."""
+    if isinstance(values, np.ndarray):
+        return np
+    import torch  # the store's readers do without
+
+    return torch
 
 
 def _float(raw: Any) -> Any:

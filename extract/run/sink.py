@@ -1,6 +1,10 @@
-"""Shards written behind the forward passes: one thread encodes, writes and publishes, a few images at most behind."""
+"""Shards written behind the forward passes, a few images at most behind.
+
+Several threads encode and hash; one writes and publishes, in the order in which the images came.
+"""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,23 +14,25 @@ from torch import Tensor
 
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.shards.writer import write_shard
+from championship_sr.store.shards.writer import Ready, write_shard
 
 log = logging.getLogger(__name__)
 
-BEHIND = 2  # images whose arrays may wait in memory
+THREADS = max(2, min(4, os.cpu_count() or 1))  # that encode and hash
+BEHIND = THREADS  # images whose arrays may wait in memory
 
 
 class Sink:
     """A `with` block around any number of shards, one open at a time.
 
-    What goes wrong in the thread is raised by the next call. An exception in the block leaves no trace of the open
+    What goes wrong in a thread is raised by the next call. An exception in the block leaves no trace of the open
     shard; shards that were closed before are published, but for those that another process has taken over.
     """
 
     def __init__(self, manifest: Manifest, source: str, rebuild: bool = False) -> None:
         self._manifest, self._source, self._rebuild = manifest, source, rebuild
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._encoders = ThreadPoolExecutor(THREADS, thread_name_prefix="encoder")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._waiting: deque[Future] = deque()
         self._open: _Shard | None = None
         self.published: list[int] = []
@@ -44,7 +50,8 @@ class Sink:
 
     def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more."""
-        self._submit(self._open.add, image_id, outputs, variant)
+        ready = self._encoders.submit(self._open.encode, image_id, outputs, variant)
+        self._submit(self._open.write, ready)
 
     def close(self) -> None:
         """Publishes the open shard, once its images are written."""
@@ -74,7 +81,7 @@ class Sink:
             self.published.append(shard.number)
 
     def _submit(self, work: Callable, *args: object) -> None:
-        self._waiting.append(self._pool.submit(work, *args))
+        self._waiting.append(self._writer.submit(work, *args))
         self._drain(BEHIND)
 
     def _drain(self, left: int) -> None:
@@ -82,7 +89,8 @@ class Sink:
             self._waiting.popleft().result()
 
     def _abandon(self, kind, error, traceback) -> None:
-        self._pool.shutdown()  # what is closed is still published
+        self._writer.shutdown()  # what is closed is still published
+        self._encoders.shutdown()
         if self._open is not None:
             self._open.close(kind, error, traceback)
 
@@ -98,12 +106,16 @@ class _Shard:
     def made_from(self, files: dict[str, str]) -> None:
         self._out.files = files
 
-    def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
+    def encode(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> list[Ready]:
+        arrays = {name: tensor[0].permute(1, 2, 0) for name, tensor in outputs.items()}
+        return [] if self.lost else self._out.encode(image_id, arrays, variant)
+
+    def write(self, ready: Future) -> None:
+        arrays = ready.result()
         if self.lost:
             return
         try:
-            arrays = {name: tensor[0].permute(1, 2, 0).numpy() for name, tensor in outputs.items()}
-            self._out.add(image_id, arrays, variant)
+            self._out.write(arrays)
         except OSError as error:
             self.close(type(error), error, error.__traceback__)
             if not self.lost:

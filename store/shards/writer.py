@@ -2,16 +2,16 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from championship_sr.store.codecs import Codec, Params, get_codec
+from championship_sr.store.codecs import get_codec
 from championship_sr.store.containers import hdf5 as hdf5_shard
 from championship_sr.store.containers import zarr as zarr_shard
 from championship_sr.store.containers.chunks import parsed_chunk
@@ -22,6 +22,8 @@ from championship_sr.store.format.entries import ArraySpec, Image
 from championship_sr.store.format.layout import PAIRS, array_key, shard_stem
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size
+from championship_sr.store.shards import encoding
+from championship_sr.store.shards.encoding import Encoded, check_range, extremes
 from championship_sr.store.shards.record import encoded, sealed
 
 SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
@@ -121,6 +123,17 @@ def unless_done(manifest: Manifest, source: str, shard: int) -> Iterator[None]:
             raise StoreError(f"{busy}: it does the same. Wait for it; this command then goes on") from None
 
 
+class Ready(NamedTuple):
+    """One array as it goes into the shard, and what the record says of it."""
+
+    key: str
+    raw: np.ndarray
+    params: Mapping[str, Any]
+    smallest: float
+    largest: float
+    sha256: str
+
+
 class ShardWriter:
     """Takes the arrays of one shard's images, in any order."""
 
@@ -154,8 +167,14 @@ class ShardWriter:
         )
 
     def add(self, image_id: str, arrays: Mapping[str, np.ndarray], variant: str = "identity") -> None:
-        """Encode and write one image's arrays; float32, or integers for the pairs.
+        """Encode and write one image's arrays; see `encode`."""
+        self.write(self.encode(image_id, arrays, variant))
 
+    def encode(self, image_id: str, arrays: Mapping[str, Any], variant: str = "identity") -> list[Ready]:
+        """One image's arrays, encoded and hashed, for `write`; in any number of threads at once.
+
+        arrays  name -> (rows, cols, C): float32 array or tensor, or what `encoding.encode` has made of it; integers for
+                the pairs
         raises  StoreError for values that are not finite or beyond the codec's range, and for arrays that do not fit
         """
         image = self._images.get(image_id)
@@ -166,24 +185,20 @@ class ShardWriter:
                 f"{self._source}: image {image_id} came with {', '.join(sorted(arrays))} of variant {variant}; "
                 f"expected {', '.join(sorted(self._specs))} of {', '.join(self.variants)}"
             )
-        for name in self._specs:
-            self.add_array(image_id, name, np.asarray(arrays[name]), variant)
+        return [self._ready(image_id, name, arrays[name], variant) for name in self._specs]
+
+    def write(self, ready: Sequence[Ready]) -> None:
+        """Write what is ready; in one thread at a time."""
+        for array in ready:
+            self._write(array)
 
     def add_array(self, image_id: str, name: str, values: np.ndarray, variant: str = "identity") -> None:
         """Encode and write one array."""
-        spec = self._specs[name]
-        key = array_key(image_id, name, variant)
-        what = f"{self._source}: image {image_id}, {key.partition('/')[2]}"
-        shape = self._shape(self._images[image_id], spec, variant)
-        if values.shape != shape:
-            raise StoreError(f"{what}: shape {values.shape}, expected {shape}")
-        raw, params = self._encoded(spec, values, what)
-        own = {part: value.tolist() for part, value in params.items() if part not in self._basis.get(name, {})}
-        self._write(key, raw, own, float(values.min()), float(values.max()))
+        self._write(self._ready(image_id, name, values, variant))
 
     def add_raw(self, key: str, raw: np.ndarray, entry: Mapping[str, Any]) -> None:
         """Write an array that is encoded already; `entry` is its record in the store that it comes from."""
-        self._write(key, raw, entry["params"], entry["min"], entry["max"])
+        self._write(Ready(key, raw, entry["params"], entry["min"], entry["max"], _sha256(raw)))
 
     def finish(self) -> None:
         """Publish the shard and record it.
@@ -221,47 +236,57 @@ class ShardWriter:
         rows, cols = variant_size(image.lr_size, variant)
         return rows * spec.resolution, cols * spec.resolution, spec.channels
 
-    def _write(self, key: str, raw: np.ndarray, own: Mapping[str, Any], smallest: float, largest: float) -> None:
-        image_id, _, name = key.partition("/")
-        name, _, variant = name.partition("@")
-        codec = get_codec(raw.dtype.name if self._source == PAIRS else self._specs[name].codec)
-        chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
-        image_name = self._images[image_id].name
-        attributes = {"codec": codec.name, "image": image_name, "variant": variant or "identity", **own}
-        place = self._writer.put(key, raw, chunk, codec.compression, attributes)
-        self._arrays[key] = {
-            "shape": list(raw.shape),
-            "dtype": raw.dtype.name,
-            "sha256": hashlib.sha256(raw.data).hexdigest(),
-            "min": smallest,
-            "max": largest,
-            "finite": True,
-            "chunk": list(chunk) if chunk else None,
-            "params": own,
-            **place,
-        }
+    def _ready(self, image_id: str, name: str, values: Any, variant: str) -> Ready:
+        spec, key = self._specs[name], array_key(image_id, name, variant)
+        what = f"{self._source}: image {image_id}, {key.partition('/')[2]}"
+        shape = self._shape(self._images[image_id], spec, variant)
+        encoded = values if isinstance(values, Encoded) else None
+        found = tuple(encoded.raw.shape if encoded else values.shape)
+        expected = (*shape[:2], get_codec(spec.codec).raw_channels(shape[2])) if encoded else shape
+        if found != expected:
+            raise StoreError(f"{what}: shape {found}, expected {expected}")
+        raw, own, smallest, largest = encoded or self._encoded(spec, values, what)
+        if encoded:
+            check_range(float(smallest), float(largest), get_codec(spec.codec), what)
+        params = {part: value.tolist() for part, value in own.items()}
+        raw = raw if isinstance(raw, np.ndarray) else raw.numpy()
+        return Ready(key, raw, params, float(smallest), float(largest), _sha256(raw))
 
-    def _encoded(self, spec: ArraySpec, values: np.ndarray, what: str) -> tuple[np.ndarray, Params]:
+    def _encoded(self, spec: ArraySpec, values: Any, what: str) -> Encoded:
         if self._source == PAIRS:
             if values.dtype not in (np.uint8, np.uint16):
                 raise StoreError(f"{what}: {values.dtype}, expected uint8 or uint16")
-            return np.ascontiguousarray(values), {}
+            return Encoded(np.ascontiguousarray(values), {}, *extremes(values))
         codec = get_codec(spec.codec)
-        values = np.ascontiguousarray(values, np.float32)
-        _check_range(values, codec, what)
-        params = codec.params(values, self._basis.get(spec.name))
-        return np.ascontiguousarray(codec.encode(values, params)), params
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values, np.float32)
+        check_range(*map(float, extremes(values)), codec, what)
+        return encoding.encode(values, codec, self._basis.get(spec.name, {}))
+
+    def _write(self, array: Ready) -> None:
+        image_id, _, name = array.key.partition("/")
+        name, _, variant = name.partition("@")
+        raw = array.raw
+        codec = get_codec(raw.dtype.name if self._source == PAIRS else self._specs[name].codec)
+        chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
+        image_name = self._images[image_id].name
+        attributes = {"codec": codec.name, "image": image_name, "variant": variant or "identity", **array.params}
+        place = self._writer.put(array.key, raw, chunk, codec.compression, attributes)
+        self._arrays[array.key] = {
+            "shape": list(raw.shape),
+            "dtype": raw.dtype.name,
+            "sha256": array.sha256,
+            "min": array.smallest,
+            "max": array.largest,
+            "finite": True,
+            "chunk": list(chunk) if chunk else None,
+            "params": array.params,
+            **place,
+        }
 
 
-def _check_range(values: np.ndarray, codec: Codec, what: str) -> None:
-    largest = max(-float(values.min()), float(values.max()))  # not a number spreads through min and max
-    if not np.isfinite(largest):
-        count = int((~np.isfinite(values)).sum())
-        raise StoreError(f"{what}: {count} values are not finite; compute the expert in float32 or bfloat16")
-    if largest > codec.limit:
-        raise StoreError(
-            f"{what}: a value of {largest:g} is beyond {codec.name} ({codec.limit:g}); choose bfloat16 or int8"
-        )
+def _sha256(raw: np.ndarray) -> str:
+    return hashlib.sha256(raw.data).hexdigest()
 
 
 def _check_space(folder: Path, needed: int, what: str) -> None:

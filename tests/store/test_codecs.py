@@ -38,6 +38,23 @@ def test_decoding_on_torch_equals_numpy(name):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "pca10-int4"])
+def test_encoding_on_torch_equals_numpy_bit_for_bit_but_for_products_of_matrices(name):
+    values = IMAGE * 1.2 - 0.1 if name.startswith("uint") else FEATURES * (np.arange(12) != 5)  # one channel is 0
+    codec, params, raw = round_trip(name, values)
+    by_channel = torch.from_numpy(values).permute(2, 0, 1).contiguous().permute(1, 2, 0)  # as a network leaves it
+    basis = {key: value for key, value in params.items() if key != "scale"}
+    found = codec.params(by_channel, basis)
+    tensor = codec.encode(by_channel, found)
+    slack = 1e-5 if name.startswith("pca") else 0
+    assert tensor.contiguous().numpy().dtype == raw.dtype
+    assert np.abs(tensor.numpy().astype(np.float64) - raw).max() <= bool(
+        slack
+    )  # one step, where a product fell between
+    for key, value in params.items():
+        np.testing.assert_allclose(np.asarray(found[key]), value, rtol=slack, atol=0)
+
+
 @pytest.mark.parametrize("name", ["int8", "pca4-int8", "pca10-int4"])
 def test_parameters_of_a_batch_broadcast(name):
     codec, params, raw = round_trip(name, FEATURES)

@@ -125,7 +125,7 @@ def test_a_shard_that_another_process_has_is_left_to_it_and_then_taken(small_sto
     assert small_store.missing_shards("fragile") == [1]
 
 
-@pytest.mark.parametrize("at", ["add", "finish"])
+@pytest.mark.parametrize("at", ["write", "finish"])
 def test_a_shard_that_another_process_took_over_is_dropped_and_the_run_goes_on(make_config, monkeypatch, caplog, at):
     config = make_config()
     once, work = [], getattr(ShardWriter, at)
@@ -147,11 +147,11 @@ def test_a_shard_that_another_process_took_over_is_dropped_and_the_run_goes_on(m
 def test_a_full_disk_leaves_nothing_half_written(make_config, monkeypatch):
     config = make_config()
 
-    def full(self, image_id, arrays, variant="identity"):
+    def full(self, ready):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("championship_sr.store.shards.writer.ShardWriter.add", full)
+        patch.setattr("championship_sr.store.shards.writer.ShardWriter.write", full)
         extract(config)
     left = {path.name for path in Path(config.store).rglob("*") if path.is_file()}
     assert not left and not Path(config.store).exists()

@@ -64,10 +64,13 @@ def test_killed_twenty_times_at_random_the_same_command_ends_with_the_same_store
 
 
 def contents(root: str | Path) -> dict[str, bytes]:
-    """Every file of the store by its name, but for the date it was made, file times and locks of the dead."""
+    """Every file of the store by its name, but for the date it was made, file times and locks of the dead.
+
+    A record repeats the date, and its checksum is over that as well.
+    """
     files = {str(path.relative_to(root)): path for path in Path(root).rglob("*") if path.is_file()}
     return {
-        name: re.sub(rb"\n *date: .*", b"", path.read_bytes())
+        name: re.sub(rb'\n *"?(date|checksum)"?: .*', b"", path.read_bytes())
         for name, path in files.items()
         if not re.search(r"\.lease/|\.lock$|^sources\.json$", name)
     }

@@ -76,8 +76,8 @@ def test_a_shard_without_one_of_its_images_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "value, codec, message",
     [
-        (np.nan, "float16", "hat: image i0, features: 1 values are not finite; compute the expert in float32"),
-        (-np.inf, "int8", "hat: image i0, features: 1 values are not finite"),
+        (np.nan, "float16", "hat: image i0, features: values are not finite; compute the expert in float32"),
+        (-np.inf, "int8", "hat: image i0, features: values are not finite"),
         (70000.0, "float16", r"features: a value of 70000 is beyond float16 \(65504\); choose bfloat16 or int8"),
     ],
 )

@@ -1,0 +1,60 @@
+"""An array on its way into a shard: measured, encoded and laid channels last, on whatever device its values are."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from championship_sr.store.codecs import Codec, Params
+from championship_sr.store.errors import StoreError
+
+
+class Encoded(NamedTuple):
+    """Raw numbers and what the record says of them: arrays, or tensors that a device may still be computing."""
+
+    raw: Any  # (rows, cols, raw channels)
+    params: Params  # particular to this array
+    smallest: Any
+    largest: Any
+
+
+def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
+    """The encoded array, not checked; nothing here waits for a device.
+
+    values  float32 (rows, cols, C), array or tensor; any order in memory
+    """
+    smallest, largest = extremes(values)
+    if not isinstance(values, np.ndarray) and values.device.type == "cpu" and codec.components:
+        values = values.contiguous().numpy()  # as it has always been: another library's products differ in last bits
+    params = codec.params(values, basis)
+    own = {name: value for name, value in params.items() if name not in basis}
+    return Encoded(channels_last(codec.encode(values, params)), own, smallest, largest)
+
+
+def extremes(values: Any) -> tuple[Any, Any]:
+    """The smallest and the largest value; both not a number where one is."""
+    smallest, largest = (values.min(), values.max()) if isinstance(values, np.ndarray) else values.aminmax()
+    return smallest + 0.0, largest + 0.0  # of -0 and 0 the first is found, in whatever order: it becomes 0
+
+
+def channels_last(raw: Any) -> Any:
+    """The same numbers, contiguous; a tensor's in half precision or bytes by torch's fast way for two axes."""
+    if isinstance(raw, np.ndarray):
+        return np.ascontiguousarray(raw)
+    by_channel = raw.permute(2, 0, 1)
+    if raw.is_contiguous() or not by_channel.is_contiguous():
+        return raw.contiguous()
+    return by_channel.flatten(1).t().contiguous().view(raw.shape)
+
+
+def check_range(smallest: float, largest: float, codec: Codec, what: str) -> None:
+    """Refuse what the codec cannot hold.
+
+    raises  StoreError naming `what`
+    """
+    magnitude = max(-smallest, largest)
+    if not np.isfinite(smallest + largest):
+        raise StoreError(f"{what}: values are not finite; compute the expert in float32 or bfloat16")
+    if magnitude > codec.limit:
+        raise StoreError(
+            f"{what}: a value of {magnitude:g} is beyond {codec.name} ({codec.limit:g}); choose bfloat16 or int8"
+        )

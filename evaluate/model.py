@@ -257,7 +257,7 @@ def _check_images(images: Mapping[str, Path], fusion: LoadedFusion) -> None:
 
 
 def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
-    """The expert's configuration with its weights in `folder`, where they lie there and not where the entry says.
+    """The expert's configuration with its weights in `folder` where they lie there, else where the entry says.
 
     raises  ConfigError if the expert has no weights
     """
@@ -267,4 +267,4 @@ def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
             f"--expert-images {config.name}=DIR"
         )
     own = folder / Path(config.weights).name
-    return replace(config, weights=str(own)) if own.exists() and not Path(config.weights).exists() else config
+    return replace(config, weights=str(own)) if config.weights and own.exists() else config

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,29 +37,41 @@ def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
     shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
     for name in (WEIGHTS_FILE, STATE_FILE):
         shutil.copyfile(source / CHECKPOINTS / step / name, target / name)
-    entries = {name: _shared(entry) for name, entry in model.fusion.expert_entries.items()}
+    names = weights_names(model)
+    entries = {name: _shared(entry, names) for name, entry in model.fusion.expert_entries.items()}
     (out / EXPERTS_FILE).write_text(dump_yaml({name: asdict(entry) for name, entry in entries.items()}))
     if with_experts:
-        _copy_experts(model, out / WEIGHTS)
+        _copy_experts(model, out / WEIGHTS, names)
     (out / CARD).write_text(model_card(model), encoding="utf-8")
     return out
 
 
-def _shared(entry: Expert) -> Expert:
+def weights_names(model: Model) -> dict[str, str]:
+    """Expert -> what its weights file is called in an export; files of one name get their expert's in front."""
+    entries = model.fusion.expert_entries
+    paths = {name: entry.notes["config"].get("weights") or "" for name, entry in entries.items()}
+    names = {name: Path(path).name for name, path in paths.items() if path and not path.startswith(BUNDLED)}
+    files = {(file.casefold(), entries[name].made_from) for name, file in names.items()}
+    if len(files) == len({file for file, _ in files}):
+        return names
+    return {name: f"{name}@{file}" for name, file in names.items()}  # no expert's name has an @ in it
+
+
+def _shared(entry: Expert, names: Mapping[str, str]) -> Expert:
     """The entry without what tells of this machine: no notes but the expert's configuration, no folder in it."""
     config = dict(entry.notes["config"])
-    for key in ("weights", "images"):
-        if config.get(key) and not config[key].startswith(BUNDLED):
-            config[key] = Path(config[key]).name
+    if entry.name in names:
+        config["weights"] = names[entry.name]
+    if config.get("images"):
+        config["images"] = Path(config["images"]).name
     return replace(entry, notes={"config": config})
 
 
-def _copy_experts(model: Model, folder: Path) -> None:
+def _copy_experts(model: Model, folder: Path, names: Mapping[str, str]) -> None:
     folder.mkdir()
     for expert in model.experts:  # loading them has checked that the files are the right ones
-        weights = expert.config.weights
-        if not weights.startswith(BUNDLED):
-            shutil.copyfile(weights, folder / Path(weights).name)
+        if expert.name in names:
+            shutil.copyfile(expert.config.weights, folder / names[expert.name])
 
 
 def model_card(model: Model) -> str:

@@ -1,12 +1,13 @@
 """An NTIRE submission: one PNG for each input, readme.txt, and the zip, checked before it is offered."""
 
-import csv
+import logging
 import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from championship_sr.evaluate.deliver.made import Made, Origin, fingerprint, note_made, origin_of, read_made
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
 from championship_sr.extract.images.decode import UnreadableImage, read_header, read_picture
@@ -14,10 +15,14 @@ from championship_sr.extract.images.names import printable
 from championship_sr.extract.images.pairs import image_files, joined, warn_of_nested
 from championship_sr.extract.images.picture import Picture
 from championship_sr.extract.images.results import asked_for
+from championship_sr.store.disk import files
+from championship_sr.store.disk.small_files import sha256_of
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.progress import progress
 
-RESULTS, README, TIMES, ZIP = "results", "readme.txt", "seconds.csv", "submission.zip"
+log = logging.getLogger(__name__)
+
+RESULTS, README, ZIP = "results", "readme.txt", "submission.zip"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Submission:
 def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bool = False) -> Submission:
     """Super-resolves a folder of LR images and packs the results; called again, it goes on with what is missing.
 
+    A picture is taken over if it was made by the same run with the same options from the same input, else made anew.
+
     raises  StoreError if an input cannot be read, or names, number or sizes of the results do not fit the inputs
     """
     inputs = image_files(lr, nested=False)
@@ -48,22 +55,57 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
     of_experts = model.results([asked_for(path) for path in inputs])
     results = out / RESULTS
     check_writable(results)
-    seconds = _seconds(out)
-    for path in progress(inputs, desc="submission", unit="image"):
-        target = results / f"{path.stem}.png"
-        if target.exists() and path.name in seconds:
+    _check_strays(inputs, results)
+    by = fingerprint(model, self_ensemble=self_ensemble)
+    origins = {path: origin_of(path, of_experts, by) for path in inputs}
+    made = _taken_over(out, origins)
+    for path, origin in progress(origins.items(), desc="submission", unit="image"):
+        if path.name in made:
             continue
         picture = read_picture(path)
         given = [images.given(str(path)) for images in of_experts]
         began = time.perf_counter()
         result = model.upscale(Picture(picture.pixels), given=given, self_ensemble=self_ensemble)
-        seconds[path.name] = time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        target = _result_of(path, results)
         write_picture(target, Picture(result.pixels), overwrite=True)
-        _note(out, path.name, seconds[path.name])
+        made[path.name] = Made(origin, sha256_of(target), seconds)
+        note_made(out, path.name, made[path.name])
     check(inputs, results, model.scale)
-    each = sum(seconds[path.name] for path in inputs) / len(inputs)
-    (out / README).write_text(readme(each, model.device.type != "cpu", facts), encoding="utf-8")
+    each = sum(made[path.name].seconds for path in inputs) / len(inputs)
+    files.write_atomic(out / README, readme(each, model.device.type != "cpu", facts).encode())
     return Submission(_pack(inputs, out), len(inputs), each)
+
+
+def _result_of(path: Path, results: Path) -> Path:
+    return results / f"{path.stem}.png"
+
+
+def _taken_over(out: Path, origins: dict[Path, Origin]) -> dict[str, Made]:
+    """Name of the input -> its picture, where that is the one that would be made now."""
+    there = {path: _result_of(path, out / RESULTS) for path in origins}
+    there = {path: result for path, result in there.items() if result.exists()}
+    made = read_made(out)
+    same = {
+        path.name: made[path.name]
+        for path, result in there.items()
+        if path.name in made and made[path.name].is_of(origins[path], result)
+    }
+    if len(there) > len(same):
+        log.warning(
+            "%s: %d of %d pictures are of another run, option or input, or were changed; they are made anew",
+            out / RESULTS, len(there) - len(same), len(there),
+        )  # fmt: skip
+    return same
+
+
+def _check_strays(inputs: Sequence[Path], results: Path) -> None:
+    """Raises StoreError listing what lies among the results and is none, before any work."""
+    expected = {_result_of(path, results) for path in inputs}
+    strays = [path for path in sorted(results.iterdir()) if path not in expected and path.suffix != files.TMP]
+    if strays:
+        faults = [f"{printable(path.name)}: stands for no input" for path in strays]
+        raise StoreError(f"{results}: {joined(faults)}. Remove them, or choose another folder")
 
 
 def _check_names(inputs: Sequence[Path]) -> None:
@@ -115,27 +157,17 @@ def _faults(result: Path, source: Path, scale: int) -> list[str]:
 
 
 def _pack(inputs: Sequence[Path], out: Path) -> Path:
-    unfinished, final = out / f".{ZIP}.tmp", out / ZIP
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-        archive.write(out / README, README)
-        for path in inputs:
-            archive.write(out / RESULTS / f"{path.stem}.png", f"{path.stem}.png")
-    with zipfile.ZipFile(unfinished) as archive:
-        broken = archive.testzip()
+    unfinished, final = out / f".{ZIP}{files.TMP}", out / ZIP
+    try:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+            archive.write(out / README, README)
+            for path in inputs:
+                archive.write(_result_of(path, out / RESULTS), f"{path.stem}.png")
+        with zipfile.ZipFile(unfinished) as archive:
+            broken = archive.testzip()
         if broken:
             raise StoreError(f"{unfinished}: {broken} was damaged while it was written; is the disk sound?")
-    unfinished.replace(final)
+        unfinished.replace(final)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return final
-
-
-def _seconds(out: Path) -> dict[str, float]:
-    path = out / TIMES
-    if not path.exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row[0]: float(row[1]) for row in csv.reader(file) if len(row) == 2}
-
-
-def _note(out: Path, name: str, seconds: float) -> None:
-    with open(out / TIMES, "a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow([name, f"{seconds:.4f}"])

@@ -1,5 +1,6 @@
 """An SR image through the diffusion model: encode, denoise, decode, match colours, blend."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,20 @@ class Refiner:
         shifted = config.method == "teacher" or config.student_shift
         self._shift: float = (vae.config.shift_factor or 0.0) if shifted else 0.0
         self._scale: float = vae.config.scaling_factor
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the configurations and of every weight: what decides the refined image."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for part in filter(None, (self.vae, self.transformer, self.scheduler)):
+            settings = sorted((key, str(value)) for key, value in part.config.items() if not key.startswith("_"))
+            digest.update(repr(settings).encode())
+        prompts = {str(number): vars(prompt) for number, prompt in enumerate(self._prompts)}
+        for part in (self.vae.state_dict(), self.transformer.state_dict(), *prompts.values()):
+            for name, tensor in part.items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def __call__(self, sr: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """An exported run is the run, without its training and without its machine."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,32 @@ def test_an_exported_run_gives_the_same_images(model, tmp_path, hr_folder, monke
     monkeypatch.chdir(tmp_path)
     photo = hr_folder / "photo1.png"
     assert np.array_equal(np.asarray(exported(photo)), np.asarray(model(photo)))
+
+
+def test_weights_files_of_one_name_are_both_kept_and_found(
+    tmp_path, hr_folder, expert_entries, make_store_of, make_run, monkeypatch
+):
+    entries = []
+    for entry in expert_entries:
+        path = tmp_path / entry["name"] / "net_g_latest.safetensors"
+        path.parent.mkdir()
+        shutil.copyfile(entry["weights"], path)
+        entries.append({**entry, "weights": str(path)})
+    run = make_run(tmp_path / "run", make_store_of(tmp_path / "same.store", hr_folder, entries))
+    model, photo = load(run, device="cpu"), hr_folder / "photo1.png"
+    expected, out = np.asarray(model(photo)), export_run(model, tmp_path / "shared", with_experts=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "one@net_g_latest.safetensors").write_bytes(b"of somebody else")
+    for entry in entries:
+        Path(entry["weights"]).unlink()
+    assert np.array_equal(np.asarray(load(out, device="cpu")(photo)), expected)
+    again = export_run(load(out, device="cpu"), tmp_path / "again", with_experts=True)
+    assert sorted(path.name for path in (again / "weights").iterdir()) == [
+        "one@net_g_latest.safetensors",
+        "two@net_g_latest.safetensors",
+    ]
 
 
 def test_it_says_nothing_of_this_machine(model, tmp_path, run_root):

@@ -1,5 +1,6 @@
 """A challenge submission: complete, of the right sizes, and refused otherwise."""
 
+import io
 import os
 import zipfile
 
@@ -47,9 +48,74 @@ def test_the_zip_holds_one_result_for_each_input_and_the_readme(model, lr, tmp_p
 def test_called_again_it_makes_only_what_is_missing(model, lr, tmp_path, monkeypatch):
     submit(model, lr, tmp_path / "out", FACTS)
     (tmp_path / "out" / "results" / "0902x4.png").unlink()
+    made = counting(model, monkeypatch)
+    assert submit(model, lr, tmp_path / "out", FACTS).images == 2 and len(made) == 1
+
+
+def counting(model, monkeypatch) -> list:
+    """One entry for each picture that the model makes."""
     made, upscale = [], model.upscale
     monkeypatch.setattr(model, "upscale", lambda picture, **options: made.append(1) or upscale(picture, **options))
-    assert submit(model, lr, tmp_path / "out", FACTS).images == 2 and len(made) == 1
+    return made
+
+
+def packed(submission) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(submission.zip) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+        return {name: np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names}
+
+
+def test_pictures_of_another_run_are_made_anew(model, lr, tmp_path, make_run, store_root, caplog):
+    submit(model, lr, tmp_path / "out", FACTS)
+    other = load(make_run(tmp_path / "other", store_root, refinement_layers=4), device="cpu")
+    expected = np.asarray(other(lr / "0901x4.png"))
+    assert not np.array_equal(expected, np.asarray(model(lr / "0901x4.png")))
+    assert np.array_equal(packed(submit(other, lr, tmp_path / "out", FACTS))["0901x4.png"], expected)
+    assert "2 of 2 pictures are of another run, option or input, or were changed; they are made anew" in caplog.text
+
+
+def test_pictures_of_another_option_are_made_anew(model, lr, tmp_path):
+    submit(model, lr, tmp_path / "out", FACTS)
+    expected = np.asarray(model(lr / "0902x4.png", self_ensemble=True))
+    found = packed(submit(model, lr, tmp_path / "out", FACTS, self_ensemble=True))["0902x4.png"]
+    assert np.array_equal(found, expected)
+
+
+def test_the_picture_of_an_input_that_changed_is_made_anew_and_it_alone(model, lr, tmp_path, monkeypatch):
+    submit(model, lr, tmp_path / "out", FACTS)
+    Image.fromarray(255 - np.asarray(Image.open(lr / "0901x4.png"))).save(lr / "0901x4.png")
+    expected, made = np.asarray(model(lr / "0901x4.png")), counting(model, monkeypatch)
+    found = packed(submit(model, lr, tmp_path / "out", FACTS))
+    assert np.array_equal(found["0901x4.png"], expected) and len(made) == 1
+
+
+def test_a_picture_that_was_changed_by_hand_is_made_anew(model, lr, tmp_path, monkeypatch):
+    first = packed(submit(model, lr, tmp_path / "out", FACTS))
+    Image.new("RGB", (56, 36)).save(tmp_path / "out" / "results" / "0902x4.png")
+    made = counting(model, monkeypatch)
+    assert np.array_equal(packed(submit(model, lr, tmp_path / "out", FACTS))["0902x4.png"], first["0902x4.png"])
+    assert len(made) == 1
+
+
+def test_pictures_without_a_record_and_torn_records_are_made_anew(model, lr, tmp_path, monkeypatch):
+    submit(model, lr, tmp_path / "out", FACTS)
+    record = tmp_path / "out" / "made.jsonl"
+    first, second = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(first + second[:-20])
+    made = counting(model, monkeypatch)
+    submit(model, lr, tmp_path / "out", FACTS)
+    assert len(made) == 1
+    submit(model, lr, tmp_path / "out", FACTS)
+    assert len(made) == 1, "the line behind the torn one is not read"
+
+
+def test_what_stands_for_no_input_is_refused_before_any_work(model, lr, tmp_path, monkeypatch):
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    Image.new("RGB", (3, 3)).save(tmp_path / "out" / "results" / "0903x4.png")
+    made = counting(model, monkeypatch)
+    with pytest.raises(StoreError, match=r"0903x4\.png: stands for no input\. Remove them, or choose another folder"):
+        submit(model, lr, tmp_path / "out", FACTS)
+    assert not made
 
 
 def test_every_fault_is_listed_before_anything_is_packed(model, lr, tmp_path):

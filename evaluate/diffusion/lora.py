@@ -1,12 +1,12 @@
 """Low-rank updates added to the weights of a model, once, so that a step costs what it costs without them."""
 
-import json
 import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from championship_sr.store.disk.small_files import parse_json
 from championship_sr.store.errors import WeightsError
 
 KEY = re.compile(
@@ -35,8 +35,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it isn't a mapping
-            settings = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
+            settings = dict(parse_json((file.metadata() or {}).get(METADATA, "{}")))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable LoRA: {' '.join(str(error).split())}") from None
     settings = {key.rpartition(".")[2]: value for key, value in settings.items()}
     strange = [key for key in UNKNOWN if settings.get(key)]

@@ -1,6 +1,5 @@
 """A refiner from a local folder: Stable Diffusion 3 in diffusers' layout, TSD-SR's LoRA and its prompts."""
 
-import json
 import logging
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +15,8 @@ from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.diffusion.lora import merge_lora
 from championship_sr.evaluate.diffusion.refine import Prompt, Refiner
 from championship_sr.extract.device import pick_device
-from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.store.disk.small_files import parse_json, read_as
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,8 @@ def _model(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def _check_class(cls: Any, folder: Path) -> None:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_as(parse_json, folder / "config.json")["_class_name"]
+    except (OSError, KeyError, StoreError) as error:
         raise WeightsError(f"{folder / 'config.json'}: not a model's configuration: {_one_line(error)}") from None
     if found != cls.__name__:
         raise WeightsError(f"{folder}: expected a {cls.__name__}, found a {found}")

@@ -23,7 +23,8 @@ from championship_sr.extract.commands.options import (
     table,
 )
 from championship_sr.extract.config import chosen_experts
-from championship_sr.store.errors import ConfigError
+from championship_sr.store.disk.small_files import parse_json, read_small
+from championship_sr.store.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from championship_sr.extract.cost.cluster import ClusterPlan
@@ -142,7 +143,7 @@ def given_speeds(given: tuple[str, ...]) -> dict[str, float]:
         name, equals, number = text.partition("=")
         try:
             speeds |= {name: float(number)} if equals else _measured(Path(text))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, StoreError) as error:
             raise ConfigError(
                 f"--px-per-second {text}: expected NAME=NUMBER or a file of `bench extract --json` ({error})"
             ) from None
@@ -153,7 +154,7 @@ def given_speeds(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def _measured(path: Path) -> dict[str, float]:
-    experts = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["experts"]
+    experts = parse_json(read_small(path).splitlines()[-1])["experts"]
     return {name: float(result["px_per_second"]) for name, result in experts.items()}
 
 

@@ -85,13 +85,17 @@ def sync_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file as a whole; call it with the lock that guards the file."""
+    """Replace a file as a whole, or leave it as it was; call it with the lock that guards the file."""
     unfinished = path.with_name(path.name + TMP)
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # on a full disk half a file is in nobody's way but ours
+        raise
     sync(path.parent)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from championship_sr.store.disk.small_files import JSON_MIB
 from championship_sr.store.errors import StoreError
 from championship_sr.store.remote.service import Lost, connect, explained, no_bucket
 
@@ -62,16 +63,23 @@ class Bucket:
         self._conditional = True
 
     def get(self, key: str) -> bytes | None:
-        """The object's bytes, None if there is no such object."""
+        """The object's bytes, None if there is no such object.
+
+        raises  StoreError if it is larger than any of a store's small files
+        """
         import obstore
 
         with self._explained(key):
             try:
-                return obstore.get(self._store, key).bytes().to_bytes()
+                found = obstore.get(self._store, key)
             except FileNotFoundError as error:
                 if no_bucket(str(error)):
                     raise
                 return None
+            if found.meta["size"] > JSON_MIB << 20:
+                size = found.meta["size"] >> 20
+                raise StoreError(f"{self.url}/{key}: {size} MiB, and no such file is larger than {JSON_MIB}")
+            return found.bytes().to_bytes()
 
     def exists(self, key: str) -> bool:
         """True if there is such an object."""

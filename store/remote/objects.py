@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from championship_sr.store.disk import files, leases
+from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import (
     BASIS_FILE,
@@ -228,7 +229,7 @@ class RemoteStore:
         if content is None:
             raise StoreError(f"{where}: missing, so that its shard isn't whole")
         try:
-            record = json.loads(content)
+            record = parse_json(content)
             parts = [Part(name, name.partition("/")[2], *place) for name, place in record.pop(OBJECTS).items()]
         except (ValueError, TypeError, KeyError, AttributeError):
             raise StoreError(f"{where}: doesn't say which its files are; put the shard with store push") from None
@@ -269,13 +270,13 @@ class RemoteStore:
 
         for _ in pool.map(send, parts):
             pass
-        record = json.loads(manifest.record_path(source, shard, rebuild).read_bytes())
+        record = parse_json(read_small(manifest.record_path(source, shard, rebuild)))
         record[OBJECTS] = {part.name: [part.n_bytes, part.sha256] for part in parts}
         content = json.dumps(record, indent=1).encode()
         key = f"{folder}/{shard_stem(shard)}.json"
         if self.bucket.create(key, content):
             return True
-        winner = json.loads(self.bucket.get(key) or b"{}").get(OBJECTS, {})
+        winner = parse_json(self.bucket.get(key) or b"{}").get(OBJECTS, {})
         if winner.keys() == record[OBJECTS].keys():
             return True
         self.bucket.remove([f"{folder}/{part.name}" for part in parts])

@@ -9,16 +9,27 @@ from typing import Any
 from torch import Tensor
 
 from championship_sr.store.disk import files
+from championship_sr.store.disk.small_files import parse_json, read_small
+from championship_sr.store.errors import StoreError
 
 METRICS_FILE = "metrics.jsonl"
+JOURNAL_MIB = 1024  # a validation of 100 images is a line of 5 KB
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The run's events in order; a last line that was torn is left out."""
     path = run / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    lines = read_small(path, JOURNAL_MIB).split(b"\n") if path.exists() else []
     # what follows the last newline is not whole
-    return [json.loads(line) for line in lines[:-1]]
+    return [_event(line, f"{path}: line {number}") for number, line in enumerate(lines[:-1], 1)]
+
+
+def _event(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        event = parse_json(line)
+        return event | {"event": event["event"], "step": int(event["step"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{where}: damaged ({type(error).__name__}: {error}); remove the line") from None
 
 
 class Journal:

@@ -95,6 +95,13 @@ def test_speeds_come_from_the_line_or_from_a_file_of_bench(tmp_path):
     for wrong in ("a", "a=fast", "a=0", "a=-1", "a=inf", str(Path(__file__))):
         with pytest.raises(ConfigError, match="--px-per-second"):
             given_speeds((wrong,))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "list").write_text('{"experts": [1]}')
+    (tmp_path / "empty").write_text("")
+    for name in ("pipe", "deep", "list", "empty"):
+        with pytest.raises(ConfigError, match=f"--px-per-second .*{name}: expected NAME=NUMBER or a file"):
+            given_speeds((str(tmp_path / name),))
 
 
 def call(*arguments) -> str:

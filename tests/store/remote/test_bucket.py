@@ -34,6 +34,13 @@ def test_what_is_put_is_there_and_the_rest_is_not(place):
     assert place.sizes("") == {"a/c/d": 0}
 
 
+def test_an_object_that_is_too_large_for_a_small_file_is_refused(place, monkeypatch):
+    assert place.create("store.yaml", b"scale: 4")
+    monkeypatch.setattr("championship_sr.store.remote.bucket.JSON_MIB", 0)
+    with pytest.raises(StoreError, match=r"store\.yaml: 0 MiB, and no such file is larger than 0"):
+        place.get("store.yaml")
+
+
 def test_only_the_first_creates(place):
     assert place.create("once", b"first") and not place.create("once", b"second")
     assert place.get("once") == b"first"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from championship_sr.store.errors import StoreError
 from championship_sr.train.run.journal import METRICS_FILE, Journal, read_metrics
 
 
@@ -25,6 +26,13 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     with open(tmp_path / METRICS_FILE, "a") as file:
         file.write('{"event": "tra')
     assert [event["step"] for event in read_metrics(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "{}", "3", "x"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    (tmp_path / METRICS_FILE).write_text('{"event": "train", "step": 1}\n' + line + "\n")
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: line 2: damaged"):
+        read_metrics(tmp_path)
 
 
 def test_a_new_run_begins_with_an_empty_log(tmp_path):

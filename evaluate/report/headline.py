@@ -1,12 +1,13 @@
 """What a report says first: what the fusion is worth over its two rivals, in figures and in a sentence."""
 
 from dataclasses import dataclass
+from math import isnan
 
 from championship_sr.evaluate.methods import BICUBIC, FITTED, FUSION, row
 from championship_sr.evaluate.metrics import METRICS, Metric
-from championship_sr.evaluate.scoring.scores import Gain, Scores
+from championship_sr.evaluate.scoring.scores import TOO_SMALL, Gain, Scores
 
-MINUS = "\u2212"
+MINUS, NOTHING = "\u2212", "\u2013"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def rivals(scores: Scores) -> list[Rival]:
 def facts(scores: Scores) -> list[Fact]:
     """The fusion's score, and its gains with their intervals."""
     metric = METRICS[scores.metrics[0]]
-    score = f"{scores.mean(scores.metrics[0], FUSION):.{metric.digits}f}"
+    mean = scores.mean(scores.metrics[0], FUSION)
+    score = NOTHING if isnan(mean) else f"{mean:.{metric.digits}f}"
     against = [*rivals(scores), Rival(BICUBIC, "bicubic")]
     return [Fact(score, unit_of(metric.title), f"{metric.title} of the fusion"), *(_fact(scores, x) for x in against)]
 
@@ -45,6 +47,8 @@ def facts(scores: Scores) -> list[Fact]:
 def _fact(scores: Scores, rival: Rival) -> Fact:
     metric, number = METRICS[scores.metrics[0]], len(scores.images)
     gain = scores.gain(scores.metrics[0], FUSION, rival.method)
+    if isnan(gain.mean):
+        return Fact(NOTHING, "", f"over {rival.title}", TOO_SMALL)
     limits = f"95\u00a0% interval {signed(gain.low, metric.digits)} to {signed(gain.high, metric.digits)}"
     better = f"better on {gain.wins} of {counted(number, 'image')}"
     text = f"{limits}; {better}" if number > 1 else "one image gives no interval"
@@ -54,6 +58,8 @@ def _fact(scores: Scores, rival: Rival) -> Fact:
 def sentence(scores: Scores) -> str:
     """The facts in words."""
     metric = METRICS[scores.metrics[0]]
+    if isnan(scores.mean(scores.metrics[0], FUSION)):
+        return f"By {metric.title} nothing can be said: {TOO_SMALL}."
     gains = {rival: scores.gain(scores.metrics[0], FUSION, rival.method) for rival in rivals(scores)}
     even = [rival.title for rival, gain in gains.items() if gain.low <= 0 <= gain.high]
     shown = [_said(gain, rival, metric) for rival, gain in gains.items() if rival.title not in even]

@@ -14,6 +14,7 @@ from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_pe
 from championship_sr.evaluate.scoring.complementarity import Complementarity
 from championship_sr.train.gains import Gain, Resampling, difference
 
+TOO_SMALL = "every image is too small for its window"
 KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
 
 
@@ -112,6 +113,8 @@ class Scores:
 
     def _in_words(self, gain: Gain) -> str:
         metric = METRICS[self.metrics[0]]
+        if math.isnan(gain.mean):
+            return f"no {metric.title}, {TOO_SMALL}"
         mean, low, high = (f"{value:+.{metric.digits}f}" for value in (gain.mean, gain.low, gain.high))
         unit = " dB" if metric.title.startswith("PSNR") else ""
         return f"{mean}{unit} {metric.title} (95 % interval {low} .. {high}), {gain.wins} won, {gain.losses} lost"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from championship_sr.evaluate.methods import BICUBIC, EXPERT, FITTED, FUSION, PER_IMAGE, SWITCHED_OFF
+from championship_sr.evaluate.report.headline import facts, sentence
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table, best_per_image
 
 
@@ -43,6 +44,14 @@ def test_gain_counts_wins_and_losses_and_contains_its_mean():
     assert gain.mean == pytest.approx((0.25 + 0.5 - 0.25) / 3)
     assert (gain.wins, gain.losses, gain.ties) == (2, 1, 0)
     assert -0.25 <= gain.low <= gain.mean <= gain.high <= 0.5
+
+
+def test_nothing_is_claimed_where_every_image_is_too_small_for_the_first_metric():
+    nothing = dict.fromkeys(scores().values["psnr_y"], (math.nan,) * 3)
+    small = scores(values={"ssim_y": nothing, **scores().values})
+    assert small.headline() == ["fusion over hat, the best expert: no SSIM-Y, every image is too small for its window"]
+    assert sentence(small) == "By SSIM-Y nothing can be said: every image is too small for its window."
+    assert not any("nan" in fact.figure + fact.text for fact in facts(small))
 
 
 def with_fitted() -> Scores:

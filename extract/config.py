@@ -8,7 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from championship_sr.store.config import PathText, build, config_dataclass, read_yaml
+from championship_sr.store.config import PathText, UserPath, build, config_dataclass, read_yaml
 from championship_sr.store.disk.small_files import parse_yaml
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.layout import checked_name
@@ -21,7 +21,8 @@ class PretrainConfig:
 
     network: str
     hyperparameters: dict[str, Any]
-    hr: tuple[PathText, ...]  # folders of HR images
+    hr: tuple[PathText, ...] = ()  # folders of HR images, for `experts pretrain` without a store
+    start: UserPath | None = None  # weights to go on from, in place of random ones
     scale: int = 4
     steps: int = 6000
     batch_size: int = 8
@@ -196,11 +197,20 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
     if isinstance(entry, Mapping):
         return build(ExpertConfig, entry, f"expert {entry.get('name', '(without name)')}")
     if str(entry).endswith((".yaml", ".yml")):
-        return build(ExpertConfig, read_yaml(Path(entry).expanduser()), str(entry))
+        path = Path(entry).expanduser()
+        return _found_beside(build(ExpertConfig, read_yaml(path), str(entry)), path.parent)
     if entry not in entry_names():
         raise ConfigError(f"expert {entry}: no such entry. Known are {', '.join(entry_names())}; or give a YAML file")
     text = entries_dir().joinpath(f"{entry}.yaml").read_text(encoding="utf-8")
     return build(ExpertConfig, parse_yaml(text), f"configs/experts/{entry}.yaml")
+
+
+def _found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
+    """The same with weights that lie beside the entry's file, and not where a relative path says."""
+    weights = config.weights or ""
+    if not weights or weights.startswith(BUNDLED) or Path(weights).exists() or not (folder / weights).exists():
+        return config
+    return replace(config, weights=str(folder / weights))
 
 
 def expert_configs(entries: tuple[str | dict[str, Any], ...], names: Sequence[str] = ()) -> list[ExpertConfig]:

@@ -18,7 +18,7 @@ from championship_sr.train.config import TrainConfig
 from championship_sr.train.fusion.config import ARCHITECTURE_KEY
 
 AT_LEAST_1 = click.IntRange(min=1)
-DEFAULT_PROFILE = "swift.yaml"
+DEFAULT_PROFILE, STUDENT_PROFILE, TAUGHT_STUDENT_PROFILE = "swift.yaml", "student.yaml", "distilled.yaml"
 FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published experts' channels
 
 
@@ -30,6 +30,9 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value: train.steps=500.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
+@click.option(
+    "--student", metavar="NAME|FILE.yaml", help="Train this entry's network, which sees LR alone, and not the fusion."
+)
 @click.option(
     "--teacher", metavar="fitted|mean|RUN", help="Learn from this too: the experts by such weights, or a run's images."
 )
@@ -53,6 +56,7 @@ def train(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: Path | None,
+    student: str | None,
     teacher: str | None,
     teacher_x8: bool,
     live: bool,
@@ -62,14 +66,14 @@ def train(
     describe: bool,
     as_json: bool,
 ) -> None:
-    """Train the fusion from a feature store.
+    """Train the fusion, or with --student a single network, from a feature store.
 
     A new run needs --store and --out, and the same command goes on with it after an interruption. --resume goes on
     with the run's own store and configuration, changed by --set where that is possible.
     """
     options = {"cache": cache, "cache_gb": cache_gb}
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
-    assignments += teacher_assignments(teacher, teacher_x8)
+    assignments += student_assignments(student, teacher, teacher_x8)
     if device:
         assignments += (f"train.device={device}",)
     if compares:
@@ -77,10 +81,11 @@ def train(
         _compare_features(store, out, config, assignments, as_json)
         return
     if resume:
-        _refuse("--resume goes on with the run's own", config=config, out=out)
+        _refuse("--resume goes on with the run's own", config=config, out=out, student=student)
         store, settings = _of_run(resume, store, assignments, trusted)
     else:
-        settings = read_settings(config, assignments)
+        profile = (TAUGHT_STUDENT_PROFILE if teacher else STUDENT_PROFILE) if student else DEFAULT_PROFILE
+        settings = read_settings(config, assignments, profile)
     if live:
         settings = replace(settings, live=replace(settings.live, enabled=True))
     if describe:
@@ -140,18 +145,18 @@ def bench_loader(folder, rounds, seconds, batch_size, threads, device, as_json) 
     click.echo(json.dumps(result) if as_json else dump_yaml(result).rstrip())
 
 
-def read_settings(config: Path | None, assignments: tuple[str, ...]) -> TrainConfig:
+def read_settings(config: Path | None, assignments: tuple[str, ...], profile: str = DEFAULT_PROFILE) -> TrainConfig:
     """The section `train` of the file, or of the profile that is the default."""
     with ExitStack() as stack:
-        default = resources.files("championship_sr.configs").joinpath(DEFAULT_PROFILE)
+        default = resources.files("championship_sr.configs").joinpath(profile)
         path = config or stack.enter_context(resources.as_file(default))
         return load_section(TrainConfig, path, "train", assignments)
 
 
-def teacher_assignments(teacher: str | None, x8: bool) -> tuple[str, ...]:
-    """What the options --teacher and --teacher-x8 set."""
-    given = {"of": teacher, "x8": x8 or None}
-    return tuple(f"train.teacher.{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
+def student_assignments(student: str | None, teacher: str | None, x8: bool) -> tuple[str, ...]:
+    """What the options --student, --teacher and --teacher-x8 set."""
+    given = {"student": student, "teacher.of": teacher, "teacher.x8": x8 or None}
+    return tuple(f"train.{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
 
 
 def _refuse(reason: str, **options: Any) -> None:
@@ -174,6 +179,11 @@ def _of_run(
         from championship_sr.extract.experts.architecture import Origin, find_factory
 
         find_factory(settings.fusion.architecture, ARCHITECTURE_KEY, Origin(run / CONFIG_FILE, trusted))
+    if settings.student:
+        from championship_sr.extract.experts.architecture import Origin
+        from championship_sr.extract.experts.recorded import vetted
+
+        vetted(settings.student, Origin(run / CONFIG_FILE, trusted))
     return store or read_store(run), settings
 
 
@@ -200,7 +210,13 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
         found = open_store(store, settings.experts or None, settings.data)
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
         scale = found.scale
-    network = build_fusion(settings.fusion, channels, scale).to(pick_device(settings.device))
+    if settings.student:
+        from championship_sr.train.students.student import new_student
+
+        channels, network = {}, new_student(settings.student, scale)
+    else:
+        network = build_fusion(settings.fusion, channels, scale)
+    network.to(pick_device(settings.device))
     costs = describe(network, channels, scale, crop=settings.data.crop_px)
     click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
 
@@ -219,6 +235,7 @@ def _compare_features(
 
 def _report(run: Path, as_json: bool) -> None:
     from championship_sr.train.run.checkpoint import choose
+    from championship_sr.train.run.folder import read_config
     from championship_sr.train.run.journal import read_metrics
 
     best = choose(run, "best")
@@ -229,5 +246,7 @@ def _report(run: Path, as_json: bool) -> None:
         return
     for method, psnr in lines.items():
         click.echo(f"{method:<12} {psnr:.3f} dB")
-    click.echo(f"{'fusion':<12} {best.psnr:.3f} dB at step {best.step}")
-    click.echo(str(run))
+    student = read_config(run).student
+    psnr = f"{best.psnr:.3f} dB " if best.psnr is not None else ""
+    click.echo(f"{student.name if student else 'fusion':<12} {psnr}at step {best.step}")
+    click.echo(str(run / f"{student.name}.yaml" if student else run))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.store.config import UserPath, config_dataclass
 from championship_sr.train.data.sampler import Weighting
 from championship_sr.train.data.variants import Augment
@@ -178,7 +179,7 @@ class ValidationConfig:
     images: tuple[str, ...] = ()
     hr: tuple[UserPath, ...] = ()
     lr: tuple[UserPath, ...] = ()
-    hold_out: Positive = 4
+    hold_out: Annotated[int, Field(ge=0)] = 4  # 0: no validation; the last checkpoint is then taken for the best
     pictures: Annotated[int, Field(ge=0)] = 2  # shown in TensorBoard
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better PSNR before the run stops; 0: never
 
@@ -221,6 +222,7 @@ class TrainConfig:
 
     fusion: FusionConfig = field(default_factory=FusionConfig)
     experts: tuple[str, ...] = ()  # empty: all of the store
+    student: str | ExpertConfig | None = None  # the entry of a network that sees LR alone, in place of the fusion
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     steps: Length = 20_000
     data: DataConfig = field(default_factory=DataConfig)
@@ -251,6 +253,12 @@ class TrainConfig:
                 "teacher: no stage learns from it; give the loss teacher a weight, such as "
                 "losses.stages=[{length: 100 %, weights: {l1: 1, teacher: 1}}]"
             )
+        if isinstance(self.student, str):  # resolved: a run stands without the entry's file
+            object.__setattr__(self, "student", load_expert_config(self.student))
+        if self.student and self.experts:
+            raise ValueError("experts: a student sees LR alone; name those of its teacher with teacher.experts")
+        if self.student and self.live.enabled:
+            raise ValueError("student: it sees LR alone, and there is no expert to be run live; leave live out")
         if self.teacher.of and self.live.enabled:
             raise ValueError("teacher: its images are in the store, and live training changes images; choose one")
 

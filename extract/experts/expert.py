@@ -138,18 +138,14 @@ class LoadedExpert:
         with autocast, float32_products(tf32=self.precision == "tf32"):
             return self._forward(padded)
 
+    @property
+    def minimum_px(self) -> int:
+        """What the sides of the network's input are at least."""
+        return self._network.minimum_px
+
     def pad(self, image: Tensor) -> Tensor:
         """The image, reflected beyond its right and lower edge up to the network's window multiple."""
-        multiple = self._network.multiple_px
-        sizes = [max(n, self._network.minimum_px) for n in image.shape[-2:]]
-        down, right = (-(-n // multiple) * multiple - m for n, m in zip(sizes, image.shape[-2:], strict=True))
-        while down or right:  # one reflection reaches no further than the image's own size
-            step_down, step_right = min(down, image.shape[-2] - 1), min(right, image.shape[-1] - 1)
-            if not (step_down or step_right):
-                return functional.pad(image, (0, right, 0, down), mode="replicate")
-            image = functional.pad(image, (0, step_right, 0, step_down), mode="reflect")
-            down, right = down - step_down, right - step_right
-        return image
+        return pad_to(image, self._network.multiple_px, self._network.minimum_px)
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -201,6 +197,19 @@ class LoadedExpert:
         seen = {name: self._seen.pop(name) for name in points}
         self._check_finite({"sr": sr} | seen)
         return {name: possible_shapes(seen[name], points[name], (height, width)) for name in points}
+
+
+def pad_to(image: Tensor, multiple: int, minimum: int = 1) -> Tensor:
+    """The image, reflected beyond its right and lower edge to sides of a multiple, at least the minimum."""
+    sizes = [max(n, minimum) for n in image.shape[-2:]]
+    down, right = (-(-n // multiple) * multiple - m for n, m in zip(sizes, image.shape[-2:], strict=True))
+    while down or right:  # one reflection reaches no further than the image's own size
+        step_down, step_right = min(down, image.shape[-2] - 1), min(right, image.shape[-1] - 1)
+        if not (step_down or step_right):
+            return functional.pad(image, (0, right, 0, down), mode="replicate")
+        image = functional.pad(image, (0, step_right, 0, step_down), mode="reflect")
+        down, right = down - step_down, right - step_right
+    return image
 
 
 def load_expert(

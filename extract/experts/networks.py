@@ -52,7 +52,7 @@ def load_network(config: ExpertConfig, scale: int, random_weights: bool = False)
     if config.architecture and not known(config.architecture):
         descriptor, model = None, _declared(config)
         names = model.state_dict().keys()
-        _load_strictly(model, read_state(path, lambda state: names <= state.keys()), path, config.name)
+        load_strictly(model, read_state(path, lambda state: names <= state.keys()), path, config.name)
     else:
         descriptor = _recognised(config, read_state(path, _detected), path, scale)
         model = _as_described(config, descriptor.model, path)
@@ -205,7 +205,11 @@ def _compare(config: ExpertConfig, model: nn.Module, declared: nn.Module, path: 
             raise WeightsError(f"{path}: {key} is {here}, the entry of {config.name} says {said}")
 
 
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """Loads the tensors of a file, every one and no other.
+
+    raises  WeightsError saying in one line what does not fit
+    """
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from championship_sr.extract.experts.architecture import Origin
 from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
-from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
@@ -114,6 +114,11 @@ def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -
     run = Path(run)
     checkpoint = choose(run, which)
     config, entries = read_config(run), read_experts(run)
+    if config.student:
+        entry = run / f"{config.student.name}.yaml"
+        raise ConfigError(
+            f"{run}: the run of a student, which is a single network; use it as an expert: --expert {entry}"
+        )
     channels = {name: feature_channels(entry) for name, entry in entries.items()}
     scale = scale_of(entries)
     network = build_fusion(config.fusion, channels, scale, Origin(run / CONFIG_FILE, tuple(trusted)))

@@ -135,7 +135,7 @@ def _check_config(run: Path, config: TrainConfig, changes: bool) -> None:
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
     ]
-    fixed = [line for line in differing if line.startswith(("fusion.", "experts ", "teacher."))]
+    fixed = [line for line in differing if line.startswith(("fusion.", "experts ", "teacher.", "student"))]
     if fixed or (differing and not changes):
         raise ConfigError(f"{run}: a run with another configuration: {'; '.join(fixed or differing)}")
     for line in differing:

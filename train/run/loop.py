@@ -37,6 +37,7 @@ from championship_sr.train.run.processes import World, world
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
 from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.watch import Meter, Watch, stop_signals
+from championship_sr.train.students.student import export_student, new_student
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def train(
     changes: bool = False,
     trusted: Sequence[str] = (),
 ) -> Path:
-    """Trains a fusion from a store and returns the run's folder, `out`.
+    """Trains a fusion, or a student, from a store and returns the run's folder, `out`.
 
     resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
     changes  with resume: take over a configuration that differs from the run's, except for the network's
@@ -78,6 +79,8 @@ def train(
             )  # fmt: skip
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
+        if config.student and processes.first:
+            export_student(config, out)
     return out
 
 
@@ -92,7 +95,8 @@ class Run:
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
         # of a run that goes on they are in its checkpoint
-        self.fitted = {} if checkpoint.folders(out) else fit_start(source, training, config, processes)
+        fits = not config.student and not checkpoint.folders(out)
+        self.fitted = fit_start(source, training, config, processes) if fits else {}
         self.trainer = Trainer(
             new_network(config, source, processes.device, self.fitted),
             new_criterion(config, processes.device),
@@ -130,11 +134,11 @@ class Run:
 
     @property
     def _validates(self) -> bool:
-        return self.step == self.span.steps or self._due(self.config.validation.every)
+        return self.validation is not None and (self.step == self.span.steps or self._due(self.config.validation.every))
 
     def go(self, stopping: threading.Event) -> None:
         """Trains to the end; raises KeyboardInterrupt once `stopping` is set, with a checkpoint written."""
-        if self.step == 0:
+        if self.step == 0 and self.validation:
             self._reference_lines()
         if self.unscored:
             self._validate()
@@ -178,7 +182,7 @@ class Run:
         if last or self._due(self.config.log_every):
             self._log(bar)
         saves = self._due(self.config.checkpoints.every) or self.step in self.milestones
-        if self._validates or saves or self.watch.stop_wanted:
+        if last or self._validates or saves or self.watch.stop_wanted:
             self._save()
         # a run that was asked to stop is scored when it goes on
         if self._validates and (last or not self.watch.stop_wanted):
@@ -301,11 +305,13 @@ def arithmetic(config: TrainConfig, processes: int) -> str:
 def new_network(
     config: TrainConfig, source: Source, device: torch.device, fitted: Mapping[str, float] | None = None
 ) -> nn.Module:
-    """The untrained network for the source's experts, the same for the same seed.
+    """The untrained network for the source's experts, or the student, the same for the same seed.
 
     fitted  expert -> weight, of which `start: fitted` makes its first output
     """
     seed_everything(config.seed)
+    if config.student:
+        return new_student(config.student, source.store.scale).to(device, memory_format=torch.channels_last)
     channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
     network = build_fusion(config.fusion, channels, source.store.scale)
     if fitted and config.fusion.start == "fitted" and has_start(network):

@@ -79,15 +79,16 @@ def open_source(
     if not config.live.enabled:
         _check_answerable(config)
     teacher = _teacher(place, config, world, stopping or threading.Event()) if config.teacher.of else None
-    store = open_store(place, () if config.live.enabled else config.experts or None, config.data, teacher)
+    alone = config.live.enabled or config.student  # with the images themselves
+    store = open_store(place, () if alone else config.experts or None, config.data, teacher)
     _check_hr(store, config)
     live = load_experts(store.root, config, world.device, trusted) if config.live.enabled else None
     entries = live.entries if live else {name: entry for name, entry in store.experts.items() if name != teacher}
-    _check_entries(place, entries, config)
+    if not config.student:
+        _check_entries(place, entries, config)
     if not is_remote(place):
         return Source(store, entries, live, trusted=tuple(trusted), teacher=teacher)
-    first, alone = world.local_rank == 0, len(world.beside) == 1
-    cache = ShardCache(store, config.data.cache_gb, fetches=first, alone=alone)
+    cache = ShardCache(store, config.data.cache_gb, fetches=world.local_rank == 0, alone=len(world.beside) == 1)
     return Source(store, entries, live, cache, tuple(trusted), teacher)
 
 
@@ -138,8 +139,10 @@ def make_loader(source: Source, images: list[int], config: TrainConfig, world: W
     return LiveLoader(loader, live, config.live, crop_px=data.crop_px, seed=config.seed) if live else loader
 
 
-def make_validation(source: Source, config: TrainConfig, run: Path, world: World) -> tuple[list[int], Validation]:
-    """The training images of the store, by index, and the validation on others."""
+def make_validation(
+    source: Source, config: TrainConfig, run: Path, world: World
+) -> tuple[list[int], Validation | None]:
+    """The training images of the store, by index, and the validation on others, if there is one."""
     settings, store, experts = config.validation, source.store, tuple(source.entries)
     images = range(len(store.images))[: read_image_count(run)]  # a store that grows later doesn't change the run
     root = settings.store or (extracted(config, source, run) if settings.hr else None)
@@ -150,12 +153,12 @@ def make_validation(source: Source, config: TrainConfig, run: Path, world: World
         scored = list(range(len(held.images)))
     else:
         held = store
-        if not source.teacher:
-            held.check_hr("validation")
         training, scored = split_images(store, settings, len(images))
         if source.cache:
             mine = {image for rank in world.beside for image in scored[rank :: world.size]}
             source.cache.pin(sorted({store.images[image].shard for image in mine}))
+        if not scored:
+            return training, None
     return training, Validation(
         held,
         scored,
@@ -168,7 +171,7 @@ def make_validation(source: Source, config: TrainConfig, run: Path, world: World
 
 
 def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:
-    if held.experts or not source.live:
+    if held.experts or source.live is None:
         teacher = source.teacher if held is source.store else None
         features = config.fusion.features
         return partial(
@@ -190,7 +193,7 @@ def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
     from championship_sr.store.config import build
 
     settings = config.validation
-    first = next(iter(source.entries.values())).identity
+    first = next((entry.identity for entry in source.entries.values()), {})
     content = {
         "store": str(run / VALIDATION_STORE),
         "data": {"hr": [str(path) for path in settings.hr], "lr": [str(path) for path in settings.lr]},

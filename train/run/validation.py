@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.extract.device import float32_products
+from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS
@@ -106,6 +107,8 @@ class Validation:
         }
         if self.store.manifest.has_hr and self.taught:
             methods["teacher"] = lambda whole: whole.teacher
+        if not self.experts:  # of a student
+            return self._scores({"bicubic": lambda whole: enlarged(whole.lr, self.store.scale), **methods})
         methods["mean"] = lambda whole: whole.images.mean(1)
         weights = torch.tensor([fitted[name] for name in self.experts])
         methods["fitted"] = lambda whole: combined(whole.images, weights)
@@ -217,6 +220,8 @@ def read_answers(
     def read(expert: str, name: str) -> Tensor:
         return decoded_window(store.array(image, expert, name, variant), device)
 
+    if not experts:
+        return torch.empty(1, 0, 3, 0, 0, device=device), {}
     taps = {name: [spec.name for spec in store.experts[name].arrays if spec.name != "sr"] for name in experts}
     images = torch.stack([read(name, "sr") for name in experts], dim=1)
     with_features = [name for name in experts if features and taps[name]]
@@ -276,9 +281,17 @@ def check_apart(training: Store, experts: Mapping[str, Expert], validation: Stor
 
 
 def _picture(whole: WholeImage, sr: Tensor) -> Tensor:
-    """LR, the experts' mean, the result and HR side by side, a window from the middle."""
+    """LR, the experts' mean (or bicubic), the result and HR side by side, a window from the middle."""
     lr = F.interpolate(whole.lr, size=whole.hr.shape[-2:], mode="nearest")
-    return torch.cat([_middle(image)[0].cpu() for image in (lr, whole.images.mean(1), sr, whole.hr)], dim=-1)
+    scale = whole.hr.shape[-1] // whole.lr.shape[-1]
+    rival = whole.images.mean(1) if whole.images.shape[1] else enlarged(whole.lr, scale)
+    return torch.cat([_middle(image)[0].cpu() for image in (lr, rival, sr, whole.hr)], dim=-1)
+
+
+def enlarged(lr: Tensor, scale: int) -> Tensor:
+    """The bicubic baseline (1, 3, H, W), by the field's recipe."""
+    pixels = round_to_8bit(lr)[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return torch.from_numpy(upscale(pixels, scale)).to(lr.device).permute(2, 0, 1)[None] / 255
 
 
 def _middle(image: Tensor) -> Tensor:

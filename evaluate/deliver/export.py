@@ -18,6 +18,7 @@ from championship_sr.store.format.entries import Expert
 from championship_sr.train.fusion import FusionConfig
 from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
 from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
+from championship_sr.train.run.images import SEEN_FILE
 
 CARD, PROGRAM, ONNX = "README.md", "fusion.pt2", "fusion.onnx"
 TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
@@ -34,7 +35,9 @@ def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
     source, step = model.root, model.fusion.checkpoint.path.name
     target = out / CHECKPOINTS / step
     target.mkdir(parents=True)
-    shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
+    for name in (CONFIG_FILE, SEEN_FILE):
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
     for name in (WEIGHTS_FILE, STATE_FILE):
         shutil.copyfile(source / CHECKPOINTS / step / name, target / name)
     names = weights_names(model)

@@ -5,7 +5,7 @@ from math import isnan
 
 from championship_sr.evaluate.methods import BICUBIC, FITTED, FUSION, row
 from championship_sr.evaluate.metrics import METRICS, Metric
-from championship_sr.evaluate.scoring.scores import TOO_SMALL, Gain, Scores
+from championship_sr.evaluate.scoring.scores import SEEN, TOO_SMALL, Gain, Scores
 
 MINUS, NOTHING = "\u2212", "\u2013"
 
@@ -60,6 +60,7 @@ def sentence(scores: Scores) -> str:
     metric = METRICS[scores.metrics[0]]
     if isnan(scores.mean(scores.metrics[0], FUSION)):
         return f"By {metric.title} nothing can be said: {TOO_SMALL}."
+    seen = f" {scores.seen.removeprefix(SEEN).strip()}." if scores.seen else ""
     gains = {rival: scores.gain(scores.metrics[0], FUSION, rival.method) for rival in rivals(scores)}
     even = [rival.title for rival, gain in gains.items() if gain.low <= 0 <= gain.high]
     shown = [_said(gain, rival, metric) for rival, gain in gains.items() if rival.title not in even]
@@ -67,7 +68,7 @@ def sentence(scores: Scores) -> str:
     if even:
         reason = "both intervals contain" if len(even) > 1 else "the interval contains"
         parts.append(f"cannot be told apart from {' or from '.join(even)}: {reason} 0")
-    return f"By {metric.title} on {counted(len(scores.images), 'image')}, the fusion {', but '.join(parts)}."
+    return f"By {metric.title} on {counted(len(scores.images), 'image')}, the fusion {', but '.join(parts)}.{seen}"
 
 
 def _said(gain: Gain, rival: Rival, metric: Metric) -> str:

@@ -20,7 +20,7 @@ from championship_sr.evaluate.report.colours import CATEGORIES, INFERNO, VIRIDIS
 from championship_sr.evaluate.report.gallery import Gallery, Window
 from championship_sr.evaluate.report.headline import counted
 from championship_sr.evaluate.report.regions import HR, Region
-from championship_sr.evaluate.scoring.scores import Scores
+from championship_sr.evaluate.scoring.scores import SEEN, Scores
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.train.run.journal import read_metrics
@@ -192,7 +192,7 @@ def _table(scores: Scores) -> dict[str, Any]:
         "rows": [{"cells": cells, "kind": row(method).kind.replace(" ", "-")} for method, cells in rows],
         "protocol": scores.protocol,
         "gains": _gain_chart(scores) if FUSION in scores.methods else "",
-        "notes": scores.notes,
+        "notes": (*filter(None, [scores.seen]), *scores.notes),
         "weights": scores.weights,
     }
 
@@ -209,7 +209,9 @@ def _gain_chart(scores: Scores) -> str:
 def _images(scores: Scores) -> dict[str, str]:
     """The gain over the best expert, image by image."""
     metric, best = scores.metrics[0], scores.best_expert
-    differences = dict(zip(scores.images, scores.differences(metric, FUSION, best).tolist(), strict=True))
+    marks = [f" {SEEN}" if use else "" for use in scores.used or ("",) * len(scores.images)]
+    names = [image + mark for image, mark in zip(scores.images, marks, strict=True)]
+    differences = dict(zip(names, scores.differences(metric, FUSION, best).tolist(), strict=True))
     differences = {image: gain for image, gain in differences.items() if not isnan(gain)}
     unit = f"{METRICS[metric].title} over {row(best).title}"
     values = list(differences.values())

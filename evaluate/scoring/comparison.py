@@ -58,6 +58,7 @@ class Plan:
     fitted     (m, E, E): the images that they were fitted to, as of `products_of`
     costs      of the experts, for one LR pixel
     observe    called with the pictures of each image
+    used       image -> what the run did with it, None if it never saw it; None where that is not known
     notes      what a reader of the table must know
     """
 
@@ -70,6 +71,7 @@ class Plan:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     notes: Sequence[str] = ()
     observe: Observer | None = None
+    used: Mapping[str, str | None] | None = None
 
 
 def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: EvaluateConfig) -> Scores:
@@ -169,6 +171,7 @@ class _Comparison:
             weights=dict(self.plan.weights) if self.plan.weights else None,
             notes=(*self.plan.notes, *_notes_on_small_images(table)),
             left_out=tuple(left_out),
+            used=None if self.plan.used is None else tuple(self.plan.used.get(name) for name in table.names),
             complementarity=self.together.made(table.values, config),
             bootstrap=config.bootstrap,
             seed=config.seed,

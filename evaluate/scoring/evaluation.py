@@ -32,7 +32,7 @@ from championship_sr.extract.experts.architecture import RefusedArchitecture
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.experts.recorded import live_expert, recorded_config, store_origin
 from championship_sr.extract.images.decode import UnreadableImage
-from championship_sr.extract.images.identify import sha256_of
+from championship_sr.extract.images.identify import digests
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
@@ -43,6 +43,7 @@ from championship_sr.train.combination import equal_experts, fit_weights
 from championship_sr.train.fusion import PHASES
 from championship_sr.train.run.checkpoint import check_experts
 from championship_sr.train.run.folder import RUN_FILE, read_store
+from championship_sr.train.run.images import read_seen
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,10 @@ def evaluate_store(
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live, features=model is not None)
-    scored = {store.images[index].hr_sha256 for index in chosen}
-    fit = _fitted(wanted, model, store, names, scored, config.border(store.scale))
+    known = {image.id: (image.hr_sha256, image.lr_sha256) for image in map(store.images.__getitem__, chosen)}
+    fit = _fitted(wanted, model, store, names, {hr for hr, _lr in known.values()}, config.border(store.scale))
     notes = [fit.note]
+    used = _used(model, known, notes)
     held = len(stored_variants(store)) == len(VARIANTS)
     ensemble = _can_ensemble(wanted, lambda: held or live(), notes)
     plan = Plan(
@@ -107,6 +109,7 @@ def evaluate_store(
         costs=stored_costs(store, names, _loadable(live) if wanted.self_ensemble is not False else (), device),
         notes=notes,
         observe=wanted.observe,
+        used=used,
     )
     made = {store.images[index].lr_source for index in chosen}
     lr = (
@@ -137,8 +140,10 @@ def evaluate_pairs(
     if not experts:
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
-    fit = _fitted(wanted, model, None, names, _hashes(pairs), config.border(scale))
+    known = _digests(pairs)
+    fit = _fitted(wanted, model, None, names, {hr for _lr, hr in known.values()}, config.border(scale))
     device, notes = pick_device(config.device), [fit.note]
+    used = _used(model, {image: (hr, lr) for image, (lr, hr) in known.items()}, notes)
     ensemble = _can_ensemble(wanted, lambda: must_run(experts), notes)
     plan = Plan(
         experts=names,
@@ -150,6 +155,7 @@ def evaluate_pairs(
         costs=live_costs(experts, device),
         notes=notes,
         observe=wanted.observe,
+        used=used,
     )
     cases = paired_cases(pairs, experts, device)
     lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
@@ -269,10 +275,29 @@ def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Sto
         return None
 
 
-def _hashes(pairs: Sequence[Pair]) -> set[str]:
-    """sha256 of the HR images that can be read, as stores state them."""
-    found = set()
+def _used(
+    model: Model | None, known: Mapping[str, tuple[str | None, str]], notes: list[str]
+) -> dict[str, str | None] | None:
+    """Image -> what the run did with it, in a note too where there is nothing to mark.
+
+    known  image -> sha256 of its HR and LR
+    """
+    if model is None:
+        return None
+    seen = read_seen(model.root)
+    if seen is None:
+        notes.append("which images the run was trained on is not known: neither its record nor its store is there")
+        return None
+    used = {image: seen.use_of(hr, lr) for image, (hr, lr) in known.items()}
+    if not any(used.values()):
+        notes.append("none of these images was trained on, or chose the checkpoint (sha256 of HR and LR)")
+    return used
+
+
+def _digests(pairs: Sequence[Pair]) -> dict[str, tuple[str, str]]:
+    """Image -> sha256 of LR and HR, as stores state them, of those that can be read."""
+    found = {}
     for pair in pairs:
         with suppress(UnreadableImage):  # said when it is scored
-            found.add(sha256_of(pair.read()[1]))
+            found[pair.id] = digests(*pair.read())
     return found

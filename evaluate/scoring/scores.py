@@ -15,6 +15,8 @@ from championship_sr.evaluate.scoring.complementarity import Complementarity
 from championship_sr.train.gains import Gain, Resampling, difference
 
 TOO_SMALL = "every image is too small for its window"
+SEEN = "*"  # marks what is of images that the run saw
+OWN = ("fusion", "ablation")  # the rows that are the run's
 KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
 
 
@@ -34,6 +36,7 @@ class Scores:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # images that could not be read
     complementarity: Complementarity | None = None  # of the experts
+    used: tuple[str | None, ...] | None = None  # "training", "validation" or None of each image; None: not known
     bootstrap: int = 10_000
     seed: int = 0
     _gained: dict[tuple[str, str, str], Gain] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -107,9 +110,24 @@ class Scores:
         """What the fusion gains over fitted weights, its honest rival, and over the best expert; a line each."""
         if FUSION not in self.methods:
             return []
+        seen = [self.seen] if self.seen else []
         best = f"{labelled(self.best_expert)}, the best expert" if self.best_expert else ""
         gains = {"fitted weights": self.over_fitted(), best: self.over_best()}
-        return [f"fusion over {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain]
+        return [*seen, *(f"fusion over {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain)]
+
+    @property
+    def seen(self) -> str:
+        """How many of the images the run saw, and what that means; empty where it saw none or nothing is known."""
+        training, validation = ((self.used or ()).count(use) for use in ("training", "validation"))
+        if not training + validation:
+            return ""
+        trained = f"{training} of the {len(self.images)} scored images were trained on" if training else ""
+        chosen = f"{validation} of the {len(self.images)} chose the checkpoint" if validation else ""
+        return f"{SEEN} {', '.join(filter(None, [trained, chosen]))}: no measure of other images"
+
+    def named(self, method: str) -> str:
+        """The method's label, marked where its figures are of images that the run saw."""
+        return f"{labelled(method)} {SEEN}" if self.seen and row(method).kind in OWN else labelled(method)
 
     def _in_words(self, gain: Gain) -> str:
         metric = METRICS[self.metrics[0]]
@@ -146,7 +164,7 @@ class Scores:
         return [self._row(method) for method in self.methods]
 
     def _row(self, method: str) -> list[str]:
-        cells = [labelled(method), *(f"{self.mean(name, method):.{METRICS[name].digits}f}" for name in self.metrics)]
+        cells = [self.named(method), *(f"{self.mean(name, method):.{METRICS[name].digits}f}" for name in self.metrics)]
         score = self.perceptual_score(method)
         if score is not None:
             cells.append(f"{score:.4f}")
@@ -174,13 +192,14 @@ class Scores:
         return [f"{reading}{fusing}; at most {max(self.peak_mib):.0f} MiB"]
 
     def csv(self) -> str:
-        """One line an image and method."""
+        """One line an image and method; `used_for` says of a run what it did with the image, where that is known."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "method", *self.metrics])
+        writer.writerow(["image", "method", *self.metrics, *(["used_for"] if self.used else [])])
         for index, image in enumerate(self.images):
             for method in self.methods:
-                writer.writerow([image, method, *(self.values[name][method][index] for name in self.metrics)])
+                used = [self.used[index] or ""] if self.used else []
+                writer.writerow([image, method, *(self.values[name][method][index] for name in self.metrics), *used])
         return text.getvalue()
 
     def to_plain(self) -> dict[str, Any]:
@@ -196,6 +215,7 @@ class Scores:
             "fitted_weights": self.weights,
             "notes": list(self.notes),
             "left_out": list(self.left_out),
+            "used_for": self.used and dict(zip(self.images, self.used, strict=True)),
         }
         if self.complementarity:
             plain["complementarity"] = self.complementarity.to_plain()
@@ -252,7 +272,11 @@ def benchmarks_table(sets: Mapping[str, Scores], style: str = "plain") -> str:
     """One table over several benchmarks: a column per set and metric, under what the fusion gains on each."""
     first = next(iter(sets.values()))
     methods = [m for m in first.methods if all(m in scores.methods for scores in sets.values())]
-    header = ["method", *(f"{name} {METRICS[m].title}" for name, scores in sets.items() for m in scores.metrics)]
+    marks = {name: SEEN * bool(scores.seen) for name, scores in sets.items()}
+    header = [
+        "method",
+        *(f"{name}{marks[name]} {METRICS[m].title}" for name, scores in sets.items() for m in scores.metrics),
+    ]
     rows = [
         [labelled(k), *(f"{s.mean(m, k):.{METRICS[m].digits}f}" for s in sets.values() for m in s.metrics)]
         for k in methods

@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration, the section `train`
 experts.yaml    the store's entry of each expert, in the order of the network's inputs
 run.yaml        where the store was, how many images it had, and what trained
+images.jsonl    see train/run/images.py
 metrics.jsonl   one line an event
 tensorboard/    the same to look at
 checkpoints/    see train/run/checkpoint.py

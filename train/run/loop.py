@@ -32,6 +32,7 @@ from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.fitting import fit_start
 from championship_sr.train.run.folder import LOCK_FILE, begin, check_folder, feature_channels
+from championship_sr.train.run.images import write_seen
 from championship_sr.train.run.journal import Journal
 from championship_sr.train.run.processes import World, world
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
@@ -90,6 +91,10 @@ class Run:
     def __init__(self, config: TrainConfig, source: Source, out: Path, processes: World) -> None:
         self.config, self.out, self.world = config, out, processes
         training, self.validation = make_validation(source, config, out, processes)
+        if processes.first:
+            held = self.validation
+            chosen_by = [held.store.images[image] for image in held.images] if held else []
+            write_seen(out, {"training": [source.store.images[image] for image in training], "validation": chosen_by})
         self.loader = make_loader(source, training, config, processes)
         self.span = span(config, self.loader.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)

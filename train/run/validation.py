@@ -16,6 +16,7 @@ from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import combined
 from championship_sr.train.config import ValidationConfig
@@ -235,7 +236,9 @@ def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, T
     return lr, hr
 
 
-def split_images(store: Store, config: ValidationConfig, count: int | None = None) -> tuple[list[int], list[int]]:
+def split_images(
+    store: Store | Manifest, config: ValidationConfig, count: int | None = None
+) -> tuple[list[int], list[int]]:
     """(training, validation) images of one store, by index; none is in both.
 
     count   only the first so many of the store; None: all

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from championship_sr.store.disk import locks
 from championship_sr.store.errors import StoreError, WeightsError
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.run.checkpoint import Damaged, checkpoints, load_fusion
 from championship_sr.train.run.journal import read_metrics
 from championship_sr.train.run.loop import train
@@ -52,6 +53,20 @@ def weights(run: Path, step: int) -> list[torch.Tensor]:
 
 def same(one: Path, other: Path, step: int) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one, step), weights(other, step), strict=True))
+
+
+def test_a_run_records_which_images_it_trained_on_by_their_contents(four_steps, shared_store):
+    lines = [json.loads(line) for line in (four_steps / "images.jsonl").read_text().splitlines()]
+    images = {image.id: (image.hr_sha256, image.lr_sha256) for image in Store(shared_store).images}
+    assert {line["id"]: (line["hr_sha256"], line["lr_sha256"]) for line in lines} == images
+    validated = read_metrics(four_steps)[-2]["images"]
+    assert {line["id"] for line in lines if line["use"] == "validation"} == set(validated)
+
+
+def test_a_run_without_validation_records_its_images_too(shared_store, make_config, tmp_path):
+    run = train(make_config(steps=1, validation={"hold_out": 0}), shared_store, tmp_path / "run")
+    uses = [json.loads(line)["use"] for line in (run / "images.jsonl").read_text().splitlines()]
+    assert uses == ["training"] * len(Store(shared_store).images)
 
 
 def flip(path: Path) -> None:

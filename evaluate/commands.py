@@ -149,11 +149,14 @@ def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
     """Write a run to hand on into OUT: weights, configuration and a model card."""
     from championship_sr.evaluate.deliver.export import export_graph, export_run
     from championship_sr.evaluate.model import load
+    from championship_sr.store.disk.files import filling
 
     model = load(run, device="cpu", trusted=trusted)
-    click.echo(export_run(model, out, with_experts=with_experts))
-    for ending in graphs:
-        difference = export_graph(model, out / f"fusion.{ending}", graph_px)
+    with filling(out) as inside:
+        export_run(model, inside, with_experts=with_experts)
+        differences = {ending: export_graph(model, inside / f"fusion.{ending}", graph_px) for ending in graphs}
+    click.echo(out)
+    for ending, difference in differences.items():
         click.echo(f"{out / f'fusion.{ending}'}: differs from the network by at most {difference:.1e}")
 
 

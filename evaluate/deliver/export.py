@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from championship_sr.evaluate.model import WEIGHTS, Model
 from championship_sr.extract.config import BUNDLED
 from championship_sr.store.config import dump_yaml
+from championship_sr.store.disk.files import filling
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.fusion import FusionConfig
@@ -25,13 +26,17 @@ TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
 
 
 def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
-    """Writes a folder that `load` takes like the run itself, and returns it.
+    """Writes a folder that `load` takes like the run itself, whole or not at all, and returns it.
 
     with_experts  the experts' weights are copied into it
     raises        StoreError if the folder is not empty
     """
-    if out.exists() and any(out.iterdir()):
-        raise StoreError(f"{out}: not empty; choose another folder")
+    with filling(out) as inside:
+        _fill(model, inside, with_experts)
+    return out
+
+
+def _fill(model: Model, out: Path, with_experts: bool) -> None:
     source, step = model.root, model.fusion.checkpoint.path.name
     target = out / CHECKPOINTS / step
     target.mkdir(parents=True)
@@ -46,7 +51,6 @@ def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
     if with_experts:
         _copy_experts(model, out / WEIGHTS, names)
     (out / CARD).write_text(model_card(model), encoding="utf-8")
-    return out
 
 
 def weights_names(model: Model) -> dict[str, str]:

@@ -93,8 +93,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # on a full disk half a file is in nobody's way but ours
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # it may be what fills the disk
         raise
     sync(path.parent)
 
@@ -113,6 +113,29 @@ def written(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}). What was saved before is whole; "
             "make room, then run the same command again"
         ) from error
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Where the block puts what shall be in a folder; the folder gets it when the block ends, or stays empty.
+
+    raises  StoreError if the folder is not empty
+    """
+    inside = folder / TMP
+    if folder.exists() and any(path != inside for path in folder.iterdir()):
+        raise StoreError(f"{folder}: not empty; choose another folder")
+    remove(inside)
+    inside.mkdir(parents=True)
+    try:
+        yield inside
+        sync_tree(inside)
+    except BaseException:
+        remove(inside)
+        raise
+    for path in inside.iterdir():
+        path.rename(folder / path.name)
+    inside.rmdir()
+    sync(folder)
 
 
 def publish(unfinished: Path, final: Path) -> None:

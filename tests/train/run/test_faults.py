@@ -3,8 +3,10 @@
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,24 @@ def test_a_second_run_in_a_folder_leaves_the_firsts_configuration(four_steps, sh
     with locks.locked(run / "run.lock"), pytest.raises(StoreError, match="another process"):
         train(make_config(**SHORT, seed=7), shared_store, run)
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_of_two_processes_in_one_folder_the_second_is_refused_and_changes_nothing(shared_store, make_config, tmp_path):
+    run, context = tmp_path / "run", multiprocessing.get_context("fork")  # forked: it starts in milliseconds
+    first = context.Process(target=train, args=(make_config(**{**SHORT, "steps": 100_000}), shared_store, run))
+    first.start()
+    try:
+        while first.is_alive() and not (run / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        names = ("config.yaml", "run.yaml", "experts.yaml", "images.jsonl")
+        before = {name: (run / name).read_bytes() for name in names}
+        with pytest.raises(StoreError, match=f"being written by process {first.pid} on ") as error:
+            train(make_config(**SHORT, seed=7), shared_store, run)
+        assert "\n" not in str(error.value) and first.is_alive()
+        assert {name: (run / name).read_bytes() for name in names} == before
+    finally:
+        first.kill()
+        first.join()
 
 
 def test_validation_goes_on_in_tiles_where_memory_is_short(shared_store, make_config, tmp_path, caplog):

@@ -85,13 +85,19 @@ def add_expert(manifest, name, channels, seed, codecs, variants, shards=None, ch
         basis[spec.name] = fit_pca([sample], get_codec(spec.codec).components)
     manifest.add_expert(expert, rebuild=rebuild, basis=basis)
     for shard in manifest.missing_shards(name, rebuild) if shards is None else shards:
-        with write_shard(manifest, name, shard, rebuild=rebuild, chunks=chunks) as out:
-            for image in manifest.images_of(shard):
-                for number, variant in enumerate(variants):
-                    size = variant_size(image.lr_size, variant)
-                    index = manifest.images.index(image) + 1000 * number
-                    made = random_features(seed, index, size, channels, scale)
-                    out.add(image.id, {spec.name: made[spec.name] for spec in arrays}, variant)
+        add_shard(manifest, name, channels, seed, shard, variants, chunks, rebuild)
+
+
+def add_shard(manifest, name, channels, seed, shard, variants=("identity",), chunks="default", rebuild=False):
+    """One shard of an expert that the store has."""
+    names = [spec.name for spec in manifest.specs(name, rebuild)]
+    with write_shard(manifest, name, shard, rebuild=rebuild, chunks=chunks) as out:
+        for image in manifest.images_of(shard):
+            for number, variant in enumerate(variants):
+                size = variant_size(image.lr_size, variant)
+                index = manifest.images.index(image) + 1000 * number
+                made = random_features(seed, index, size, channels, manifest.scale)
+                out.add(image.id, {each: made[each] for each in names}, variant)
 
 
 def edit_record(path: Path, change: Callable[[dict], object]) -> None:
@@ -108,7 +114,9 @@ def edit_record(path: Path, change: Callable[[dict], object]) -> None:
 @pytest.fixture(scope="session")
 def samples() -> SimpleNamespace:
     """The functions above, for tests that compare with what `make_store` wrote."""
-    return SimpleNamespace(image=random_image, features=random_features, build=build_store, add_expert=add_expert)
+    return SimpleNamespace(
+        image=random_image, features=random_features, build=build_store, add_expert=add_expert, add_shard=add_shard
+    )
 
 
 @pytest.fixture

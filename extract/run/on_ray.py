@@ -29,7 +29,7 @@ from championship_sr.extract.run.shares import Rank, pixels
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.disk import leases
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.store.format.layout import shard_stem
+from championship_sr.store.format.layout import lock_path
 from championship_sr.store.progress import progress
 
 log = logging.getLogger(__name__)
@@ -278,8 +278,8 @@ class _Crew:
         if member.shard is not None:
             self._todo.append(member.shard)
             if member.place:
-                folder = self._job.manifest.record_path(self._name, member.shard, self._job.rebuild).parent
-                leases.revoke(folder / f"{shard_stem(member.shard)}.lock", member.place.node, member.place.pid)
+                lock = lock_path(self._job.manifest.root, self._name, member.shard, self._job.rebuild)
+                leases.revoke(lock, member.place.node, member.place.pid)
         if self._idle:
             self._give(self._idle.pop())
         else:

@@ -50,6 +50,11 @@ def shard_stem(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
+def lock_path(root: Path, source: str, shard: int, rebuild: bool = False) -> Path:
+    """The lock that guards a shard."""
+    return source_dir(root, source, rebuild) / f"{shard_stem(shard)}.lock"
+
+
 def shard_number(name: str) -> int | None:
     """The number in a shard's name, None for a name of something else."""
     found = re.match(r"shard-(\d{5,})\.", name)

@@ -56,6 +56,7 @@ class Manifest:
         self.scale, self.container, self.format_version = (about[k] for k in ("scale", "container", "format_version"))
         self.kind = {key: about[key] for key in schema.StoreKind.model_fields}
         self.made_as: dict[str, str] = {}  # expert -> what its records repeat, where expert.yaml is wrong
+        self._rebuilt: dict[str, Expert] = {}  # being made anew, as this process knows it
         self._by_shard: dict[int, list[Image]] = {}
         self._index = {image.id: i for i, image in enumerate(images)}
         for image in images:
@@ -147,7 +148,9 @@ class Manifest:
         raises  StoreError naming those that there are
         """
         if rebuild:
-            return read_expert(self.root, name, rebuild=True)
+            if name not in self._rebuilt:  # kept: what another process begins anew there is not this one's
+                self._rebuilt[name] = read_expert(self.root, name, rebuild=True)
+            return self._rebuilt[name]
         if name not in self.experts:
             raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         return self.experts[name]
@@ -186,6 +189,7 @@ class Manifest:
             there = read_expert(self.root, expert.name, rebuild) if (folder / EXPERT_FILE).exists() else None
             different = different_experts(there, expert) if there else []
             if different and rebuild:
+                _check_idle(folder, f"is rebuilding {expert.name} with other settings: {listed(different)}")
                 files.remove(folder)
             if different and not rebuild:
                 raise StoreError(
@@ -194,8 +198,7 @@ class Manifest:
                 )
             if there is None or different:
                 there = write_expert(folder, expert, basis or {})
-        if not rebuild:
-            self.experts[expert.name] = there
+        (self._rebuilt if rebuild else self.experts)[expert.name] = there
         return there
 
     def swap_rebuilt(self, name: str) -> None:
@@ -203,17 +206,27 @@ class Manifest:
 
         raises  StoreError while shards are missing
         """
-        missing = self.missing_shards(name, rebuild=True)
-        if missing:
-            raise StoreError(f"{self.root}: the rebuilt {name} still lacks {len(missing)} of {self.n_shards} shards")
         old, new = source_dir(self.root, name), source_dir(self.root, name, rebuild=True)
         doomed = old.with_name(name + files.TMP)
         with leases.held(self.root / LOCK_FILE, wait=True):
+            missing = self.missing_shards(name, rebuild=True)  # now: nobody swaps or begins anew meanwhile
+            if missing:
+                told = f"still lacks {len(missing)} of {self.n_shards} shards"
+                raise StoreError(f"{self.root}: the rebuilt {name} {told}")
             files.remove(doomed)
-            if new.exists():  # else another process that rebuilt the last shard has been faster
+            if not self._is_in_place(name):  # else another process that rebuilt the last shard has been faster
                 _swap(old, new, doomed)
             files.remove(doomed)
+        self._rebuilt.pop(name, None)
         self.experts[name] = read_expert(self.root, name)
+
+    def _is_in_place(self, name: str) -> bool:
+        """Whether another process has swapped in the rebuilt expert that this one was at."""
+        mine = self._rebuilt.get(name)
+        if mine is None:
+            return False
+        live, beside = (_fingerprint_in(self.root, name, rebuild) for rebuild in (False, True))
+        return live == mine.fingerprint != beside
 
     def remove_expert(self, name: str) -> None:
         """Remove an expert's shards and its entry, whatever state they are in.
@@ -233,7 +246,9 @@ class Manifest:
         self.experts.pop(name, None)
 
     def missing_shards(self, source: str, rebuild: bool = False) -> list[int]:
-        """The shards that no record says are done."""
+        """The shards that no record says are done; none of a rebuild that another process has swapped in."""
+        if rebuild and self._is_in_place(source):
+            return []
         folder = source_dir(self.root, source, rebuild)
         names = os.listdir(folder) if folder.is_dir() else []
         done = {shard_number(name) for name in names if name.endswith(".json")}
@@ -245,7 +260,7 @@ class Manifest:
 
     def is_recorded(self, source: str, shard: int, rebuild: bool = False) -> bool:
         """True if a record says that the shard is done."""
-        return self.record_path(source, shard, rebuild).exists()
+        return files.is_there(self.record_path(source, shard, rebuild))
 
     # what a store that only passes through a folder does more: store/remote/staging.py
 
@@ -276,6 +291,23 @@ class Manifest:
 def assign_shards(images: Iterable[Image], images_per_shard: int) -> tuple[Image, ...]:
     """The images with shard numbers in their order."""
     return tuple(replace(image, shard=i // images_per_shard) for i, image in enumerate(images))
+
+
+def _check_idle(folder: Path, what: str) -> None:
+    """Refuse to take a folder away in which another process writes a shard.
+
+    raises  StoreError
+    """
+    stems = {name.partition(".")[0] for name in os.listdir(folder) if name.endswith((".lock", leases.SUFFIX))}
+    if any(leases.is_held(folder / f"{stem}.lock") for stem in stems):
+        raise StoreError(f"{folder}: another process {what}. Wait for it, or stop it")
+
+
+def _fingerprint_in(root: Path, name: str, rebuild: bool) -> str | None:
+    """Of the expert that lies there now; None if there is none."""
+    if not files.is_there(source_dir(root, name, rebuild) / EXPERT_FILE):
+        return None
+    return read_expert(root, name, rebuild).fingerprint
 
 
 def _swap(old: Path, new: Path, doomed: Path) -> None:

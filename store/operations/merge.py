@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from championship_sr.store.disk import files, leases
+from championship_sr.store.disk import leases
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import (
     BASIS_FILE,
@@ -17,11 +17,11 @@ from championship_sr.store.format.entries import (
     different_stores,
     listed,
 )
-from championship_sr.store.format.layout import PAIRS, shard_stem, source_dir
-from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.layout import PAIRS, lock_path
+from championship_sr.store.format.manifest import LOCK_FILE, Manifest
 from championship_sr.store.shards.metadata import check_metadata
-from championship_sr.store.shards.record import encoded, read_record, sealed
-from championship_sr.store.shards.writer import claimed, unless_done
+from championship_sr.store.shards.record import encoded, read_record, sealed, unchanged
+from championship_sr.store.shards.writer import claimed, take_away, unless_done
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,11 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
 
 
 def _take(merged: Manifest, origin: Manifest, source: str, shard: int, copy: bool) -> None:
-    record = read_record(origin, source, shard)  # whole and of this store, else it would be handed on
-    check_metadata(origin, source, shard)
     with claimed(merged, source, shard, watch=True) as claim:
-        _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
+        with unchanged(origin.record_path(source, shard)):
+            record = read_record(origin, source, shard)  # whole and of this store, else it would be handed on
+            check_metadata(origin, source, shard)
+            _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
         claim.publish(encoded(sealed(record, merged)))
 
 
@@ -170,7 +171,16 @@ def _link(there: str, here: str) -> None:
 
 
 def _remove_taken(merged: Manifest, origin: Manifest, source: str) -> None:
-    for shard in sorted(set(origin.recorded_shards(source)) & set(merged.recorded_shards(source))):
-        with leases.held(source_dir(origin.root, source) / f"{shard_stem(shard)}.lock", watch=True):
-            files.remove(origin.record_path(source, shard))
-            files.remove(origin.shard_path(source, shard))
+    with leases.held(origin.root / LOCK_FILE, wait=True):  # no rebuild is swapped in meanwhile
+        for shard in sorted(set(origin.recorded_shards(source)) & set(merged.recorded_shards(source))):
+            with leases.held(lock_path(origin.root, source, shard), watch=True):
+                if origin.is_recorded(source, shard) and _is_same(merged, origin, source, shard):
+                    take_away(origin, source, shard)
+
+
+def _is_same(merged: Manifest, origin: Manifest, source: str, shard: int) -> bool:
+    """Whether the output has these very numbers, not those of an expert that was rebuilt since.
+
+    raises  StoreError if it was rebuilt with other settings
+    """
+    return not _different_arrays(*(read_record(each, source, shard) for each in (merged, origin)))

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from championship_sr.store.disk import files, leases, locks
-from championship_sr.store.format.layout import shard_number, shard_stem, source_dir
+from championship_sr.store.format.layout import lock_path, shard_number, source_dir
 from championship_sr.store.format.manifest import LOCK_FILE, Manifest
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import SourceCheck, strays
+from championship_sr.store.shards.writer import take_away
 
 DAMAGED = "damaged"  # the store's folder of what was moved away
 
@@ -69,11 +70,10 @@ def _restored(root: Path) -> Iterator[str]:
 
 
 def _if_free(manifest: Manifest, source: str, shard: int, act: Callable[[], list[str]]) -> list[str]:
-    folder = source_dir(manifest.root, source)
-    if source not in manifest.sources or not folder.is_dir():
+    if source not in manifest.sources or not source_dir(manifest.root, source).is_dir():
         return [f"left shard {shard} of {source}: it has been removed meanwhile"]
     try:
-        with leases.held(folder / f"{shard_stem(shard)}.lock", watch=True):
+        with leases.held(lock_path(manifest.root, source, shard), watch=True):
             return act()
     except locks.ShardBusy as busy:
         return [f"left shard {shard} of {source}: {busy}"]
@@ -84,11 +84,8 @@ def _moved_shard(manifest: Manifest, source: str, shard: int, pool: ThreadPoolEx
         return [f"left shard {shard} of {source}: it is not recorded any more"]
     if not any(fault.shard is not None for fault in SourceCheck(manifest, source, pool).shard(shard)):
         return [f"left shard {shard} of {source}: it is whole now, or cannot be read"]
-    record, path = manifest.record_path(source, shard), manifest.shard_path(source, shard)
-    _move(manifest.root, record)  # first, so that a kill here leaves an unrecorded shard
-    if files.is_there(path):
-        _move(manifest.root, path)
-    return [f"moved {path} to {manifest.root / DAMAGED}"]
+    take_away(manifest, source, shard, away=lambda path: _move(manifest.root, path))
+    return [f"moved {manifest.shard_path(source, shard)} to {manifest.root / DAMAGED}"]
 
 
 def _moved_stray(manifest: Manifest, path: Path, faults: Sequence[Fault]) -> list[str]:

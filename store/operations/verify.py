@@ -16,7 +16,7 @@ from championship_sr.store.codecs import Params
 from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError, Unreadable
 from championship_sr.store.format.entries import Image
-from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_number, shard_stem, source_dir
+from championship_sr.store.format.layout import CONTAINERS, PAIRS, lock_path, shard_number, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.survey import survey
@@ -187,7 +187,7 @@ def strays(manifest: Manifest, source: str) -> list[Fault]:
         if shard is None or path.suffix in (".lock", leases.SUFFIX):
             continue
         why = _why_stray(path, shard, manifest.container, known, recorded)
-        if why and not _is_held(folder / f"{shard_stem(shard)}.lock"):
+        if why and not _is_held(lock_path(manifest.root, source, shard)):
             goes = shard in known - recorded and path.suffix in (files.TMP, CONTAINERS[manifest.container])
             what = "the next extract removes it" if goes else "store verify --repair moves it away"
             faults.append(Fault(f"{path}: {why}; {what}", source, path=str(path)))

@@ -18,12 +18,12 @@ from typing import Any
 from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.layout import PAIRS, lock_path
 from championship_sr.store.progress import progress
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
-from championship_sr.store.remote.staging import lock_path
 from championship_sr.store.remote.transfer import tree_bytes
 from championship_sr.store.shards.reader import Store
+from championship_sr.store.shards.writer import take_away
 
 log = logging.getLogger(__name__)
 
@@ -216,9 +216,8 @@ class ShardCache:
             del self._bytes[shard]
         for source in manifest.sources:
             if manifest.is_recorded(source, shard):
-                with leases.held(lock_path(manifest, source, shard), wait=True):
-                    files.remove(manifest.record_path(source, shard))  # first: without it the shard is nothing
-                    files.remove(manifest.shard_path(source, shard))
+                with leases.held(lock_path(manifest.root, source, shard), wait=True):
+                    take_away(manifest, source, shard)
         self._forget(shard)
 
     def _forget(self, shard: int) -> None:

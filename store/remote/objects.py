@@ -28,10 +28,18 @@ from championship_sr.store.format.entries import (
     read_expert,
 )
 from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_stem, source_dir
-from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.manifest import LOCK_FILE, Manifest
 from championship_sr.store.remote.bucket import Bucket, Progress, silent
 from championship_sr.store.remote.parts import DIGEST_DIGITS, Part, keep_only, parts_of
-from championship_sr.store.shards.record import OBJECTS, check_arrays, check_place, encoded, parsed, wanted_arrays
+from championship_sr.store.shards.record import (
+    OBJECTS,
+    check_arrays,
+    check_place,
+    encoded,
+    parsed,
+    unchanged,
+    wanted_arrays,
+)
 from championship_sr.store.shards.writer import claimed
 
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt
@@ -64,7 +72,7 @@ class RemoteStore:
         if content[STORE_FILE] is None:
             raise StoreError(f"{self.url}: not a feature store (it has no {STORE_FILE})")
         try:
-            with leases.held(root / "store.lock", wait=True):
+            with leases.held(root / LOCK_FILE, wait=True):
                 if not (root / STORE_FILE).exists():
                     for name in (IMAGES_FILE, STORE_FILE):
                         files.write_atomic(root / name, content[name] or b"")
@@ -257,6 +265,23 @@ class RemoteStore:
         pool     in which files are read and sent
         returns  False if somebody else's record was first, whose files then count
         """
+        with unchanged(manifest.record_path(source, shard, rebuild)):
+            parts, record = self._sent(manifest, source, shard, pool, rebuild, progress)
+        folder = self.folder(source, rebuild)
+        content = json.dumps(record, indent=1).encode()
+        key = f"{folder}/{shard_stem(shard)}.json"
+        if self.bucket.create(key, content):
+            return True
+        winner = parse_json(self.bucket.get(key) or b"{}").get(OBJECTS, {})
+        if winner.keys() == record[OBJECTS].keys():
+            return True
+        self.bucket.remove([f"{folder}/{part.name}" for part in parts])
+        return False
+
+    def _sent(
+        self, manifest: Manifest, source: str, shard: int, pool: Executor, rebuild: bool, progress: Progress
+    ) -> tuple[list[Part], dict[str, Any]]:
+        """A shard's files, which are in the bucket now, and its record, which is not."""
         path = manifest.shard_path(source, shard, rebuild)
         folder = self.folder(source, rebuild)
         parts = parts_of(path, shard, CONTAINERS[manifest.container], pool)
@@ -272,15 +297,7 @@ class RemoteStore:
             pass
         record = parse_json(read_small(manifest.record_path(source, shard, rebuild)))
         record[OBJECTS] = {part.name: [part.n_bytes, part.sha256] for part in parts}
-        content = json.dumps(record, indent=1).encode()
-        key = f"{folder}/{shard_stem(shard)}.json"
-        if self.bucket.create(key, content):
-            return True
-        winner = parse_json(self.bucket.get(key) or b"{}").get(OBJECTS, {})
-        if winner.keys() == record[OBJECTS].keys():
-            return True
-        self.bucket.remove([f"{folder}/{part.name}" for part in parts])
-        return False
+        return parts, record
 
     def get_shard(
         self, manifest: Manifest, source: str, shard: int, pool: Executor, progress: Progress = silent

@@ -13,10 +13,11 @@ from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import Expert, different_experts, read_expert
-from championship_sr.store.format.layout import PAIRS, SOURCES_FILE, shard_stem, source_dir
+from championship_sr.store.format.layout import PAIRS, SOURCES_FILE, lock_path, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import cache_folder
 from championship_sr.store.remote.objects import RemoteStore
+from championship_sr.store.shards.writer import take_away
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class StagedManifest(Manifest):
             if not self._here.is_recorded(source, shard):
                 with suppress(ShardBusy):
                     self._uploads.fetch(source, shard)
-            with leases.held(lock_path(self._here, source, shard), wait=True):
+            with leases.held(lock_path(self._here.root, source, shard), wait=True):
                 if self._here.is_recorded(source, shard):
                     yield
                     break
@@ -127,6 +128,7 @@ class StagedManifest(Manifest):
         for rebuild in (True, False):
             files.remove(source_dir(self.root, name, rebuild))
         self._remote.write_expert(self.root, name)
+        self._rebuilt.pop(name, None)
         self.experts[name] = read_expert(self.root, name)
 
 
@@ -185,21 +187,17 @@ class Uploads:
             self._waiting.popleft().result()
 
     def _upload(self, source: str, shard: int, rebuild: bool, wait: bool) -> None:
-        with suppress(ShardBusy), leases.held(lock_path(self._here, source, shard, rebuild), wait):
+        with suppress(ShardBusy), leases.held(lock_path(self._here.root, source, shard, rebuild), wait):
             if self._here.is_recorded(source, shard, rebuild):
                 first = self._remote.put_shard(self._here, source, shard, self._files, rebuild=rebuild)
                 if not first:
                     log.warning("%s: shard %d of %s is there already", self._remote.url, shard, source)
-                    self._clear(source, shard, rebuild)
+                    take_away(self._here, source, shard, rebuild)
         self.keep(source, shard, rebuild)
 
     def _drop(self, source: str, shard: int, rebuild: bool) -> None:
-        with leases.held(lock_path(self._here, source, shard, rebuild)):
-            self._clear(source, shard, rebuild)
-
-    def _clear(self, source: str, shard: int, rebuild: bool) -> None:
-        files.remove(self._here.record_path(source, shard, rebuild))  # first: without it the shard is nothing
-        files.remove(self._here.shard_path(source, shard, rebuild))
+        with leases.held(lock_path(self._here.root, source, shard, rebuild)):
+            take_away(self._here, source, shard, rebuild)
 
     def _found(self) -> list[tuple[tuple[str, int, bool], bool]]:
         """The shards of the folder, and whether they are in the bucket; those of another store than now are removed."""
@@ -216,8 +214,3 @@ class Uploads:
                 shards = self._here.recorded_shards(source, rebuild)
                 found += [((source, shard, rebuild), shard in there) for shard in shards]
         return found
-
-
-def lock_path(manifest: Manifest, source: str, shard: int, rebuild: bool = False) -> Path:
-    """The lock that guards a shard in a folder."""
-    return source_dir(manifest.root, source, rebuild) / f"{shard_stem(shard)}.lock"

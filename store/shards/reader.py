@@ -1,7 +1,6 @@
 """Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
 
 import hashlib
-import os
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS, array_key
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.metadata import check_metadata
-from championship_sr.store.shards.record import Wanted, _remedy, read_record, wanted_arrays
+from championship_sr.store.shards.record import Wanted, _remedy, read_record, replaced, state_of, wanted_arrays
 from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
@@ -112,12 +111,7 @@ class Store:
         return read_record(self.manifest, source, shard)
 
     def _state(self, source: str, shard: int) -> tuple[int, ...] | None:
-        """What differs once the shard has been replaced by another, such as by a rebuild; None if it is not there."""
-        try:
-            found = os.stat(self.manifest.record_path(source, shard))
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return state_of(self.manifest.record_path(source, shard))
 
     def _entry(self, source: str, wanted: Wanted, content: dict[str, Any]) -> "Entry":
         codec, params = wanted.codec_of(content["dtype"]), {}
@@ -144,10 +138,7 @@ class Store:
     def _check_same(self, source: str, shard: int) -> None:
         before = self._shard(source, shard).state
         if before and self._state(source, shard) != before:
-            raise StoreError(
-                f"{self.manifest.record_path(source, shard)}: has been replaced since it was read, by a rebuild or a "
-                "repair, and what was read before and after would not fit together. Begin again"
-            )
+            raise replaced(self.manifest.record_path(source, shard))
 
     def _opened(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         entry = array.entry

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +199,39 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {_remedy(source)}") from None
     return record
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What differs once a record's file has been replaced by another, such as by a rebuild; None if it is not there."""
+    try:
+        there = os.stat(path)
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """The block that reads a record and its shard, which must be of one making.
+
+    raises  StoreError if the record has been replaced meanwhile
+    """
+    before = state_of(path)
+    try:
+        yield
+    except (StoreError, OSError):
+        if state_of(path) == before:
+            raise
+    if state_of(path) != before:  # which is also why the block failed, if it did
+        raise replaced(path)
+
+
+def replaced(path: Path) -> StoreError:
+    """The error of whoever has read a record that is another one by now."""
+    return StoreError(
+        f"{path}: has been replaced since it was read, by a rebuild or a repair, and what was read before and after "
+        "would not fit together. Begin again"
+    )
 
 
 def _remedy(source: str) -> str:

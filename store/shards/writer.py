@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -18,8 +18,8 @@ from championship_sr.store.containers.chunks import parsed_chunk
 from championship_sr.store.disk import files, leases, locks
 from championship_sr.store.disk.leases import Lease
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import ArraySpec, Image
-from championship_sr.store.format.layout import PAIRS, array_key, shard_stem
+from championship_sr.store.format.entries import ArraySpec, Image, different_experts, listed, read_expert
+from championship_sr.store.format.layout import PAIRS, array_key, lock_path, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size
 from championship_sr.store.shards import encoding
@@ -94,12 +94,14 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
     """The claim to a shard that is not there yet, held by this process alone until the block ends.
 
     watch   see `leases.held`
-    raises  ShardBusy if another process has it or has published the shard
+    raises  ShardBusy if another process has it or has published the shard; StoreError if it is of another expert by now
     """
     final, record = manifest.shard_path(source, shard, rebuild), manifest.record_path(source, shard, rebuild)
     if source == PAIRS:
         final.parent.mkdir(exist_ok=True)
-    with leases.held(final.parent / f"{shard_stem(shard)}.lock", watch=watch) as lease:
+    _check_current(manifest, source, rebuild)
+    with leases.held(lock_path(manifest.root, source, shard, rebuild), watch=watch) as lease:
+        _check_current(manifest, source, rebuild)  # who begins the expert anew from now on sees the lock
         if manifest.is_recorded(source, shard, rebuild):
             raise locks.ShardBusy(f"{final}: written by another process meanwhile")
         files.remove(final)  # without a record it is nobody's
@@ -108,6 +110,35 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
             yield claim
         finally:
             claim.abandon()
+
+
+def _check_current(manifest: Manifest, source: str, rebuild: bool) -> None:
+    """Refuse to add to an expert that another process has begun with other settings, swapped in or removed."""
+    if source == PAIRS:
+        return
+    mine, folder = manifest.expert(source, rebuild), source_dir(manifest.root, source, rebuild)
+    if not folder.is_dir():
+        raise locks.ShardBusy(f"{folder}: swapped in or removed by another process meanwhile")
+    there = read_expert(manifest.root, source, rebuild)
+    if there.fingerprint != mine.fingerprint:
+        different = listed(different_experts(there, mine)) or "it is fitted to different samples"
+        raise StoreError(f"{folder}: begun anew by another process, which makes it differently: {different}")
+
+
+def take_away(
+    manifest: Manifest,
+    source: str,
+    shard: int,
+    rebuild: bool = False,
+    away: Callable[[Path], object] = files.remove,
+) -> None:
+    """Remove a shard, by whoever holds its lock; the record first: without it the shard is nobody's.
+
+    away  what to do instead with each of the two
+    """
+    for path in (manifest.record_path(source, shard, rebuild), manifest.shard_path(source, shard, rebuild)):
+        if files.is_there(path):
+            away(path)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files
-from championship_sr.store.disk.small_files import parse_json, parse_yaml, read_as
-from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.disk.small_files import parse_json, parse_yaml, read_as, read_small
+from championship_sr.store.errors import ConfigError, StoreError, Unreadable
 from championship_sr.store.format import schema
 from championship_sr.store.format.layout import (
     CONTAINERS,
@@ -28,6 +28,7 @@ from championship_sr.store.format.layout import (
 from championship_sr.store.format.variants import VARIANTS
 
 STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
+EXPERTS_FILE = "experts.txt"  # their names, so that a folder that is lost as a whole is noticed
 SHOWN_DIFFERENCES = 5
 TEACHER = "teacher"  # the role, in its identity, of images to learn from: no expert whose images are fused
 
@@ -280,6 +281,37 @@ def expert_folders(root: Path) -> list[str]:
     folder = root / "experts"
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if is_name(name) and (folder / name).is_dir())
+
+
+def named_experts(root: Path) -> set[str]:
+    """The experts that the store has by experts.txt; none where there is no such file.
+
+    raises  StoreError if it holds something else than names; Unreadable
+    """
+    path = root / EXPERTS_FILE
+    try:
+        with files.reading(path):
+            names = read_small(path).decode(errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return set()
+    wrong = [name for name in names if not is_name(name)]
+    if wrong:
+        raise StoreError(f"{path}: damaged: {wrong[0][:24]!r} is no expert's name")
+    return set(names)
+
+
+def name_experts(root: Path, added: Iterable[str] = (), removed: Iterable[str] = ()) -> None:
+    """Change experts.txt; by whoever holds the store's lock."""
+    try:
+        there = named_experts(root) if files.is_there(root / EXPERTS_FILE) else None
+    except Unreadable:
+        raise
+    except StoreError:
+        there = None
+    known = set(expert_names(root)) if there is None else there  # a list that is lost or damaged is made anew
+    names = (known | set(added)) - set(removed)
+    if names != there:
+        files.write_atomic(root / EXPERTS_FILE, "".join(f"{name}\n" for name in sorted(names)).encode())
 
 
 def read_basis(folder: Path, sha256: str) -> dict[str, Params]:

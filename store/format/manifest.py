@@ -15,6 +15,7 @@ from championship_sr.store.errors import StoreError
 from championship_sr.store.format import schema
 from championship_sr.store.format.entries import (
     EXPERT_FILE,
+    EXPERTS_FILE,
     IMAGES_FILE,
     STORE_FILE,
     ArraySpec,
@@ -27,6 +28,8 @@ from championship_sr.store.format.entries import (
     expert_names,
     images_bytes,
     listed,
+    name_experts,
+    named_experts,
     plain_expert,
     read_basis,
     read_expert,
@@ -198,6 +201,8 @@ class Manifest:
                 )
             if there is None or different:
                 there = write_expert(folder, expert, basis or {})
+            if not rebuild:
+                name_experts(self.root, added=[expert.name])
         (self._rebuilt if rebuild else self.experts)[expert.name] = there
         return there
 
@@ -216,6 +221,7 @@ class Manifest:
             files.remove(doomed)
             if not self._is_in_place(name):  # else another process that rebuilt the last shard has been faster
                 _swap(old, new, doomed)
+            name_experts(self.root, added=[name])
             files.remove(doomed)
         self._rebuilt.pop(name, None)
         self.experts[name] = read_expert(self.root, name)
@@ -235,9 +241,10 @@ class Manifest:
         """
         folder = source_dir(self.root, checked_name(name, "expert"))
         doomed = folder.with_name(name + files.TMP)
-        if not folder.is_dir() and not doomed.is_dir():
+        if not folder.is_dir() and not doomed.is_dir() and name not in named_experts(self.root):
             raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         with leases.held(self.root / LOCK_FILE, wait=True):
+            name_experts(self.root, removed=[name])  # first: a name without its folder is a loss
             if folder.is_dir():  # else a removal that was killed is gone on with
                 files.remove(doomed)
                 folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
@@ -379,7 +386,7 @@ def take_back(root: Path, leave: bool) -> None:
         if any(number is not None for number in begun):
             return
         files.remove(root / STORE_FILE)  # first: without it the folder is no store
-        for name in (IMAGES_FILE, SOURCES_FILE, PAIRS, "experts"):
+        for name in (IMAGES_FILE, SOURCES_FILE, EXPERTS_FILE, PAIRS, "experts"):
             files.remove(root / name)
     files.remove(root / LOCK_FILE)
     if not leave:

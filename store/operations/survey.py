@@ -12,6 +12,7 @@ from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError, Unreadable
 from championship_sr.store.format.entries import (
     EXPERT_FILE,
+    EXPERTS_FILE,
     IMAGES_FILE,
     STORE_FILE,
     Expert,
@@ -22,6 +23,7 @@ from championship_sr.store.format.entries import (
     image_of,
     images_bytes,
     listed,
+    named_experts,
     read_expert,
     read_images,
     read_store,
@@ -59,7 +61,24 @@ def survey(root: Path) -> Survey:
             manifest.experts[name] = expert
         if made_as:
             manifest.made_as[name] = made_as
+    faults += _lost_experts(root)
     return Survey(manifest, tuple(faults))
+
+
+def _lost_experts(root: Path) -> list[Fault]:
+    """The experts that experts.txt names and whose folders are not there."""
+    try:
+        lost = sorted(named_experts(root) - set(expert_folders(root)))
+    except StoreError as error:
+        return [Fault(str(error), unread=isinstance(error, Unreadable))]
+    return [
+        Fault(
+            f"{source_dir(root, name)}: missing, although {EXPERTS_FILE} names it. Put it back, or run: "
+            f"pipeline.py extract --expert {name}; if it is to go: pipeline.py store rm --expert {name}",
+            name,
+        )
+        for name in lost
+    ]
 
 
 def _described(root: Path, faults: list[Fault]) -> tuple[Mapping[str, Any], tuple[Image, ...]]:

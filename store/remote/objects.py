@@ -25,6 +25,7 @@ from championship_sr.store.format.entries import (
     different_experts,
     different_stores,
     listed,
+    name_experts,
     read_expert,
 )
 from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_stem, source_dir
@@ -87,6 +88,7 @@ class RemoteStore:
                     )
                 for name in known if experts is None else experts:
                     self.write_expert(root, name)
+                name_experts(root, added=known if experts is None else experts)
             return Manifest.load(root)
         except StoreError as error:  # of the copy that was just made: what is wrong is wrong at its origin
             if (root / STORE_FILE).exists() and (root / STORE_FILE).read_bytes() == content[STORE_FILE]:

@@ -1,10 +1,12 @@
 """What a repair may take away: only what is proven wrong, and never to where it cannot be had again."""
 
 import errno
+import functools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -27,6 +29,25 @@ from tests.conftest import edit_record
 SHARD = {"zarr": "shard-00001.zarr", "hdf5": "shard-00001.h5"}
 BOTH = pytest.mark.parametrize("container", SHARD)
 NO_LOCKS = "#include <errno.h>\nint flock(int fd, int operation) { errno = ENOLCK; return -1; }\n"
+
+
+@pytest.fixture(scope="module")
+def originals():
+    return {}
+
+
+@pytest.fixture
+def make_store(originals, tmp_path_factory, samples):
+    """A store as conftest's `make_store` makes it: written once for each set of options, and copied."""
+
+    def copied(root, experts=None, **options):
+        key = repr((experts, sorted(options.items())))
+        if key not in originals:
+            originals[key] = samples.build(tmp_path_factory.mktemp("original") / "s", experts, **options)
+        shutil.copytree(originals[key], root)
+        return root
+
+    return copied
 
 
 def content(root):
@@ -435,3 +456,125 @@ def test_the_survey_of_a_sound_store_is_its_manifest(tmp_path, make_store):
         loaded.images,
         loaded.experts,
     )
+
+
+@BOTH
+def test_a_lost_expert_is_named_and_nothing_is_done_about_it(tmp_path, make_store, container):
+    root = make_store(tmp_path / "s", container=container)
+    (root / "experts/a").rename(tmp_path / "elsewhere")
+    before, faults = content(root), verify(root).faults
+    assert len(faults) == 1 and not faults[0].is_mended
+    assert re.search(r"experts/a: missing, although experts\.txt names it\. Put it back", faults[0].message)
+    assert planned(root, faults) == [] == repair(root, faults) and content(root) == before
+    (tmp_path / "elsewhere").rename(root / "experts/a")
+    assert not verify(root).faults
+
+
+def test_an_expert_that_was_to_go_is_not_missed(tmp_path, make_store, samples):
+    root = make_store(tmp_path / "s")
+    Manifest.load(root).remove_expert("a")
+    assert not verify(root).faults
+    shutil.rmtree(root / "experts/b")
+    Manifest.load(root).remove_expert("b")
+    assert not verify(root).faults
+    with pytest.raises(StoreError, match="no expert b"):
+        Manifest.load(root).remove_expert("b")
+
+
+def test_a_store_without_a_list_of_experts_gets_one_with_all_that_it_has(tmp_path, make_store, samples):
+    root = make_store(tmp_path / "s")
+    (root / "experts.txt").unlink()
+    shutil.rmtree(root / "experts/b")
+    assert not verify(root).faults  # as before there was such a file
+    samples.add_expert(Manifest.load(root), "c", 3, 2, {}, ("identity",))
+    assert (root / "experts.txt").read_text() == "a\nc\n"
+
+
+@pytest.mark.parametrize("container", SHARD)
+def test_a_repair_that_is_killed_at_any_rename_goes_on(tmp_path, make_store, container):
+    whole = make_store(tmp_path / "whole", container=container)
+    expected = content(whole)
+    shutil.copytree(whole, tmp_path / "damaged")
+    for kill_at in range(1, 30):
+        root = tmp_path / f"s{kill_at}"
+        shutil.copytree(tmp_path / "damaged", root)
+        flip_values(root, container)
+        (root / "experts/b/expert.yaml").write_text("{")
+        (root / "store.yaml").unlink()
+        (root / "experts/b/shard-00000.json").write_text("[]")
+        ended = killed_at(kill_at, lambda root=root: repair(root, verify(root).faults))
+        repair(root, verify(root).faults)
+        assert not verify(root).faults
+        left, moved = content(root), {path.name for path in (root / "damaged").rglob("shard-*")}
+        assert {name: expected[name] for name in left} == left  # whatever is there is what it was
+        lost = {name.split("/")[1] + "/" + name.split("/")[2].split(".")[0] for name in expected.keys() - left.keys()}
+        assert lost == {"a/shard-00001", "b/shard-00000"} and len(moved) == 4
+        shutil.rmtree(root)
+        if ended:
+            return
+    raise AssertionError("the repair had no end")
+
+
+def killed_at(count: int, act) -> bool:
+    """Whether the act ends, in a process that is killed in place of its `count`-th rename."""
+    child = os.fork()
+    if not child:
+        renames, really = [], {name: getattr(os, name) for name in ("rename", "replace")}
+
+        def once(name, *args, **options):
+            renames.append(name)
+            if len(renames) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return really[name](*args, **options)
+
+        for name in really:
+            setattr(os, name, functools.partial(once, name))
+        act()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "lost": lambda path: path.unlink(),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_of_a_shard_that_is_no_good_moves_its_shard_alone(tmp_path, make_store, container, damage):
+    root = make_store(tmp_path / "s", {"a": 0}, container=container)
+    before, shard = content(root), root / "experts/a" / SHARD[container]
+    DAMAGES[damage](shard / "img002/sr/c.0.0.0" if container == "zarr" else shard)
+    assert {(fault.source, fault.shard) for fault in verify(root).faults} == {("a", 1)}
+    repair(root, verify(root).faults)
+    left = content(root)
+    assert not verify(root).faults and left == {name: before[name] for name in before if "a/shard-00001" not in name}
+
+
+@BOTH
+def test_exchanged_shards_experts_and_records_move_no_more_than_themselves(tmp_path, make_store, container):
+    root = make_store(tmp_path / "s", {"a": 5, "b": 5, "c": 5}, container=container)
+    folders = [root / "experts" / name for name in "abc"]
+    exchange(folders[0] / SHARD[container], folders[1] / SHARD[container])
+    exchange(folders[0] / "expert.yaml", folders[1] / "expert.yaml")
+    (folders[2] / "shard-00000.json").write_bytes((folders[2] / "shard-00001.json").read_bytes())
+    repair(root, verify(root).faults)
+    manifest = Manifest.load(root)
+    assert {name: manifest.missing_shards(name) for name in manifest.sources} == {
+        "pairs": [],
+        "a": [1],
+        "b": [1],
+        "c": [0],
+    }
+    assert not verify(root).faults
+
+
+def exchange(one, other):
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 BICUBIC, MEAN, FITTED, FUSION = "bicubic", "mean", "fitted", "fusion"
+BUNDLED = "bundled"  # the fusion that is installed with the package
 BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"
 PER_IMAGE, PER_PIXEL = "best_expert_per_image", "best_expert_per_pixel"
 EXPERT, SWITCHED_OFF = "expert:", "without:"  # in front of an expert's or a phase's name
@@ -26,6 +27,7 @@ ROWS = {
     PER_IMAGE: Row("best expert per image", "upper bound", "an oracle: needs the HR image to choose"),
     PER_PIXEL: Row("best expert per pixel", "upper bound", "an oracle: needs the HR image to choose"),
     FUSION: Row("fusion", "fusion"),
+    BUNDLED: Row("bundled fusion", "fusion"),
     FUSION_X8: Row("fusion, x8 self-ensemble", "fusion"),
 }
 

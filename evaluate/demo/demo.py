@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 import click
 
 from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.demo.bundled import TRAINED_ON, bundled_run
 from championship_sr.evaluate.demo.photographs import write_photographs
 from championship_sr.evaluate.demo.progress import Stages
+from championship_sr.evaluate.methods import BUNDLED, FUSION
+from championship_sr.evaluate.model import load
 from championship_sr.evaluate.report.report import REPORT
 from championship_sr.evaluate.scoring.evaluation import Wanted
 from championship_sr.evaluate.scoring.scores import Scores
-from championship_sr.evaluate.session import evaluate_sets, write_results
+from championship_sr.evaluate.session import Results, evaluate_sets, write_results
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import load_section
@@ -25,6 +28,7 @@ from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.run.loop import train
 
+HELD_OUT = "held-out photographs"  # what the report calls them
 PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
 
 T = TypeVar("T")
@@ -45,7 +49,9 @@ def demo(out: Path, container: str, steps: int | None, fresh: bool, as_json: boo
     run = job.run(stores["training"])
     scores, report = job.evaluate(run, stores["held_out"])
     if as_json:
-        click.echo(json.dumps({**scores.summary(), "seconds": job.stages.seconds, "report": str(report)}))
+        gain = {method: scores.headline_gains(method) for method in (FUSION, BUNDLED) if method in scores.methods}
+        told = {**scores.summary(), "gain": gain, "seconds": job.stages.seconds, "report": str(report)}
+        click.echo(json.dumps(told))
         return
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in job.stages.seconds.items())
     click.echo(f"report: {report}\n{spent}\n\n{scores.table()}")
@@ -94,10 +100,13 @@ class Demo:
     def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
         """The scores on the held-out photographs, and the report."""
         with self.stages.running("evaluate"):
-            wanted = Wanted(self_ensemble=False)
+            bundled = bundled_run()
+            wanted = Wanted(self_ensemble=False, bundled=load(bundled) if bundled else None)
             results = evaluate_sets(run=run, store=store, wanted=wanted, config=EvaluateConfig(), with_gallery=True)
-            write_results(self.out / "report", results)
-        [scored] = results.sets.values()
+            [scored] = results.sets.values()
+            if bundled:
+                scored = replace(scored, scores=replace(scored.scores, notes=(*scored.scores.notes, TRAINED_ON)))
+            write_results(self.out / "report", Results({HELD_OUT: scored}, results.model, results.left_out))
         return scored.scores, self.out / "report" / REPORT
 
 

@@ -10,7 +10,7 @@ import click
 # what each stage does, and its seconds on two quiet cores of an AMD EPYC
 STAGES = {
     "photographs": ("writing the photographs", 1),
-    "extract": ("running the experts over the photographs", 17),
+    "extract": ("running the experts over the photographs", 24),
     "train": ("training the fusion", 82),
     "evaluate": ("scoring the held-out photographs and writing the report", 12),
 }

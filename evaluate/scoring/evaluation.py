@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import must_run
-from championship_sr.evaluate.methods import FUSION, SWITCHED_OFF
+from championship_sr.evaluate.methods import BUNDLED, FUSION, SWITCHED_OFF
 from championship_sr.evaluate.model import Model, load
 from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.cases import (
@@ -59,12 +59,14 @@ class Wanted:
     fit_store      to whose images weights are fitted; None: the store of the run, or the scored one;
                    never to images that are scored
     observe        called with the pictures of each image
+    bundled        a second fusion of the same experts, for a row of its own; on stores alone
     """
 
     self_ensemble: bool | None = None
     ablation: bool = False
     fit_store: Path | None = None
     observe: Observer | None = None
+    bundled: Model | None = None
 
 
 def evaluate_store(
@@ -89,6 +91,8 @@ def evaluate_store(
     names = names or tuple(store.experts)
     if model:
         check_experts(model.fusion, store)
+    if wanted.bundled:
+        _check_bundled(wanted.bundled, store, names)
     device = pick_device(config.device)
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
@@ -169,10 +173,22 @@ def _live_experts(
     return tuple(live_expert(store.experts[name], store.scale, device, config) for name, config in configs.items())
 
 
+def _check_bundled(bundled: Model, store: Store, names: Sequence[str]) -> None:
+    """Raises StoreError if the bundled fusion is one of other experts, or takes them in another order."""
+    if bundled.expert_names != tuple(names):
+        raise StoreError(
+            f"{bundled.root}: a fusion of {', '.join(bundled.expert_names)}, in this order; "
+            f"{store.root} is scored with {', '.join(names)}"
+        )
+    check_experts(bundled.fusion, store)
+
+
 def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:
     if model is None:
         return {}
     networks = {FUSION: model.network}
+    if wanted.bundled:
+        networks[BUNDLED] = wanted.bundled.network
     if wanted.ablation:
         networks |= {SWITCHED_OFF + name: Without(model.network, name) for name in ablated_phases(model.network)}
     return networks

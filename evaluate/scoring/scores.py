@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.evaluate.methods import EXPERT, FITTED, FUSION, ROWS, row
+from championship_sr.evaluate.methods import BUNDLED, EXPERT, FITTED, FUSION, ROWS, row
 from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 from championship_sr.evaluate.scoring.complementarity import Complementarity
 from championship_sr.train.gains import Gain, Resampling, difference
@@ -107,13 +107,14 @@ class Scores:
         return finite({name: gain and gain.interval for name, gain in gains.items()})
 
     def headline(self) -> list[str]:
-        """What the fusion gains over fitted weights, its honest rival, and over the best expert; a line each."""
-        if FUSION not in self.methods:
-            return []
-        seen = [self.seen] if self.seen else []
+        """What each fusion gains over fitted weights, its honest rival, and over the best expert; a line each."""
         best = f"{labelled(self.best_expert)}, the best expert" if self.best_expert else ""
-        gains = {"fitted weights": self.over_fitted(), best: self.over_best()}
-        return [*seen, *(f"fusion over {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain)]
+        lines = [self.seen] if self.seen and FUSION in self.methods else []
+        for method in filter(self.methods.__contains__, (FUSION, BUNDLED)):
+            gains = {"fitted weights": self.over_fitted(method), best: self.over_best(method)}
+            over = f"{labelled(method)} over"
+            lines += [f"{over} {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain]
+        return lines
 
     @property
     def seen(self) -> str:
@@ -127,7 +128,7 @@ class Scores:
 
     def named(self, method: str) -> str:
         """The method's label, marked where its figures are of images that the run saw."""
-        return f"{labelled(method)} {SEEN}" if self.seen and row(method).kind in OWN else labelled(method)
+        return f"{labelled(method)} {SEEN}" if self.seen and _of_the_run(method) else labelled(method)
 
     def _in_words(self, gain: Gain) -> str:
         metric = METRICS[self.metrics[0]]
@@ -243,6 +244,11 @@ class Scores:
         every = self.to_plain()
         together = {"complementarity": every.pop("complementarity")} if self.complementarity else {}
         return {**self.summary(), "gain": {FUSION: self.headline_gains()}, **together, "scores": every}
+
+
+def _of_the_run(method: str) -> bool:
+    """Whether the run that was scored made the method's images; the bundled fusion is another one."""
+    return row(method).kind in OWN and method != BUNDLED
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -22,7 +22,7 @@ def test_each_stage_is_announced_with_what_is_left_at_the_pace_so_far(clock, cap
             clock[0] += 3 * typical
     said = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in said] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
-    assert said[0].endswith("about 2 minutes left")  # nothing is known yet: 112 s
+    assert said[0].endswith("about 2 minutes left")  # nothing is known yet: 119 s
     assert said[2].endswith("about 5 minutes left")  # three times (82 + 12) s
     assert said[3].endswith("about 40 s left")
 

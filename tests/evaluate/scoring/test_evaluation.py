@@ -243,3 +243,18 @@ def test_a_network_without_phases_has_no_ablation(tmp_path, store_root, make_run
     with pytest.raises(ConfigError, match="no phases to switch off"):
         evaluate_store(run, store_root, wanted=Wanted(ablation=True), config=config)
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["fusion"]["profile"] == "cnn"
+
+
+def test_the_bundled_fusion_has_a_row_of_its_own_and_says_what_it_gains(run_root, store_root, config):
+    scores = evaluate_store(run_root, store_root, wanted=Wanted(False, bundled=load(run_root)), config=config)
+    for values in scores.values.values():
+        assert values["bundled"] == values["fusion"]  # the same run stands in for it
+    assert "bundled fusion over fitted weights" in scores.table()
+    assert scores.headline_gains("bundled") == scores.headline_gains("fusion")
+
+
+def test_a_bundled_fusion_of_experts_in_another_order_is_refused(run_root, store_root, config):
+    bundled = load(run_root)
+    bundled.expert_names = ("two", "one")
+    with pytest.raises(StoreError, match=r"a fusion of two, one, in this order; .* is scored with one, two"):
+        evaluate_store(run_root, store_root, wanted=Wanted(False, bundled=bundled), config=config)

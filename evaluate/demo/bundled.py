@@ -1,11 +1,11 @@
 """The fusion that is installed with the package, where there is one."""
 
+from importlib import resources
 from pathlib import Path
 
-from championship_sr import evaluate
 from championship_sr.train.run.folder import CONFIG_FILE
 
-FOLDER = Path(evaluate.__path__[0], "weights")
+FOLDER = Path(str(resources.files("championship_sr.evaluate").joinpath("weights")))
 TRAINED_ON = (
     "bundled fusion: trained on the photographs that the bundled experts were trained on (docs/bundled-experts.md); "
     "fusion: on those of the demo alone. None of them is scored here"

@@ -249,7 +249,7 @@ def test_the_bundled_fusion_has_a_row_of_its_own_and_says_what_it_gains(run_root
     scores = evaluate_store(run_root, store_root, wanted=Wanted(False, bundled=load(run_root)), config=config)
     for values in scores.values.values():
         assert values["bundled"] == values["fusion"]  # the same run stands in for it
-    assert "bundled fusion over fitted weights" in scores.table()
+    assert "bundled fusion over two, the best expert: " in scores.table()
     assert scores.headline_gains("bundled") == scores.headline_gains("fusion")
 
 

@@ -156,12 +156,13 @@ class ExtractConfig:
     tile_px: int = 512  # images with a longer side run in tiles of at most this side, LR pixels
     halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
     features: bool = True  # False: only the SR images of every expert are kept, as with `tap: none`
-    batch_size: int = 1  # tiles of one image in one forward of a GPU; the CPU takes one at a time
+    batch_size: int = 1  # tiles or images of one size in one forward of a GPU; the CPU takes one at a time
     precision: Precision = "fp32"  # tf32: float32 whose products NVIDIA's GPUs round to ten bits of mantissa
     channels_last: bool = False
     compile: bool = False
     variants: tuple[str, ...] = ("identity",)
     device: str = "auto"
+    one_device: bool = False  # the kind of device is part of an expert's identity: another one is refused
     random_weights: bool = False  # to size a run before the weights are there; stamped into the store
 
     def __post_init__(self) -> None:

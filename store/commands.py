@@ -282,6 +282,9 @@ def _line(source: SourceInfo) -> str:
     if source.variants != ("identity",):
         parts.append(f"variants {', '.join(source.variants)}")
     parts += _provenance(source.identity)
+    if len(source.devices) > 1:
+        shares = (f"{device} ({counted(count, 'shard')})" for device, count in sorted(source.devices.items()))
+        parts.append(f"MADE ON SEVERAL DEVICES: {', '.join(shares)}")
     if source.missing_shards:
         count = counted(len(source.missing_shards), "shard")
         parts.append(f"lacks {count}, the first is {source.missing_shards[0]}")

@@ -101,16 +101,24 @@ class LoadedExpert:
         returns  (B, 3, scale*h, scale*w), and for each tap (B, C, h, w)
         raises   NonFiniteError
         """
-        height, width = lr.shape[-2:]
-        padded = self.pad(lr.to(self.device))
-        sr = self._run(padded)[..., : self.scale * height, : self.scale * width].float()
-        size = tuple(padded.shape[-2:])
-        features = {
-            name: to_lr_grid(self._seen.pop(name).float(), shape, size, (height, width))
-            for name, shape in self._shapes.items()
-        }
+        sr, features = self.unchecked(lr)
         self._check_finite({"sr": sr} | features)
         return sr.clamp(0, 1), features
+
+    @torch.no_grad()
+    def unchecked(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, neither checked nor clipped, without waiting for a GPU."""
+        height, width = lr.shape[-2:]
+        padded = self.pad(lr.to(self.device))
+        try:
+            sr = self._run(padded)[..., : self.scale * height, : self.scale * width].float()
+            size = tuple(padded.shape[-2:])
+            return sr, {
+                name: to_lr_grid(self._seen.pop(name).float(), shape, size, (height, width))
+                for name, shape in self._shapes.items()
+            }
+        finally:
+            self._seen.clear()  # a forward that failed leaves no tensors behind
 
     def bare(self, padded: Tensor) -> Tensor:
         """The network's own answer to an image that needs no padding: what a forward costs by itself."""
@@ -151,9 +159,13 @@ class LoadedExpert:
         for name, tensor in tensors.items():
             # a finite sum has finite terms, and costs a twentieth of looking at each; a sum alone can overflow
             if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"expert {self.name}: {name} has NaN or Inf at precision {self.precision}; {self._advice}"
-                )
+                raise self.non_finite(name)
+
+    def non_finite(self, name: str) -> NonFiniteError:
+        """What is to be said of an output that is not finite."""
+        return NonFiniteError(
+            f"expert {self.name}: {name} has NaN or Inf at precision {self.precision}; {self._advice}"
+        )
 
     @property
     def _advice(self) -> str:

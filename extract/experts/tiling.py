@@ -3,7 +3,7 @@
 Tiles that fade into each other are evaluation's: `evaluate.inference.tiles`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -68,36 +68,45 @@ def as_input(lr: np.ndarray) -> Tensor:
 
 
 def run_tiled(
-    expert: LoadedExpert, lr: Tensor, tile_px: int, halo_px: int, batch: int = 1
+    expert: LoadedExpert, lr: Tensor, tile_px: int, halo_px: int, batch: int = 1, *, stay: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The expert's SR image and features of a whole image, on the CPU.
 
     lr       (1, 3, h, w), 0..1
     batch    tiles in one forward; always the same tiles together, so that the result is too
+    stay     leave the result on the expert's device, neither checked nor clipped, and do not wait for it
     returns  (1, 3, scale*h, scale*w), and for each tap (1, C, h, w); channels last in memory where they were tiled
     """
     rows, cols = (spans(length, tile_px, halo_px, expert.align_px) for length in lr.shape[-2:])
     if len(rows) == len(cols) == 1:
+        if stay:
+            return expert.unchecked(lr)
         sr, features = expert(lr)
         return sr.cpu(), {name: tensor.cpu() for name, tensor in features.items()}
-    size, whole = lr.shape[-2:], {}
+    size, whole, device = lr.shape[-2:], {}, expert.device if stay else "cpu"
     places = [(row, col) for row in rows for col in cols]
-    for place, outputs in _tile_outputs(expert, lr, places, batch):
+    for place, outputs in _tile_outputs(expert.unchecked if stay else expert, lr, places, batch):
         for name, tensor in outputs.items():
             factor = expert.scale if name == "sr" else 1
             if name not in whole:
-                whole[name] = torch.empty(size[0] * factor, size[1] * factor, tensor.shape[0]).permute(2, 0, 1)
+                shape = size[0] * factor, size[1] * factor, tensor.shape[0]
+                whole[name] = torch.empty(shape, device=device).permute(2, 0, 1)
             _paste(whole[name], tensor, place, factor)
     sr = whole.pop("sr")[None]
     return sr, {name: tensor[None] for name, tensor in whole.items()}
 
 
+def is_tiled(size: tuple[int, int], tiling: Tiling, align_px: int) -> bool:
+    """Whether an image of this size is cut."""
+    return any(len(spans(length, tiling.tile_px, tiling.halo_px, align_px)) > 1 for length in size)
+
+
 def _tile_outputs(
-    expert: LoadedExpert, lr: Tensor, places: list[tuple[Span, Span]], batch: int
+    run: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]], lr: Tensor, places: list[tuple[Span, Span]], batch: int
 ) -> Iterator[tuple[tuple[Span, Span], dict[str, Tensor]]]:
     for group in _equal_groups(places, batch):
         crops = [lr[..., r.start : r.start + r.size, c.start : c.start + c.size] for r, c in group]
-        sr, features = expert(torch.cat(crops) if len(crops) > 1 else crops[0])
+        sr, features = run(torch.cat(crops) if len(crops) > 1 else crops[0])
         for i, place in enumerate(group):
             yield place, {"sr": sr[i]} | {name: tensor[i] for name, tensor in features.items()}
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,18 @@ from torch import Tensor
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.device import check_tf32
-from championship_sr.extract.experts.expert import LoadedExpert, NonFiniteError, load_expert
-from championship_sr.extract.experts.tiling import Tiling, as_input, run_tiled
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
+from championship_sr.extract.experts.tiling import Tiling
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import ResultImages
+from championship_sr.extract.run.forwards import Forwards, on_host, views
+from championship_sr.extract.run.on_device import Arriving, DeviceEncoder, made_on
 from championship_sr.extract.run.progress import Progress
 from championship_sr.extract.run.register import describe, fit_bases, fit_tiling, register_results
 from championship_sr.extract.run.shares import Rank, pixels, unless_busy, until_done
 from championship_sr.extract.run.sink import Sink
-from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import Image
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.format.variants import transform
 from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.staging import Staging
 from championship_sr.store.shards.reader import Store
@@ -156,8 +156,10 @@ def run_expert(
         return manifest.missing_shards(expert.name, rebuild)
 
     started, told = time.monotonic(), []
+    encoder = device_encoder(expert, manifest, rebuild)
+    device = made_on(expert.device, tiling.batch_size, expert.precision) if encoder else None
     with (
-        Sink(manifest, expert.name, rebuild) as sink,
+        Sink(manifest, expert.name, rebuild, device) as sink,
         Progress(manifest, expert.name, shards, len(variants), rebuild, rank) as progress,
         torch.inference_mode(),
     ):
@@ -166,14 +168,14 @@ def run_expert(
             with unless_busy(told, expected=rank.world_size > 1):
                 sink.open(shard)
                 with manifest.needed(PAIRS, shard):
-                    images = [(i, store.array(index[i.id], PAIRS, "lr").load()) for i in manifest.images_of(shard)]
+                    ids = [image.id for image in manifest.images_of(shard)]
+                    images = [(image_id, store.array(index[image_id], PAIRS, "lr").load()) for image_id in ids]
                 store.forget(PAIRS, shard)
                 if isinstance(expert, ResultImages):
-                    sink.made_from({image.id: expert.digests[image.id] for image, _ in images})
-                for image, lr in images:
-                    for variant, outputs in _outputs(expert, image, lr, tiling, variants):
-                        sink.add(image.id, outputs, variant)
-                        progress.advance(lr.shape[0] * lr.shape[1])
+                    sink.made_from({image_id: expert.digests[image_id] for image_id in ids})
+                for image_id, variant, outputs in _outputs(expert, images, tiling, variants, encoder):
+                    sink.add(image_id, outputs, variant)
+                    progress.advance(prod(store.images[index[image_id]].lr_size))
                 sink.close()
                 progress.own(shard)
         sink.flush()
@@ -183,34 +185,28 @@ def run_expert(
 
 
 def _outputs(
-    expert: LoadedExpert | ResultImages, image: Image, lr: np.ndarray, tiling: Tiling, variants: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Variant and what the expert makes of the image so transformed: "sr" and each tap, (1, C, rows, cols)."""
+    expert: LoadedExpert | ResultImages,
+    images: Sequence[tuple[str, np.ndarray]],
+    tiling: Tiling,
+    variants: Sequence[str],
+    encoder: DeviceEncoder | None,
+) -> Iterator[tuple[str, str, dict[str, Tensor] | Arriving]]:
+    """Image, variant and its outputs: "sr" and each tap, (1, C, rows, cols), or their encoded arrays."""
     if isinstance(expert, ResultImages):
-        yield "identity", {"sr": expert.given(image.id).image}
+        yield from ((image_id, "identity", {"sr": expert.given(image_id).image}) for image_id, _ in images)
         return
-    for variant in variants:
-        try:
-            sr, features = _run(expert, as_input(transform(lr, variant)), tiling)
-        except NonFiniteError as error:
-            again = "" if expert.precision == "fp32" else f" and run again with --rebuild {expert.name}"
-            raise StoreError(f"image {image.id}: {error}{again}") from None
-        except torch.OutOfMemoryError:
-            raise StoreError(
-                f"image {image.id}: out of memory on {expert.device} with one tile of {tiling.tile_px} px at a time; "
-                "free the device and run the same command again, or set a smaller extract.tile_px with --rebuild"
-            ) from None
-        yield variant, {"sr": sr} | features
+    if encoder:
+        for view, outputs in Forwards(expert, tiling, encoder).of_shard(views(images, variants)):
+            yield view.image_id, view.variant, outputs
+        return
+    for view in views(images, variants):
+        yield view.image_id, view.variant, on_host(expert, view, tiling)
 
 
-def _run(expert: LoadedExpert, lr: Tensor, tiling: Tiling) -> tuple[Tensor, dict[str, Tensor]]:
-    """The whole image's outputs; with smaller and smaller batches of tiles while memory is too small."""
-    while True:
-        try:
-            return run_tiled(expert, lr, tiling.tile_px, tiling.halo_px, tiling.batch_size)
-        except torch.OutOfMemoryError:
-            if tiling.batch_size == 1:  # the tile is part of the store's identity and cannot change any more
-                raise
-            tiling = tiling.halved()
-            log.warning("%s: out of memory; going on with %d tiles at a time", expert.name, tiling.batch_size)
-        torch.cuda.empty_cache()
+def device_encoder(
+    expert: LoadedExpert | ResultImages, manifest: Manifest, rebuild: bool = False
+) -> DeviceEncoder | None:
+    """What encodes the expert's outputs on its device; None on the CPU, whose writers do it."""
+    if isinstance(expert, ResultImages) or expert.device.type == "cpu":
+        return None
+    return DeviceEncoder(expert.device, manifest.specs(expert.name, rebuild), manifest.basis(expert.name, rebuild))

@@ -13,6 +13,7 @@ from championship_sr.extract.experts.expert import CODE, LoadedExpert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import ResultImages
+from championship_sr.extract.run.on_device import made_on
 from championship_sr.store.codecs import Params, fit_pca, get_codec
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import StoreError
@@ -42,12 +43,16 @@ def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling, there:
     }
     if there is not None and CODE not in there.identity:
         identity.pop(CODE, None)
+    device = made_on(expert.device, tiling.batch_size, config.precision)
+    if config.one_device:
+        identity["made_on"] = device
     notes = {
         "config": to_plain(expert.config),
         "parameters": expert.n_parameters,
         "tile_px_asked": config.tile_px,
         "batch_size": tiling.batch_size,
         "device": str(expert.device),
+        **({"made_on": device} if expert.device.type != "cpu" else {}),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -95,10 +100,11 @@ def fit_tiling(expert: LoadedExpert, images: Sequence[Image], tiling: Tiling) ->
 
     raises  StoreError if even the smallest tile is too large
     """
+    batched = tiling.batch_size > 1 and len(images) > 1
     while True:
         sides = [[min(n, tiling.tile_px) for n in image.lr_size] for image in images]
         height, width = max(sides, key=lambda side: side[0] * side[1])
-        tiled = any(max(image.lr_size) > tiling.tile_px for image in images)
+        tiled = batched or any(max(image.lr_size) > tiling.tile_px for image in images)
         try:
             with torch.inference_mode():
                 expert(torch.zeros(tiling.batch_size if tiled else 1, 3, height, width))

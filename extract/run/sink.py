@@ -6,12 +6,14 @@ Several threads encode and hash; one writes and publishes, in the order in which
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 from torch import Tensor
 
+from championship_sr.extract.run.on_device import Arriving
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.writer import Ready, write_shard
@@ -29,8 +31,11 @@ class Sink:
     shard; shards that were closed before are published, but for those that another process has taken over.
     """
 
-    def __init__(self, manifest: Manifest, source: str, rebuild: bool = False) -> None:
-        self._manifest, self._source, self._rebuild = manifest, source, rebuild
+    def __init__(
+        self, manifest: Manifest, source: str, rebuild: bool = False, made_on: Mapping[str, Any] | None = None
+    ) -> None:
+        """made_on  what the shards' records say of the device; the CPU is not named"""
+        self._manifest, self._source, self._rebuild, self._made_on = manifest, source, rebuild, dict(made_on or {})
         self._encoders = ThreadPoolExecutor(THREADS, thread_name_prefix="encoder")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._waiting: deque[Future] = deque()
@@ -42,14 +47,14 @@ class Sink:
 
         raises  ShardBusy if another process has it
         """
-        self._open = _Shard(self._manifest, self._source, shard, self._rebuild)
+        self._open = _Shard(self._manifest, self._source, shard, self._rebuild, self._made_on)
 
     def made_from(self, files: dict[str, str]) -> None:
         """Says of which files the open shard's images are read: image id -> sha256."""
         self._open.made_from(files)
 
-    def add(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> None:
-        """Hands over one image's (1, C, rows, cols) tensors, which must not change any more."""
+    def add(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> None:
+        """Hands over one image's (1, C, rows, cols) tensors, which must not change any more, or its encoded arrays."""
         ready = self._encoders.submit(self._open.encode, image_id, outputs, variant)
         self._submit(self._open.write, ready)
 
@@ -98,16 +103,20 @@ class Sink:
 class _Shard:
     """One shard's writer, until another process takes the shard over: from then on, what comes is dropped."""
 
-    def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool) -> None:
+    def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool, made_on: dict[str, Any]) -> None:
         self.number, self.lost = number, False
         self._context = ExitStack()
         self._out = self._context.enter_context(write_shard(manifest, source, number, rebuild=rebuild))
+        self._out.made_on = made_on
 
     def made_from(self, files: dict[str, str]) -> None:
         self._out.files = files
 
-    def encode(self, image_id: str, outputs: dict[str, Tensor], variant: str) -> list[Ready]:
-        arrays = {name: tensor[0].permute(1, 2, 0) for name, tensor in outputs.items()}
+    def encode(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> list[Ready]:
+        if isinstance(outputs, Arriving):
+            arrays = outputs.wait()
+        else:
+            arrays = {name: tensor[0].permute(1, 2, 0) for name, tensor in outputs.items()}
         return [] if self.lost else self._out.encode(image_id, arrays, variant)
 
     def write(self, ready: Future) -> None:

@@ -91,6 +91,7 @@ class RecordFile(_Model):
     fingerprint: str
     images: dict[str, str]
     files: dict[str, str] = {}
+    made_on: dict[str, str | int | bool | None] = {}
     arrays: dict[str, StoredEntry]
 
 

@@ -63,7 +63,8 @@ def convert(
                 unless_done(manifest, source, shard),
                 write_shard(manifest, source, shard, chunks=chunks, watch=True) as out,
             ):
-                out.files = reader.files(image.id for image in manifest.images_of(shard))
+                ids = [image.id for image in manifest.images_of(shard)]
+                out.files, out.made_on = reader.files(ids), reader.made_on(ids)
                 for n_bytes in _copy_shard(manifest, reader, changed, shard, out):
                     progress(n_bytes)
     return manifest
@@ -129,6 +130,14 @@ class _Reader:
         shards = {name: self._store.images[self._index[name]].shard for name in image_ids}
         known = {name: self._records(shard).get("files", {}).get(name) for name, shard in shards.items()}
         return {name: sha256 for name, sha256 in known.items() if sha256}
+
+    def made_on(self, image_ids: Iterable[str]) -> dict[str, Any]:
+        """What the records say of the device that made these images' arrays; its name alone where they are several."""
+        shards = sorted({self._store.images[self._index[name]].shard for name in image_ids})
+        first, *others = (self._records(shard).get("made_on", {}) for shard in shards)
+        if all(other == first for other in others):
+            return first
+        return {"device": " and ".join(sorted({made.get("device", "cpu") for made in (first, *others)}))}
 
     def read(self, image_id: str, name: str, variant: str) -> tuple[StoredArray, np.ndarray, dict[str, Any]]:
         """The array, its raw numbers and its entry in the record."""

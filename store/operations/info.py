@@ -1,16 +1,20 @@
 """What a store holds, what it takes and what it lacks."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from championship_sr.store.codecs import get_codec
+from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import EXPERT_FILE, ArraySpec
 from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.repair import damaged_bytes
+from championship_sr.store.shards.record import read
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class SourceInfo:
     bytes_per_lr_px: float  # on disk, of the shards that are there
     identity: Mapping[str, Any]
     notes: Mapping[str, Any]
+    devices: Mapping[str, int]  # what made how many shards; "cpu" also where the record does not say
     rebuilt_shards: int | None  # of a rebuild that has not been swapped in; None: there is none
 
 
@@ -53,7 +58,7 @@ class StoreInfo:
 
 
 def info(root: Path) -> StoreInfo:
-    """The store's description, from its files' sizes and its records' names; nothing in the shards is read."""
+    """The store's description, from its files' sizes and its records; nothing in the shards is read."""
     damaged: list[str] = []
     manifest = Manifest.load(root, damaged)
     sources = tuple(_source(manifest, name) for name in manifest.sources)
@@ -88,8 +93,19 @@ def _source(manifest: Manifest, name: str) -> SourceInfo:
         bytes_per_lr_px=n_bytes / lr_px if lr_px else 0.0,
         identity=expert.identity if expert else {},
         notes=expert.notes if expert else {},
+        devices=_devices(manifest, name) if expert else {},
         rebuilt_shards=_rebuilt(manifest, name) if expert else None,
     )
+
+
+def _devices(manifest: Manifest, name: str) -> dict[str, int]:
+    """Device -> shards, from the records that can be read."""
+    found: Counter[str] = Counter()
+    for shard in manifest.recorded_shards(name):
+        with suppress(StoreError, FileNotFoundError):  # `verify` reports them
+            record = read(manifest.record_path(name, shard))
+            found[str(record.get("made_on", {}).get("device", "cpu"))] += 1
+    return dict(found)
 
 
 def _array(spec: ArraySpec) -> ArrayInfo:

@@ -179,6 +179,7 @@ class ShardWriter:
         self._claim, self._final = claim, claim.final
         self._arrays: dict[str, dict[str, Any]] = {}
         self.files: dict[str, str] = {}  # image id -> sha256 of the file that its arrays were read from, if they were
+        self.made_on: dict[str, Any] = {}  # the device that made the arrays, where it was not the CPU
         _check_space(self._final.parent, self.expected_bytes(), self._final.name)
         self._writer = _WRITERS[manifest.container](claim.unfinished)
 
@@ -258,6 +259,7 @@ class ShardWriter:
             "shard": self._shard,
             "fingerprint": self._fingerprint,
             "images": self._manifest.lr_identity(self._shard),
+            **({"made_on": self.made_on} if self.made_on else {}),
             **({"files": self.files} if self.files else {}),
             "arrays": dict(sorted(self._arrays.items())),
         }

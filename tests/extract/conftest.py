@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.edsr import EDSR
+from championship_sr.extract.run.on_device import DeviceEncoder
 from championship_sr.store.config import build
 
 
@@ -62,3 +63,22 @@ def make_config(tmp_path, save_edsr, save_photos):
         return build(ExtractConfig, content | values, "test")
 
     return make
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """The CPU takes a GPU's way; the shapes and bytes of each image's copies back."""
+    copies = []
+
+    def counted(tensors):
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        copies.append([(tuple(tensor.shape), tensor.nbytes) for tensor in tensors])
+        return [tensor.clone() for tensor in tensors], lambda: None
+
+    def encoder(expert, manifest, rebuild=False):
+        found = DeviceEncoder(expert.device, manifest.specs(expert.name, rebuild), {})
+        found._copies = counted
+        return found
+
+    monkeypatch.setattr("championship_sr.extract.run.job.device_encoder", encoder)
+    return copies

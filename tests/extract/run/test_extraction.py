@@ -73,7 +73,7 @@ def test_parts_order_and_restarts_give_the_same_bytes(make_config, tmp_path, mon
     extract(parts, part=Part(1, 2))
     stopped = make_config(store=str(tmp_path / "stopped"), tile_px=12, halo_px=2, batch_size=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("championship_sr.extract.run.job.run_tiled", interrupt_at(2))
+        patch.setattr("championship_sr.extract.run.forwards.run_tiled", interrupt_at(2))
         extract(stopped)
     assert 0 < extract(stopped).experts["tiny"].shards_written < 3
     assert checksums(parts.store) == checksums(whole.store) == checksums(stopped.store)
@@ -122,7 +122,7 @@ def test_a_part_reads_only_its_own_images(make_config):
 def test_what_is_done_is_not_done_again(make_config, monkeypatch):
     config = make_config()
     extract(config)
-    monkeypatch.setattr("championship_sr.extract.run.job.run_tiled", interrupt_at(1))
+    monkeypatch.setattr("championship_sr.extract.run.forwards.run_tiled", interrupt_at(1))
     monkeypatch.setattr("championship_sr.extract.images.pairs.decode", interrupt_at(1))
     assert extract(config).experts["tiny"].shards_written == 0
 
@@ -190,7 +190,7 @@ def test_an_interrupted_rebuild_leaves_the_old_expert_and_goes_on(make_config, s
     before = checksums(Path(config.store, "experts/tiny"))
     save_edsr(seed=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("championship_sr.extract.run.job.run_tiled", interrupt_at(3))
+        patch.setattr("championship_sr.extract.run.forwards.run_tiled", interrupt_at(3))
         extract(config, rebuild=["tiny"])
     assert checksums(Path(config.store, "experts/tiny")) == before
     Store(config.store, ["tiny"])

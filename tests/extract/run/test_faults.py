@@ -34,6 +34,7 @@ class Fragile(nn.Module):
     def forward(self, x):
         self.seen.append(tuple(x.shape))
         if x.shape[0] * x.shape[2] * x.shape[3] > self.limit_px:
+            self.body(x)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         x = torch.where(x[:, :1, :1, :1] * 255 == 7, float("inf"), x)
         return self.body(x)[:, :3].repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -72,12 +73,26 @@ def test_a_value_that_is_not_finite_names_the_image_and_advises_on_precision(sma
     assert small_store.missing_shards("fragile") == [1]  # what was done before stays
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(small_store, caplog):
+def test_out_of_memory_halves_the_batch_and_goes_on(small_store, caplog, pretended_gpu):
     expert = fragile(limit_px=2 * 16 * 16)
     run_expert(small_store, expert, [0], Tiling(16, 2, batch_size=4))
     assert small_store.missing_shards("fragile") == [1]
     assert [shape[0] for shape in expert._network.model.seen][:3] == [4, 2, 2]
     assert "out of memory; going on with 2 tiles at a time" in caplog.text
+    assert not expert._seen  # of the failed forward, whose tap had an output already
+
+
+def test_out_of_memory_with_one_tile_on_a_gpu_is_no_traceback_either(small_store, pretended_gpu):
+    with pytest.raises(StoreError, match=r"image good: out of memory on cpu with one tile of 16 px .*extract.tile_px"):
+        run_expert(small_store, fragile(limit_px=100), [0], Tiling(16, 2))
+
+
+def test_a_value_that_a_gpu_finds_not_finite_names_the_image_too(small_store, pretended_gpu):
+    with pytest.raises(
+        StoreError, match=r"image bad: expert fragile: .* has NaN or Inf at precision fp32; the weights"
+    ):
+        run_expert(small_store, fragile(), [0, 1], Tiling(64, 8))
+    assert small_store.missing_shards("fragile") == [1]
 
 
 def test_out_of_memory_with_one_tile_names_the_image_and_what_to_do(small_store):

@@ -92,7 +92,7 @@ def test_a_failing_expert_stops_the_decoding(make_config, monkeypatch):
         raise StoreError("this expert fails")
 
     monkeypatch.setattr(PairsWriter, "_write_shard", counted)
-    monkeypatch.setattr("championship_sr.extract.run.job.run_tiled", failing)
+    monkeypatch.setattr("championship_sr.extract.run.forwards.run_tiled", failing)
     with pytest.raises(StoreError, match="this expert fails"):
         extract(config)
     assert written == [0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from championship_sr.extract.run import job
+from championship_sr.extract.run import forwards, job
 from championship_sr.extract.run.extraction import extract
 from championship_sr.extract.run.shares import Part
 from championship_sr.store.errors import StoreError
@@ -123,7 +123,7 @@ def test_a_rebuilt_expert_is_seen_whole_or_not_at_all(
     before = pulled()
     anew = make_config(store=config.store, **{**options, "experts": [save_edsr(seed=1)]})
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(job, "run_tiled", interrupted_after(3, job.run_tiled))
+        patch.setattr(forwards, "run_tiled", interrupted_after(3, forwards.run_tiled))
         extract(anew, rebuild=["tiny"])
         raise AssertionError
     assert pulled() == before

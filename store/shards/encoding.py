@@ -32,7 +32,11 @@ def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
 
 def extremes(values: Any) -> tuple[Any, Any]:
     """The smallest and the largest value; both not a number where one is."""
-    smallest, largest = (values.min(), values.max()) if isinstance(values, np.ndarray) else values.aminmax()
+    if isinstance(values, np.ndarray):
+        smallest, largest = values.min(), values.max()
+    else:
+        by_channel = values.permute(2, 0, 1) if values.ndim == 3 else values
+        smallest, largest = (by_channel if by_channel.is_contiguous() else values).aminmax()  # else torch copies first
     return smallest + 0.0, largest + 0.0  # of -0 and 0 the first is found, in whatever order: it becomes 0
 
 

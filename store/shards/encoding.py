@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from championship_sr.store.codecs import Codec, Params
+from championship_sr.store.containers.chunks import WIDE_CHANNELS
 from championship_sr.store.errors import StoreError
 
 
@@ -41,11 +42,11 @@ def extremes(values: Any) -> tuple[Any, Any]:
 
 
 def channels_last(raw: Any) -> Any:
-    """The same numbers, contiguous; a tensor's in half precision or bytes by torch's fast way for two axes."""
+    """The same numbers, contiguous; many channels by torch's way for two axes, which is slow for few."""
     if isinstance(raw, np.ndarray):
         return np.ascontiguousarray(raw)
     by_channel = raw.permute(2, 0, 1)
-    if raw.is_contiguous() or not by_channel.is_contiguous():
+    if raw.shape[-1] < WIDE_CHANNELS or not by_channel.is_contiguous():
         return raw.contiguous()
     return by_channel.flatten(1).t().contiguous().view(raw.shape)
 

@@ -5,7 +5,7 @@ import torch
 from championship_sr.store.codecs import fit_pca, get_codec
 from championship_sr.store.shards.encoding import encode, extremes
 
-VALUES = np.random.default_rng(0).standard_normal((70, 90, 12)).astype(np.float32)  # large enough for torch's fast way
+VALUES = np.random.default_rng(0).standard_normal((70, 90, 20)).astype(np.float32)  # large enough for torch's fast way
 
 
 @pytest.mark.parametrize("layout", ["channels first", "channels last", "a tile's"])

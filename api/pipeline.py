@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "export": ("championship_sr.evaluate.commands:export_command", "Write a run to hand on: weights and a model card."),
     "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve one image or a folder."),
-    "experts": ("championship_sr.extract.commands.experts:experts", "List, check and pretrain experts."),
+    "experts": ("championship_sr.train.students.commands:experts", "List, check and pretrain experts."),
     "bench": ("championship_sr.pipeline:bench", "Make the figures of the README again."),
 }
 BENCHMARKS = {

@@ -1,4 +1,4 @@
-"""The commands of `experts`: list, check, live, tiling and pretrain."""
+"""The commands of `experts`: list, check, live and tiling; train/students/commands.py adds pretrain."""
 
 import json
 from dataclasses import asdict
@@ -21,13 +21,11 @@ from championship_sr.extract.commands.options import (
 from championship_sr.extract.config import (
     FULL_SIZE,
     PRECISIONS,
-    ExpertConfig,
     entry_names,
     expert_configs,
-    load_expert_config,
 )
-from championship_sr.store.config import build, override, read_yaml, to_plain
-from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.config import override, read_yaml
+from championship_sr.store.errors import StoreError
 
 
 @click.group()
@@ -179,27 +177,3 @@ def tiling(entries, folder, limit, tile_px, halos, scale, device):
             for e in tiling_errors(expert, lrs, tile_px, [int(halo) for halo in halos.split(",")]):
                 figures = f"{e.sr_psnr_db:.1f} | {e.sr_max:.2f} | {e.features_psnr_db:.1f} | {e.features_max:.2f}"
                 click.echo(f"| {e.name} | {e.halo_px} | {figures} | {e.work:.2f} |")
-
-
-@experts.command()
-@click.option(
-    "--config", "entry", required=True, metavar="NAME | FILE.yaml", help="An expert entry with a pretrain section."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights (default: runs/NAME).")
-@click.option("--hr", multiple=True, metavar="DIR", help="Folders of HR images instead of the entry's.")
-@device_option
-@click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value, such as pretrain.steps=100."
-)
-def pretrain(entry, out, hr, device, assignments):
-    """Train a small expert of your own; the same command goes on from the last checkpoint."""
-    from championship_sr.extract.device import pick_device
-    from championship_sr.extract.experts.pretrain import pretrain as run
-
-    config = load_expert_config(entry)
-    given = (*assignments, *([f"pretrain.hr={json.dumps(hr)}"] if hr else []))
-    if given:
-        config = build(ExpertConfig, override(to_plain(config), given), str(entry))
-    if config.pretrain is None:
-        raise ConfigError(f"{entry}: has no pretrain section")
-    click.echo(run(config.name, config.pretrain, out or Path("runs") / config.name, pick_device(device or "auto")))

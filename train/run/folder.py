@@ -26,7 +26,8 @@ from championship_sr.train.config import TrainConfig
 log = logging.getLogger(__name__)
 
 CONFIG_FILE, EXPERTS_FILE, RUN_FILE, LOCK_FILE = "config.yaml", "experts.yaml", "run.yaml", "run.lock"
-BEGINNINGS = ("run.", EXPERTS_FILE)  # of the names in a run's folder before it has its configuration
+PAIRS_STORE = "pairs.store"  # of the images alone, where folders are trained from
+BEGINNINGS = ("run.", EXPERTS_FILE, PAIRS_STORE)  # of the names in a run's folder before it has its configuration
 FREE_TO_CHANGE = (
     "compile",
     "device",

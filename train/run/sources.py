@@ -1,5 +1,6 @@
 """What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,6 +35,8 @@ from championship_sr.train.run.validation import (
 
 if TYPE_CHECKING:
     from championship_sr.extract.config import ExpertConfig
+
+log = logging.getLogger(__name__)
 
 VALIDATION_STORE = "validation.store"
 SAMPLING_KEYS = {each.name for each in fields(Sampling)} - {"crop_px", "seed"}
@@ -157,8 +160,10 @@ def make_validation(
         if source.cache:
             mine = {image for rank in world.beside for image in scored[rank :: world.size]}
             source.cache.pin(sorted({store.images[image].shard for image in mine}))
-        if not scored:
-            return training, None
+    if config.student:
+        training = _large_enough(store, training, config.data.crop_px)
+    if not scored:
+        return training, None
     return training, Validation(
         held,
         scored,
@@ -168,6 +173,20 @@ def make_validation(
         world=world,
         taught=held is store and source.teacher is not None,
     )
+
+
+def _large_enough(store: Store, images: Sequence[int], crop_px: int) -> list[int]:
+    """The images that a crop fits into; a store of a student is often made of whatever photographs there are.
+
+    raises  StoreError if there is none
+    """
+    fitting = [image for image in images if min(store.images[image].lr_size) >= crop_px]
+    small = f"{len(images) - len(fitting)} images are smaller than data.crop_px={crop_px} LR pixels"
+    if not fitting:
+        raise StoreError(f"{store.root}: {small}, and no other is left to train on")
+    if len(fitting) < len(images):
+        log.warning("%s: %s and are left out", store.root, small)
+    return fitting
 
 
 def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:

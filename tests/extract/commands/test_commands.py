@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -93,26 +92,6 @@ def test_experts_are_listed_and_checked(run, config_file):
     assert checked["deterministic"] and len(checked["equivariance"]) == 7
     text = run(experts, "check", "--config", config_file, "--equivariance").stdout
     assert "tiny: x4" in text and "mirror_rot270" in text
-
-
-def test_an_expert_is_pretrained_from_its_entry(run, save_photos, tmp_path):
-    entry = {
-        "name": "own", "weights": "own.safetensors", "tap": "conv_after_body",
-        "pretrain": {
-            "network": "extract.edsr:EDSR", "hyperparameters": {"num_feat": 4, "num_block": 1}, "hr": ["nowhere"],
-            "batch_size": 1, "patch_px": 8,
-        },
-    }  # fmt: skip
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
-    args = ("--config", tmp_path / "own.yaml", "--out", tmp_path / "run", "--set", "pretrain.steps=2")
-    result = run(experts, "pretrain", *args, "--hr", save_photos(), "--device", "cpu")
-    assert (
-        Path(result.stdout.strip()) == tmp_path / "run/own.safetensors" and (tmp_path / "run/own.safetensors").exists()
-    )
-    del entry["pretrain"]
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
-    with pytest.raises(ConfigError, match="has no pretrain section"):
-        run(experts, "pretrain", "--config", tmp_path / "own.yaml")
 
 
 def test_the_bench_ends_with_its_figures(run, save_edsr, tmp_path):

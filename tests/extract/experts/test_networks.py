@@ -11,10 +11,10 @@ from spandrel.architectures.HAT import HAT
 from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.edsr import DIV2K_RGB_MEAN, EDSR
 from championship_sr.extract.experts.networks import load_network
-from championship_sr.extract.experts.pretrain import export
 from championship_sr.extract.experts.weights_file import read_state
 from championship_sr.store.disk.small_files import sha256_of
 from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.students.student import export
 
 DECLARED = {"architecture": "extract.edsr:EDSR", "hyperparameters": {"num_feat": 8, "num_block": 3, "res_scale": 1.0}}
 
@@ -157,7 +157,7 @@ def test_a_grl_of_another_window_is_told_apart(entry, tmp_path):
         "anchor_window_down_factor": 4, "upsampler": "pixelshuffledirect", "upscale": 4,
     }  # fmt: skip
     network = GRL(**small)
-    export(network, network.state_dict(), tmp_path / "weights.safetensors")
+    export(network, tmp_path / "weights.safetensors")
     state = read_state(tmp_path / "weights.safetensors")
     declared = {"architecture": "spandrel.architectures.GRL:GRL", "hyperparameters": small}
     assert load_network(entry(state, **declared), 4).multiple_px == 16

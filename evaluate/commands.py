@@ -65,7 +65,7 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
     "experts",
     multiple=True,
     metavar="NAME|FILE.yaml",
-    help="Without a run: this expert.",
+    help="Without a run: this expert. With one: this network beside the fusion, a student; repeatable.",
 )
 @expert_images_option
 @click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")
@@ -161,7 +161,8 @@ def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
 
 
 @click.command()
-@click.option("--run", type=FOLDER, required=True, help="A run's folder, or an exported one.")
+@click.option("--run", type=FOLDER, help="A run's folder, or an exported one.")
+@click.option("--expert", metavar="NAME|FILE.yaml", help="In place of a run: this network alone, such as a student.")
 @click.argument("given", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
@@ -176,7 +177,7 @@ def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
 @trust_option
 @configured
 def upscale(
-    run, given, output, suffix, expert_images, diffusion, alpha, trusted, config_path, assignments, **options
+    run, expert, given, output, suffix, expert_images, diffusion, alpha, trusted, config_path, assignments, **options
 ) -> None:
     """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
 
@@ -185,16 +186,24 @@ def upscale(
     """
     from championship_sr.evaluate.deliver.stored import is_store, upscale_store
     from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files
-    from championship_sr.evaluate.model import load
+    from championship_sr.evaluate.model import Model, load
+    from championship_sr.evaluate.single import load_single
 
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
+    if bool(run) == bool(expert):
+        raise click.UsageError("give one of --run and --expert")
     from_store = is_store(Path(given))
+    if expert and (from_store or expert_images):
+        raise click.UsageError("--expert is run on image files; leave out stores and --expert-images")
     if from_store and expert_images:
         raise click.UsageError("--expert-images is for image files; a store has its experts' images")
     inputs, config = [] if from_store else find_inputs(given), section(config_path, assignments)
     refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
-    model = load(run, config=config, refiner=refiner, images=expert_images, trusted=trusted)
+    if expert:
+        model: Model = load_single(expert, config, refiner)
+    else:
+        model = load(run, config=config, refiner=refiner, images=expert_images, trusted=trusted)
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
     if from_store:

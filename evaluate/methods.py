@@ -7,7 +7,8 @@ BICUBIC, MEAN, FITTED, FUSION = "bicubic", "mean", "fitted", "fusion"
 BUNDLED = "bundled"  # the fusion that is installed with the package
 BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"
 PER_IMAGE, PER_PIXEL = "best_expert_per_image", "best_expert_per_pixel"
-EXPERT, SWITCHED_OFF = "expert:", "without:"  # in front of an expert's or a phase's name
+# in front of an expert's or a phase's name, or that of a network scored beside the fusion
+EXPERT, SWITCHED_OFF, SINGLE = "expert:", "without:", "single:"
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Row:
     """How a method is called in a table."""
 
     title: str
-    kind: str  # floor | baseline | expert | upper bound | fusion | ablation
+    kind: str  # floor | baseline | expert | upper bound | fusion | single | ablation
     note: str = ""
 
 
@@ -41,6 +42,8 @@ def row(method: str) -> Row:
     """The row of a method, of an expert (`expert:NAME`) or of an ablation (`without:PHASE`)."""
     if method.startswith(EXPERT):
         return Row(method.removeprefix(EXPERT), "expert")
+    if method.startswith(SINGLE):
+        return Row(method.removeprefix(SINGLE), "single", "one network, which sees LR alone")
     if method.startswith(SWITCHED_OFF):
         return Row(f"without {method.removeprefix(SWITCHED_OFF)}", "ablation", "switched off, not retrained")
     return ROWS[method]

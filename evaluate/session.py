@@ -73,7 +73,8 @@ def evaluate_sets(
 ) -> Results:
     """Scores a store, folders of image files, or every benchmark in a folder.
 
-    experts       without a run: names of a store's experts, all if none is given; names or YAML files, for image files
+    experts       without a run: names of a store's experts, all if none is given; names or YAML files, for image files.
+                  With one: entries of networks that see LR alone, scored beside its fusion
     expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
     trusted       modules that the run and the store may name as their experts' networks
@@ -84,6 +85,9 @@ def evaluate_sets(
         raise ConfigError("evaluate: --expert-images is for image files; a store has its experts' images")
     model = load(run, config=config, images=expert_images, trusted=trusted) if run else None
     scale = model.scale if model else SCALE
+    if model and experts:
+        entries = expert_configs(tuple(experts))
+        wanted = replace(wanted, singles=tuple(_loaded(entries, scale, config)))
     if store:
         gallery, seen = _gallery(scale, wanted, config, with_gallery)
         named = store if model or not experts else Store(store, experts)

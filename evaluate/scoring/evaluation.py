@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import must_run
-from championship_sr.evaluate.methods import BUNDLED, FUSION, SWITCHED_OFF
+from championship_sr.evaluate.methods import BUNDLED, FUSION, SINGLE, SWITCHED_OFF
 from championship_sr.evaluate.model import Model, load
 from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.cases import (
@@ -27,6 +27,7 @@ from championship_sr.evaluate.scoring.cases import (
 from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
 from championship_sr.evaluate.scoring.costs import live_costs, stored_costs
 from championship_sr.evaluate.scoring.scores import Scores
+from championship_sr.evaluate.single import Beside, cost_lines
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.architecture import RefusedArchitecture
 from championship_sr.extract.experts.expert import LoadedExpert
@@ -60,6 +61,7 @@ class Wanted:
                    never to images that are scored
     observe        called with the pictures of each image
     bundled        a second fusion of the same experts, for a row of its own; on stores alone
+    singles        networks that see LR alone, scored beside the run's fusion; what the first gains over others is said
     """
 
     self_ensemble: bool | None = None
@@ -67,6 +69,7 @@ class Wanted:
     fit_store: Path | None = None
     observe: Observer | None = None
     bundled: Model | None = None
+    singles: tuple[LoadedExpert, ...] = ()
 
 
 def evaluate_store(
@@ -99,7 +102,7 @@ def evaluate_store(
     cases = stored_cases(store, chosen, device, live, features=model is not None)
     known = {image.id: (image.hr_sha256, image.lr_sha256) for image in map(store.images.__getitem__, chosen)}
     fit = _fitted(wanted, model, store, names, {hr for hr, _lr in known.values()}, config.border(store.scale))
-    notes = [fit.note]
+    notes = [fit.note, *_single_costs(model, wanted)]
     used = _used(model, known, notes)
     held = len(stored_variants(store)) == len(VARIANTS)
     ensemble = _can_ensemble(wanted, lambda: held or live(), notes)
@@ -146,7 +149,7 @@ def evaluate_pairs(
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
     known = _digests(pairs)
     fit = _fitted(wanted, model, None, names, {hr for _lr, hr in known.values()}, config.border(scale))
-    device, notes = pick_device(config.device), [fit.note]
+    device, notes = pick_device(config.device), [fit.note, *_single_costs(model, wanted)]
     used = _used(model, {image: (hr, lr) for image, (lr, hr) in known.items()}, notes)
     ensemble = _can_ensemble(wanted, lambda: must_run(experts), notes)
     plan = Plan(
@@ -164,6 +167,18 @@ def evaluate_pairs(
     cases = paired_cases(pairs, experts, device)
     lr = BICUBIC_LR if any(pair.lr is None for pair in pairs) else PUBLISHED_LR
     return score_cases(cases, scale, lr, plan, config)
+
+
+def _single_costs(model: Model | None, wanted: Wanted) -> list[str]:
+    """What the single networks cost beside the fusion; without its experts where they cannot be loaded here."""
+    if model is None:
+        return []
+    try:
+        return cost_lines(model, wanted.singles)
+    except RefusedArchitecture:
+        raise
+    except (WeightsError, ConfigError, StoreError) as error:
+        return [f"costs of single networks left out: {error}"]
 
 
 def _live_experts(
@@ -186,9 +201,10 @@ def _check_bundled(bundled: Model, store: Store, names: Sequence[str]) -> None:
 def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:
     if model is None:
         return {}
-    networks = {FUSION: model.network}
+    networks: dict[str, nn.Module] = {FUSION: model.network}
     if wanted.bundled:
         networks[BUNDLED] = wanted.bundled.network
+    networks |= {SINGLE + single.name: Beside(single) for single in wanted.singles}
     if wanted.ablation:
         networks |= {SWITCHED_OFF + name: Without(model.network, name) for name in ablated_phases(model.network)}
     return networks

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from championship_sr.evaluate.methods import BUNDLED, EXPERT, FITTED, FUSION, ROWS, row
+from championship_sr.evaluate.methods import BUNDLED, EXPERT, FITTED, FUSION, ROWS, SINGLE, row
 from championship_sr.evaluate.metrics import METRICS, PERCEPTUAL_PARTS, ntire_perceptual
 from championship_sr.evaluate.scoring.complementarity import Complementarity
 from championship_sr.train.gains import Gain, Resampling, difference
@@ -17,7 +17,7 @@ from championship_sr.train.gains import Gain, Resampling, difference
 TOO_SMALL = "every image is too small for its window"
 SEEN = "*"  # marks what is of images that the run saw
 OWN = ("fusion", "ablation")  # the rows that are the run's
-KINDS = ("floor", "expert", "baseline", "fusion", "upper bound", "ablation")
+KINDS = ("floor", "expert", "baseline", "fusion", "single", "upper bound", "ablation")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Scores:
             gains = {"fitted weights": self.over_fitted(method), best: self.over_best(method)}
             over = f"{labelled(method)} over"
             lines += [f"{over} {name}: {self._in_words(gain)}" for name, gain in gains.items() if gain]
-        return lines
+        return lines + self._between_singles()
 
     @property
     def seen(self) -> str:
@@ -129,6 +129,12 @@ class Scores:
     def named(self, method: str) -> str:
         """The method's label, marked where its figures are of images that the run saw."""
         return f"{labelled(method)} {SEEN}" if self.seen and _of_the_run(method) else labelled(method)
+
+    def _between_singles(self) -> list[str]:
+        """What the first network that is scored beside the fusion gains over each of the others, its twins."""
+        first, *others = [method for method in self.methods if method.startswith(SINGLE)] or [""]
+        gains = {other: self.gain(self.metrics[0], first, other) for other in others}
+        return [f"{labelled(first)} over {labelled(other)}: {self._in_words(g)}" for other, g in gains.items()]
 
     def _in_words(self, gain: Gain) -> str:
         metric = METRICS[self.metrics[0]]
@@ -190,6 +196,8 @@ class Scores:
             return []
         reading = f"{np.mean(self.seconds['inputs']):.2f} s an image to read the store or run the experts"
         fusing = f", {np.mean(self.seconds[FUSION]):.2f} s to fuse" if FUSION in self.seconds else ""
+        singles = [method for method in self.seconds if method.startswith(SINGLE)]
+        fusing += "".join(f", {np.mean(self.seconds[each]):.2f} s by {labelled(each)}" for each in singles)
         return [f"{reading}{fusing}; at most {max(self.peak_mib):.0f} MiB"]
 
     def csv(self) -> str:

@@ -81,7 +81,7 @@ def train(
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
         if config.student and processes.first:
-            export_student(config, out)
+            export_student(config, out, source.store.scale)
     return out
 
 

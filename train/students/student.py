@@ -72,10 +72,12 @@ def entry_of(config: ExpertConfig, weights: Path) -> ExpertConfig:
     )
 
 
-def export_student(config: TrainConfig, run: Path) -> Path:
+def export_student(config: TrainConfig, run: Path, scale: int) -> Path:
     """Writes NAME.safetensors and NAME.yaml, an expert's entry, into a student's run; returns the entry's path."""
     settings, checkpoint = config.student, choose(run, "best")
-    student = Student(_network(replace(settings, pretrain=_without_start(settings))), 1, 1, 1)
+    if settings.pretrain:  # what it started from is in its weights now
+        settings = replace(settings, pretrain=replace(settings.pretrain, start=None, scale=scale))
+    student = Student(_network(settings), scale, 1, 1)
     load_weights(student, checkpoint.path / WEIGHTS_FILE)
     weights, entry = run / f"{settings.name}.safetensors", run / f"{settings.name}.yaml"
     export(student.network, weights)
@@ -134,10 +136,6 @@ def _network(config: ExpertConfig) -> nn.Module:
         kept = {key: value for key, value in state.items() if key in names or key not in GRL_SIZE_BUFFERS}
         load_strictly(network, kept, start, config.name)
     return network
-
-
-def _without_start(config: ExpertConfig):
-    return replace(config.pretrain, start=None) if config.pretrain else None
 
 
 @torch.no_grad()

@@ -1,0 +1,89 @@
+"""One network by itself, a student or any other expert: images through it as through a run, and its row beside one."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.diffusion import Refiner
+from championship_sr.evaluate.model import Model
+from championship_sr.evaluate.scoring.costs import TIMED_PX
+from championship_sr.extract.config import load_expert_config
+from championship_sr.extract.device import pick_device
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.config import TrainConfig
+from championship_sr.train.run.checkpoint import Checkpoint, LoadedFusion
+
+SCALE = 4  # of an entry that does not say how it is trained
+
+
+class Only(nn.Module):
+    """In the place of a fusion: the image of the one expert that there is."""
+
+    def forward(self, _lr: Tensor, images: Tensor, _features: Mapping[str, Tensor]) -> Tensor:
+        return images[:, 0]
+
+
+class Beside(nn.Module):
+    """A network that sees LR alone, called as a fusion is."""
+
+    def __init__(self, expert: LoadedExpert) -> None:
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, lr: Tensor, _images: Tensor, _features: Mapping[str, Tensor]) -> Tensor:
+        return self.expert(lr)[0]
+
+
+class SingleModel(Model):
+    """LR images in, the SR images of one expert out."""
+
+    def __init__(self, expert: LoadedExpert, config: EvaluateConfig, refiner: Refiner | None = None) -> None:
+        place = Path(expert.config.weights)
+        fusion = LoadedFusion(
+            Only(), (expert.name,), {expert.name: 0}, expert.scale, TrainConfig(), {}, Checkpoint(place, 0, None)
+        )
+        super().__init__(fusion, place.parent, config, refiner)
+        self._expert = expert
+
+    @cached_property
+    def experts(self) -> tuple[LoadedExpert, ...]:
+        return (self._expert,)
+
+
+def load_single(entry: str, config: EvaluateConfig, refiner: Refiner | None = None) -> SingleModel:
+    """One expert as a model, from a name in configs/experts or a YAML file.
+
+    raises  ConfigError, WeightsError
+    """
+    settings = load_expert_config(entry)
+    if settings.images:
+        raise ConfigError(f"expert {settings.name}: another program made its images; it cannot be run here")
+    scale = settings.pretrain.scale if settings.pretrain else SCALE
+    return SingleModel(load_expert(settings, pick_device(config.device), scale), config, refiner)
+
+
+def cost_lines(model: Model, students: Sequence[LoadedExpert]) -> list[str]:
+    """What single networks cost beside the fusion with its experts, a line in words."""
+    if not students:
+        return []
+    window = torch.full((1, 3, TIMED_PX, TIMED_PX), 0.5)
+    costs = {student.name: (student.n_parameters, _gflop(lambda each=student: each(window))) for student in students}
+    parameters = sum(value.numel() for value in model.network.parameters())
+    if not model.images:
+        lr = window.to(model.device)
+        whole = parameters + sum(expert.n_parameters for expert in model.experts)
+        costs["fusion with its experts"] = whole, _gflop(lambda: model.run(lr.cpu()))
+    shown = [f"{name} {count / 1e6:.2f} M parameters, {gflop:.2f} GFLOP" for name, (count, gflop) in costs.items()]
+    return [f"for a window of {TIMED_PX} x {TIMED_PX}: {'; '.join(shown)}"]
+
+
+def _gflop(call) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9

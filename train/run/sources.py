@@ -81,7 +81,7 @@ def open_source(
     """
     if not config.live.enabled:
         _check_answerable(config)
-    teacher = _teacher(place, config, world, stopping or threading.Event()) if config.teacher.of else None
+    teacher = _teacher(place, config, world, stopping or threading.Event(), trusted) if config.teacher.of else None
     alone = config.live.enabled or config.student  # with the images themselves
     store = open_store(place, () if alone else config.experts or None, config.data, teacher)
     _check_hr(store, config)
@@ -95,11 +95,14 @@ def open_source(
     return Source(store, entries, live, cache, tuple(trusted), teacher)
 
 
-def _teacher(place: Path | str, config: TrainConfig, world: World, stopping: threading.Event) -> str:
+def _teacher(
+    place: Path | str, config: TrainConfig, world: World, stopping: threading.Event, trusted: Sequence[str]
+) -> str:
     # imports this module's neighbours, and only few runs have one
     from championship_sr.train.students.teacher import made_teacher
 
-    return made_teacher(_manifest(place, config.data), config.teacher, world, stopping, local=not is_remote(place))
+    manifest, local = _manifest(place, config.data), not is_remote(place)
+    return made_teacher(manifest, config.teacher, world, stopping, local=local, trusted=trusted)
 
 
 def _manifest(place: Path | str, data: DataConfig) -> Manifest:

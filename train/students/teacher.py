@@ -7,7 +7,7 @@ is known to be stale once an expert was rebuilt or the run was trained on.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +72,14 @@ class Recipe:
         return self.run is not None and self.run.config.fusion.features
 
 
-def recipe(manifest: Manifest, config: TeacherConfig) -> Recipe:
+def recipe(manifest: Manifest, config: TeacherConfig, trusted: Sequence[str] = ()) -> Recipe:
     """What the teacher of this configuration is made of in this store.
 
+    trusted  modules that a run may name as its network
     raises  ConfigError, StoreError if the store lacks an expert, a variant or HR images to fit to, or has other
             experts than the run
     """
-    run = None if config.of in WEIGHTED else _run(Path(config.of))
+    run = None if config.of in WEIGHTED else _run(Path(config.of), trusted)
     names = run.experts if run else config.experts or tuple(manifest.answering)
     if not names:
         raise StoreError(f"{manifest.root}: no experts in it to make a teacher of. Run: pipeline.py extract")
@@ -111,16 +112,23 @@ def teacher_name(config: TeacherConfig) -> str:
 
 
 def made_teacher(
-    manifest: Manifest, config: TeacherConfig, world: World, stopping: threading.Event, *, local: bool = True
+    manifest: Manifest,
+    config: TeacherConfig,
+    world: World,
+    stopping: threading.Event,
+    *,
+    local: bool = True,
+    trusted: Sequence[str] = (),
 ) -> str:
     """The name of the teacher in the store, once all its shards are there; those that are missing are made.
 
     Killed at any moment, the same call goes on with the shard that was not done.
 
-    local   False: the store lies elsewhere, and must have the teacher
-    raises  StoreError if it is stale; KeyboardInterrupt once `stopping` is set
+    local    False: the store lies elsewhere, and must have the teacher
+    trusted  modules that a run may name as its network
+    raises   StoreError if it is stale; KeyboardInterrupt once `stopping` is set
     """
-    wanted = recipe(manifest, config)
+    wanted = recipe(manifest, config, trusted)
     there = manifest.experts.get(wanted.name)
     if there:
         _check_fresh(manifest.root, there, wanted)
@@ -144,10 +152,10 @@ def made_teacher(
     return wanted.name
 
 
-def _run(folder: Path) -> LoadedFusion:
+def _run(folder: Path, trusted: Sequence[str]) -> LoadedFusion:
     if not folder.is_dir():
         raise ConfigError(f"teacher.of={folder}: neither {' nor '.join(WEIGHTED)}, and no folder of a run")
-    return load_fusion(folder)
+    return load_fusion(folder, trusted=trusted)
 
 
 def _check_variants(manifest: Manifest, entries: Mapping[str, Expert]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from championship_sr.train.bench.dispatch import count_step
 from championship_sr.train.bench.phases import example
@@ -49,6 +50,23 @@ def test_a_constant_is_made_once_and_can_be_trained_with_after_inference():
     assert made == [3]
     assert first is numbers(3, torch.device("cpu"))
     assert x.grad.tolist() == [1, 2, 3]
+
+
+def test_a_constant_that_a_tracer_asks_for_first_has_contents():
+    @constant
+    def numbers(size: int, device: torch.device) -> torch.Tensor:
+        return torch.arange(size, device=device) + 1.0
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return x * numbers(3, x.device)
+
+    program = torch.export.export(Scaled(), (torch.ones(3),)).module()
+    assert program(torch.full((3,), 2.0)).tolist() == [2, 4, 6]
+    assert Scaled()(torch.ones(3)).tolist() == [1, 2, 3]
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        numbers(4, fake.from_tensor(torch.ones(4)).device)
+    assert numbers(4, torch.device("cpu")).tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("profile", "most"), [("swift", 585), ("paper", 565), ("cnn", 115)])

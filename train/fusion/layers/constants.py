@@ -5,6 +5,7 @@ from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes as outside_tracing
 
 KEPT = 32  # results of each function: sizes of images, and devices
 
@@ -17,7 +18,8 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @lru_cache(maxsize=KEPT)
     def kept(*arguments: object) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # training must be able to use it, whoever asks first
+        # whoever asks first: training must be able to use it, and a tracer would leave a tensor without contents
+        with torch.inference_mode(False), outside_tracing():
             return make(*arguments)
 
     @wraps(make)

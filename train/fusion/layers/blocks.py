@@ -63,6 +63,17 @@ def pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
     return F.conv2d(x, layer.weight[:, :, None, None], layer.bias)
 
 
+def joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """The weights and the biases of such layers, one layer after the other: for all of them as one operation."""
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+
+
+def each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """Each layer of its own x, (layers, inputs, P) to (layers, outputs, P): so weights' gradients lie as weights do."""
+    weight, bias = (tensor.unflatten(0, (len(layers), -1)) for tensor in joined(layers))
+    return torch.baddbmm(bias.unsqueeze(-1), weight, x)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(gelu(conv(x))), 3x3."""
 

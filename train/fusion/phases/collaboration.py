@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.attention import PixelAttention
-from championship_sr.train.fusion.layers.blocks import Pointwise, conv3, first, last, linear, resize, shuffle, zero
+from championship_sr.train.fusion.layers.blocks import (
+    Pointwise,
+    conv3,
+    each,
+    first,
+    last,
+    linear,
+    resize,
+    shuffle,
+    zero,
+)
 from championship_sr.train.fusion.layers.forms import for_cpu, in_computed_type
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.recomputed import in_pieces
@@ -76,8 +86,8 @@ class Collaboration(nn.Module):
         mean = first(tokens.mean(0))
         consensus = self.surroundings.across(last(mean + self.consensus(mean)).unsqueeze(0))
         layers = [layer.linear for layer in self.modulate.values()]
-        maps = _each(layers, (tokens + consensus).flatten(1, -2)).view(*tokens.shape[:-1], -1)
-        maps = shuffle(first(maps), self.subpixels).movedim(0, 1).flatten(1, 2)
+        maps = each(layers, (tokens + consensus).flatten(1, -2).mT).unflatten(-1, tokens.shape[1:-1])
+        maps = shuffle(maps.permute(2, 0, 1, 3, 4), self.subpixels).flatten(1, 2)
         return first(consensus.squeeze(0)), resize(maps, size)
 
     def tokens(self, features: list[Tensor], images: list[Tensor]) -> Tensor:
@@ -135,12 +145,6 @@ def _projected_at_once(layers: Sequence[nn.Linear], features: list[Tensor], imag
     bias = torch.stack([layer.bias for layer in layers]).unsqueeze(1)
     others = torch.baddbmm(bias, others.flatten(1, -2), torch.stack(on_others).mT)
     return others.view_as(seen) + seen * inverse
-
-
-def _each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
-    """Each expert's own layer, of x (E, P, C)."""
-    weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:

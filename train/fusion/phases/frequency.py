@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import first, last, padded, shuffle, unshuffle
+from championship_sr.train.fusion.layers.blocks import each, first, last, padded, shuffle, unshuffle
 from championship_sr.train.fusion.layers.constants import constant
 from championship_sr.train.fusion.layers.forms import in_float32
 
@@ -60,16 +60,14 @@ class Cuts(nn.Module):
 def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
     """The cuts of several transforms at once, (B, transforms, 2)."""
     spread, mean = torch.std_mean(lr, dim=(-2, -1))
+    n = len(transforms)
     enter, leave = ([cuts.net[layer] for cuts in transforms] for layer in (0, -1))
-    hidden = F.gelu(_each(enter, torch.cat([mean, spread], dim=1).expand(len(transforms), -1, -1)))
-    low, rest = torch.sigmoid(_each(leave, hidden)).unbind(-1)  # (transforms, B)
-    return torch.stack([low, low + (1 - low) * rest], dim=-1).transpose(0, 1)
-
-
-def _each(layers: list[nn.Linear], x: Tensor) -> Tensor:
-    """Each transform's own layer, of x (transforms, B, inputs)."""
-    weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    seen = torch.cat([mean, spread], dim=1).T.expand(n, -1, -1)  # (transforms, 6, B)
+    hidden = F.gelu(each(enter, seen))
+    above = F.logsigmoid(-each(leave, hidden))
+    # 1 - low, and (1 - low) (1 - rest) = 1 - high, in logarithms
+    above = torch.bmm(so_far(lr.device).to(above.dtype).expand(n, -1, -1), above).exp()
+    return (1 - above).permute(2, 0, 1)
 
 
 class BandRecalibration(nn.Module):
@@ -142,6 +140,12 @@ def masks(cuts: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     to_tiers = tiers_of(device).to(dtype)
     tiers = torch.baddbmm(to_tiers[:, 2:], to_tiers[:, :2].expand(len(cuts), -1, -1), passed)
     return tiers.split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
+
+
+@constant
+def so_far(device: torch.device) -> Tensor:
+    """What makes the first of two numbers, and their sum."""
+    return torch.tensor([[1.0, 0.0], [1.0, 1.0]], device=device)
 
 
 @constant

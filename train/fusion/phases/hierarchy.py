@@ -1,6 +1,7 @@
 """Phase 5: the experts' images are fused at three resolutions, each refining the one before, guided by the bands."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.blocks import (
@@ -11,11 +12,13 @@ from championship_sr.train.fusion.layers.blocks import (
     conv3,
     gelu_conv,
     gelu_pointwise,
+    joined,
     resize,
     shuffle,
     unshuffle,
     zero,
 )
+from championship_sr.train.fusion.layers.forms import for_cpu
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.frequency import N_BANDS, TIERS
 
@@ -127,8 +130,14 @@ class SwiftStage(nn.Module):
 
     def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
         x = self.enter(*parts)
-        x = x + self.gate(x) * gelu_conv(self.block1(x), self.block2)
+        x = x + (self.gate(x) * gelu_conv(self.block1(x), self.block2) if for_cpu(x) else self._across(x))
         return x, shuffle(self.leave(x), self.factor)
+
+    def _across(self, x: Tensor) -> Tensor:
+        """The gated block, its first layer and that of the gate as one."""
+        hidden = F.gelu(F.conv2d(x, *joined([self.block1, self.gate.conv1]), padding=1))
+        block, gate = hidden.split([self.block1.out_channels, self.gate.conv1.out_channels], dim=1)
+        return torch.sigmoid(self.gate.conv2(gate)) * self.block2(block)
 
 
 class SwiftHierarchy(nn.Module):

@@ -14,6 +14,7 @@ from championship_sr.train.fusion.layers.blocks import (
     conv3,
     extended,
     gelu_conv,
+    joined,
     shuffle,
     unshuffle,
     zero,
@@ -110,11 +111,8 @@ class Edges(nn.Module):
         """The same with the levels as groups of channels."""
         x = unshuffle(edges.flatten(1, 2), self.subpixels)
         for layers in zip(*self.levels, strict=True):
-            if isinstance(layers[0], nn.ReLU):
-                x = F.relu(x)
-            else:
-                weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-                x = F.conv2d(x, weight, bias, padding=1, groups=LEVELS)
+            is_conv = isinstance(layers[0], nn.Conv2d)
+            x = F.conv2d(x, *joined(layers), padding=1, groups=LEVELS) if is_conv else F.relu(x)
         return shuffle(x, self.subpixels).view_as(edges)
 
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, resize, shuffle, zero
+from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, joined, resize, shuffle, zero
+from championship_sr.train.fusion.layers.forms import for_cpu
 
 THRESHOLD = 0.7, -0.5  # the document: threshold = 0.7 - 0.5 difficulty
 BLEND = 0.3, 0.4  # the document: the gates count for 0.3 + 0.4 difficulty
@@ -35,13 +36,23 @@ class Selection(nn.Module):
 
     def forward(self, fused: Tensor, images: Tensor, lr: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = torch.cat([lr, guide], dim=1) if self.guided else lr
-        difficulty, raw = (shuffle(trunk(seen), self.subpixels).float() for trunk in (self.difficulty, self.gates))
+        one_by_one = for_cpu(seen)
+        decided = (self.difficulty(seen), self.gates(seen)) if one_by_one else self._across(seen)
+        difficulty, raw = (shuffle(x, self.subpixels).float() for x in decided)
         difficulty = torch.sigmoid(difficulty)
         gates = self.normalised(raw, difficulty)
         difficulty, gates = (resize(x, fused.shape[-2:]) for x in (difficulty, gates))
         rest = (1 - gates.sum(1, keepdim=True)) / images.shape[1]  # to each expert what makes the mean of all
         share = BLEND[0] + BLEND[1] * difficulty
         return torch.lerp(fused, blend(images, gates + rest), share), difficulty, gates
+
+    def _across(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What both networks make of this, their hidden layers as groups of channels."""
+        trunks = self.difficulty, self.gates
+        x = F.relu(F.conv2d(seen, *joined([trunk[0] for trunk in trunks]), padding=1))
+        x = F.relu(F.conv2d(x, *joined([trunk[2] for trunk in trunks]), padding=1, groups=len(trunks)))
+        difficulty, gates = x.chunk(2, dim=1)
+        return self.difficulty[-1](difficulty), self.gates[-1](gates)
 
     def normalised(self, raw: Tensor, difficulty: Tensor) -> Tensor:
         """Gates that add up to 1, or to less where no expert passes its threshold."""

@@ -9,6 +9,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.bench.dispatch import Dispatched
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.losses.clip import CLIPSemantic
 from championship_sr.train.losses.vgg import VGGPerceptual, load_features
@@ -245,3 +246,14 @@ def test_missing_clip_weights_say_how_to_get_them(tmp_path):
 def test_an_unknown_loss_is_named():
     with pytest.raises(ConfigError, match="no loss is called 'lpips'; there are l1, charbonnier"):
         Criterion(["lpips"])
+
+
+def test_the_wavelet_loss_makes_its_responses_once_for_a_size_and_can_then_be_trained_with():
+    sr, hr = torch.rand(1, 3, 10, 14, requires_grad=True), torch.rand(1, 3, 10, 14)
+    with torch.inference_mode():
+        first = StationaryWavelet()(sr, hr)
+    with Dispatched() as counts:
+        loss = StationaryWavelet()(sr, hr)
+        loss.backward()
+    assert torch.equal(loss, first) and sr.grad.abs().sum() > 0
+    assert not counts.synchronisations  # that of another loss before it has made them

@@ -6,6 +6,8 @@ import pywt
 import torch
 from torch import Tensor, nn
 
+from championship_sr.train.fusion.layers.constants import constant
+
 WAVELET = "db4"
 LEVELS = 3
 
@@ -23,10 +25,7 @@ class StationaryWavelet(nn.Module):
 
     def __init__(self, wavelet: str = WAVELET, levels: int = LEVELS) -> None:
         super().__init__()
-        low, high = (torch.tensor(taps).flip(0) for taps in pywt.Wavelet(wavelet).filter_bank[:2])
-        self.levels = levels
-        self.filters = low, high  # on the host, where the responses are made once a size
-        self._known: tuple[object, Tensor] = None, low  # of the last size: crops have one
+        self.wavelet, self.levels = wavelet, levels
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         return self.transform(sr - hr).abs().mean()
@@ -38,34 +37,36 @@ class StationaryWavelet(nn.Module):
         last the coarsest approximation.
         """
         height, width = image.shape[-2:]
-        key = height, width, image.device, image.dtype
-        if self._known[0] != key:
-            self._known = key, self._responses(height, width).to(image.device, image.dtype.to_complex())
-        spectrum = torch.fft.rfft2(image)[:, :, None] * self._known[1]
-        return torch.fft.irfft2(spectrum, s=(height, width))
+        responses = responses_of(self.wavelet, self.levels, height, width, image.dtype.to_complex(), image.device)
+        return torch.fft.irfft2(torch.fft.rfft2(image)[:, :, None] * responses, s=(height, width))
 
-    def _responses(self, height: int, width: int) -> Tensor:
-        """What each band does to the spectrum, complex128, (3 * levels + 1, H, W // 2 + 1)."""
-        lows_y, highs_y = self._along(height, height)
-        lows_x, highs_x = self._along(width, width // 2 + 1)
-        bands = []
-        for level in range(self.levels):
-            low_y, high_y, low_x, high_x = (each[level] for each in (lows_y, highs_y, lows_x, highs_x))
-            bands += [torch.outer(high_y, low_x), torch.outer(low_y, high_x), torch.outer(high_y, high_x)]
-        bands.append(torch.outer(lows_y[-1], lows_x[-1]))
-        return torch.stack(bands)
 
-    def _along(self, size: int, n_frequencies: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The low and the high response of each level along one axis, filters of the finer levels included."""
-        n_taps = len(self.filters[0])
-        frequency = torch.arange(n_frequencies, dtype=torch.float64) / size
-        lows, highs, above = [], [], torch.ones(n_frequencies, dtype=torch.complex128)
-        for level in range(self.levels):
-            # dilated, and centred as pywt does it: half a filter's length lies ahead
-            places = (torch.arange(n_taps, dtype=torch.float64) - n_taps // 2 + 1) * 2**level
-            waves = torch.exp(2j * math.pi * frequency[:, None] * places)
-            low, high = (above * (waves @ taps.to(waves.dtype)) for taps in self.filters)
-            lows.append(low)
-            highs.append(high)
-            above = low
-        return lows, highs
+@constant
+def responses_of(
+    wavelet: str, levels: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What each band does to the spectrum, (3 * levels + 1, H, W // 2 + 1); made on the host, in complex128."""
+    lows_y, highs_y = _along(wavelet, levels, height, height)
+    lows_x, highs_x = _along(wavelet, levels, width, width // 2 + 1)
+    bands = []
+    for low_y, high_y, low_x, high_x in zip(lows_y, highs_y, lows_x, highs_x, strict=True):
+        bands += [torch.outer(high_y, low_x), torch.outer(low_y, high_x), torch.outer(high_y, high_x)]
+    bands.append(torch.outer(lows_y[-1], lows_x[-1]))
+    return torch.stack(bands).to(device, dtype)
+
+
+def _along(wavelet: str, levels: int, size: int, n_frequencies: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The low and the high response of each level along one axis, filters of the finer levels included."""
+    filters = [torch.tensor(taps, dtype=torch.complex128).flip(0) for taps in pywt.Wavelet(wavelet).filter_bank[:2]]
+    n_taps = len(filters[0])
+    frequency = torch.arange(n_frequencies, dtype=torch.float64) / size
+    lows, highs, above = [], [], torch.ones(n_frequencies, dtype=torch.complex128)
+    for level in range(levels):
+        # dilated, and centred as pywt does it: half a filter's length lies ahead
+        places = (torch.arange(n_taps, dtype=torch.float64) - n_taps // 2 + 1) * 2**level
+        waves = torch.exp(2j * math.pi * frequency[:, None] * places)
+        low, high = (above * (waves @ taps) for taps in filters)
+        lows.append(low)
+        highs.append(high)
+        above = low
+    return lows, highs

@@ -13,7 +13,7 @@ KEPT = 32  # results of each function: sizes of images, and devices
 def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`make`, called once for the same arguments; in a compiled graph its tensor is a constant too.
 
-    make  takes numbers, and at last the device that its tensor is to lie on; a forward asks for it once at most
+    make  takes numbers and names, and at last the device of its tensor; a forward asks for it once at most
     """
 
     @lru_cache(maxsize=KEPT)

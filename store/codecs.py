@@ -27,6 +27,7 @@ WHOLE_BYTES = 8  # components of pcaK-int4 that are in int8
 CLIPS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18)  # of the largest magnitude: what int4 reaches to, the best is taken
 CLIP_SAMPLE = 8192  # pixels on which it is chosen
 _FLOAT32 = np.dtype(np.float32)
+_NOTHING: np.ndarray = np.zeros(())  # to add to
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Codec:
     compression: Compression | None = None
     raw_dtype: np.dtype = _FLOAT32
     limit: float = np.inf  # no finite raw number stands for more than this
-    components: int | None = None  # of a basis that must be fitted before the first image
+    components: int = 0  # of a basis that must be fitted before the first image; 0: none
     own: ClassVar[tuple[str, ...]] = ()  # parameters that differ from array to array: a number a raw channel, or more
 
     def raw_channels(self, channels: int) -> int:
@@ -220,11 +221,11 @@ def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndar
     components  K, `get_codec(name).components`
     raises      StoreError if the samples span fewer than K components
     """
-    count, total, square = 0, 0.0, 0.0
+    count, total, square = 0, _NOTHING, _NOTHING
     for sample in samples:
         flat = np.asarray(sample, np.float64).reshape(-1, np.shape(sample)[-1])
         count, total, square = count + len(flat), total + flat.sum(0), square + flat.T @ flat
-    channels = np.shape(total)[0] if count else 0
+    channels = len(total) if count else 0
     if components > channels or count <= components:
         raise StoreError(
             f"pca{components}-int8: {channels} channels at {count} pixels do not span {components} components"

@@ -106,7 +106,9 @@ def key_paths(cls: type, prefix: str = "") -> list[str]:
 
 def _groups(kind: Any) -> list[type]:
     """The groups of keys that a type has in it."""
-    return [kind] if is_dataclass(kind) else [part for each in get_args(kind) for part in _groups(each)]
+    if isinstance(kind, type) and is_dataclass(kind):
+        return [kind]
+    return [group for part in get_args(kind) for group in _groups(part)]
 
 
 def _meant(key: str, paths: Sequence[str]) -> str:
@@ -115,12 +117,19 @@ def _meant(key: str, paths: Sequence[str]) -> str:
     parent, _, last = key.rpartition(".")
     beside = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
     anywhere = {path.rpartition(".")[2]: path for path in paths}
-    found = [path for end in (key, last) for path in paths if path.endswith(f".{end}")]
-    for names, likeness in ((beside, 0.8), (found, 1), (beside, 0.6), (anywhere, 0.8)):
-        close = names[:1] if names is found else [names[name] for name in get_close_matches(last, names, 1, likeness)]
-        if close:
-            return f"; did you mean {close[0]}?"
-    return ""
+    same_name = [path for end in (key, last) for path in paths if path.endswith(f".{end}")]
+    likely = [
+        *_close(last, beside, 0.8),
+        *same_name[:1],
+        *_close(last, beside, 0.6),
+        *_close(last, anywhere, 0.8),
+    ]
+    return f"; did you mean {likely[0]}?" if likely else ""
+
+
+def _close(name: str, paths: Mapping[str, str], likeness: float) -> list[str]:
+    """The path of the most similar name, if one is similar enough."""
+    return [paths[close] for close in get_close_matches(name, paths, 1, likeness)]
 
 
 def load_section(
@@ -152,7 +161,7 @@ def _first_path(content: Mapping[str, Any], key: str) -> str:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """The configuration as plain mappings, lists and scalars, for YAML and JSON."""
-    if not is_dataclass(config):
+    if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{config!r} is not a configuration")
     return _plain(asdict(config))
 

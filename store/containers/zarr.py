@@ -34,9 +34,15 @@ class ZarrShardWriter:
         self._group(path)
 
     def put(
-        self, name: str, raw: np.ndarray, chunk: tuple[int, ...], compression: Compression | None, attributes: Mapping
+        self,
+        name: str,
+        raw: np.ndarray,
+        chunk: tuple[int, ...] | None,
+        compression: Compression | None,
+        attributes: Mapping,
     ) -> dict[str, Any]:
-        """Write one array; what a reader must know to find it."""
+        """Write one array, in one chunk if none is given; what a reader must know to find it."""
+        chunk = chunk or raw.shape
         folder = self.path / name
         if not folder.parent.exists():
             folder.parent.mkdir()

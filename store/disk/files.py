@@ -2,12 +2,12 @@
 
 import ctypes
 import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from championship_sr.store.disk.small_files import open_regular
 from championship_sr.store.errors import StoreError, Unreadable
@@ -33,7 +33,7 @@ def reading(path: Path) -> Iterator[None]:
         raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """A regular file, open for reading.
 
     raises  as `reading`; StoreError if something else than a file has the name

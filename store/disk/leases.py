@@ -193,8 +193,9 @@ def is_held(lock: Path) -> bool:
 def revoke(lock: Path, host: str, pid: int) -> None:
     """Free the lease of a process that is known to have died elsewhere, with its node for instance, at once."""
     lease = lock.with_suffix(SUFFIX)
-    holder = Holder.of(there) if (there := _file_in(lease)) else None
-    if holder and (holder.host, holder.pid) == (host, pid):
+    there = _file_in(lease)
+    holder = Holder.of(there) if there else None
+    if there and holder and (holder.host, holder.pid) == (host, pid):
         (lease / there).unlink(missing_ok=True)
 
 

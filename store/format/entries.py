@@ -332,7 +332,7 @@ def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
     for key, value in load(content).items():
         name, _, part = key.rpartition(".")
         result.setdefault(name, {})[part] = value
-    return result
+    return {**result}
 
 
 def read_yaml(path: Path, absent: str) -> dict[str, Any]:

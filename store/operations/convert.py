@@ -78,7 +78,7 @@ def _check_codecs(store: Store, codecs: Mapping[str, str]) -> None:
         raise ConfigError(f"--codec {unknown[0]}: no expert has such an array (there are: {', '.join(sorted(known))})")
     for name, spec in specs:
         codec = get_codec(codecs.get(spec.name, spec.codec))
-        if (codec.components or 0) > spec.channels:
+        if codec.components > spec.channels:
             raise ConfigError(f"--codec {spec.name}={codec.name}: {name} has {spec.channels} channels there")
 
 

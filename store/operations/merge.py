@@ -163,7 +163,7 @@ def _duplicate(there: Path, here: Path, copy: bool) -> None:
         put(there, here)
 
 
-def _link(there: str, here: str) -> None:
+def _link(there: str | Path, here: str | Path) -> None:
     try:
         os.link(there, here)
     except OSError:  # another disk, or a file system without links

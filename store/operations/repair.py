@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from championship_sr.store.disk import files, leases, locks
@@ -33,7 +34,7 @@ def repair(root: Path, faults: Sequence[Fault]) -> list[str]:
         manifest = survey(root).manifest
         with ThreadPoolExecutor() as pool:
             for source, shard in _shards(faults):
-                done += _if_free(manifest, source, shard, lambda s=source, n=shard: _moved_shard(manifest, s, n, pool))
+                done += _if_free(manifest, source, shard, partial(_moved_shard, manifest, source, shard, pool))
         for path in map(Path, _strays(faults)):
             done += _moved_stray(manifest, path, faults)
     return done

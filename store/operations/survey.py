@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,8 +90,8 @@ def _described(root: Path, faults: list[Fault]) -> tuple[Mapping[str, Any], tupl
     if kind is None:
         raise StoreError(why)
     about = {**said, **kind} if said else None
-    images, why_images = _said(lambda: read_images(images_path, about)) if about else (None, why)
-    if images is None:
+    images, why_images = _said(partial(read_images, images_path, about)) if about else (None, why)
+    if about is None or images is None:
         images = _listed_images(root)
         lines = images_bytes(images or ())
         proven = {**kind, "images": len(images or ()), "images_sha256": hashlib.sha256(lines).hexdigest()}
@@ -155,7 +156,11 @@ def _expert(root: Path, name: str, kind: Mapping[str, Any], faults: list[Fault])
     path = source_dir(root, name) / EXPERT_FILE
     try:
         said, why = _said(lambda: read_expert(root, name))
-        own = [record for record in _records(root, name, until=said and said.fingerprint) if record["source"] == name]
+        own = [
+            record
+            for record in _records(root, name, until=said.fingerprint if said else None)
+            if record["source"] == name
+        ]
     except Unreadable as error:
         faults.append(Fault(str(error), name, unread=True))
         return None, None
@@ -165,7 +170,7 @@ def _expert(root: Path, name: str, kind: Mapping[str, Any], faults: list[Fault])
     claims = [record["expert"] for record in own if record.get("expert") and record["store"] == kind]
     if claims and len(prints) == 1:
         proven = expert_of(claims[0], name, path)
-        told = why or f"{path}: damaged: {_changed(said, proven)}"
+        told = f"{path}: damaged: {_changed(said, proven)}" if said else why
         faults.append(Fault(told, name, path=str(path), content=dump_yaml(asdict(proven))))
         return proven, None
     if said is None:
@@ -180,7 +185,8 @@ def _expert(root: Path, name: str, kind: Mapping[str, Any], faults: list[Fault])
 
 
 def _changed(said: Expert, proven: Expert) -> str:
-    return listed(differences(*({**asdict(each), "notes": None} for each in (said, proven)), told=TOLD))
+    old, new = ({**asdict(expert), "notes": None} for expert in (said, proven))
+    return listed(differences(old, new, told=TOLD))
 
 
 def _said(read: Callable[[], T]) -> tuple[T | None, str]:

@@ -221,9 +221,9 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
         except (OSError, StoreError) as error:
             faults.append(Fault(f"image {image.id} ({image.name}): cannot be read any more: {error}"))
             continue
-        for what, there, found in zip(("LR", "HR"), (image.lr_sha256, image.hr_sha256), now, strict=True):
-            if found not in (None, there):
-                hashes_differ = f"sha256 {found[:12]}..., was {there[:12]}..."
+        for what, recorded, sha256 in zip(("LR", "HR"), (image.lr_sha256, image.hr_sha256), now, strict=True):
+            if sha256 and recorded and sha256 != recorded:
+                hashes_differ = f"sha256 {sha256[:12]}..., was {recorded[:12]}..."
                 message = f"the {what} image has changed since the store was made ({hashes_differ})"
                 faults.append(Fault(f"image {image.id} ({image.name}): {message}"))
     return faults

@@ -104,7 +104,10 @@ class Bucket:
         import obstore
 
         if not self._conditional:  # almost as good: two at the very same moment are not told apart
-            return not self.exists(key) and self.put(key, content) is None
+            if self.exists(key):
+                return False
+            self.put(key, content)
+            return True
         with self._explained(key):
             try:
                 obstore.put(self._store, key, content, mode="create")
@@ -173,8 +176,8 @@ class Bucket:
         import obstore
 
         with self._explained(key):
-            options = {"range": (start, n_bytes)} if start else None
-            yield from obstore.get(self._store, key, options=options).stream(min_chunk_size=READ_BYTES)
+            content = obstore.get(self._store, key, options={"range": (start, n_bytes)} if start else None)
+            yield from content.stream(min_chunk_size=READ_BYTES)
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Key -> bytes of every object below the folder."""

@@ -215,7 +215,8 @@ class RemoteStore:
     def recorded(self, source: str, rebuild: bool = False) -> set[int]:
         """The shards that a record says are done."""
         names, _ = self.bucket.names(self.folder(source, rebuild))
-        return {_number(name) for name in names if name.endswith(".json")} - {None}
+        numbers = (_number(name) for name in names if name.endswith(".json"))
+        return {number for number in numbers if number is not None}
 
     def is_recorded(self, source: str, shard: int, rebuild: bool = False) -> bool:
         """True if the shard's record is there."""

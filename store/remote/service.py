@@ -3,18 +3,21 @@
 import os
 import re
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from championship_sr.store.errors import ConfigError, StoreError
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 SCHEMES = ("s3", "gs")
 # each request: server errors, refused and lost connections; a quarter of a minute in all if they answer at once
-RETRY = {
+RETRY: "RetryConfig" = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2.5},
 }
-CLIENT = {"connect_timeout": "10s", "read_timeout": "2min", "timeout": "10min"}
+CLIENT: "ClientConfig" = {"connect_timeout": "10s", "read_timeout": "2min", "timeout": "10min"}
 # any of them lets obstore find credentials of its own
 S3_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
@@ -44,7 +47,7 @@ def connect(url: str) -> Any:
         raise ConfigError(f"{url}: object storage needs pip install 'championship-sr[cloud]'") from None
     endpoint = _endpoint(scheme)
     options = _s3_options(url, endpoint) if scheme == "s3" else {}
-    client = {**CLIENT, "allow_http": endpoint.startswith("http://")}
+    client: ClientConfig = {**CLIENT, "allow_http": endpoint.startswith("http://")}
     try:
         return from_url(url, client_options=client, retry_config=RETRY, **options)
     except (BaseError, ValueError) as error:
@@ -109,10 +112,11 @@ def explained(error: BaseException, url: str) -> Exception:
         tried = re.search(r"after \d+ retries", text)
         how_often = f" {tried.group()}" if tried else ""
         return Lost(f"{url}: cannot reach {endpoint or 'the service'}{how_often}; correct the endpoint, or try later")
-    said = [re.search(rf"{begin}([^<]+)", text) for begin in (r"status code: (?=\d)", "<Code>", "<Message>")]
-    if all(said):
-        status, code, message = (" ".join(each.group(1).split()) for each in said)
-        return Lost(f"{url}: {status.partition(':')[0]}, {code}: {message}")
+    parts = [re.search(rf"{begin}([^<]+)", text) for begin in (r"status code: (?=\d)", "<Code>", "<Message>")]
+    said = [" ".join(part.group(1).split()) for part in parts if part]
+    if len(said) == len(parts):
+        status, name, message = said
+        return Lost(f"{url}: {status.partition(':')[0]}, {name}: {message}")
     return Lost(f"{url}: {_first_line(error)}")
 
 

@@ -86,7 +86,8 @@ def push(
     remote.begin(manifest)
     for name in sources[1:]:
         remote.add_expert(manifest, name)
-    places, both = [], []
+    places: list[tuple[str, int]] = []
+    both: list[tuple[str, int]] = []
     for source in sources:
         there = remote.recorded(source)
         for shard in manifest.recorded_shards(source):

@@ -118,7 +118,7 @@ class Store:
         if source != PAIRS:
             own = {part: np.asarray(value, np.float32) for part, value in content["params"].items()}
             params = {**self._bases[source].get(wanted.name, {}), **own}
-        chunk = tuple(content["chunk"]) if content["chunk"] else None
+        chunk = tuple(content["chunk"] or wanted.shape)
         shape = (*wanted.size, wanted.channels)
         place = content["offset"], content["file_bytes"], content["sha256"]
         return Entry(shape, wanted.shape, np.dtype(content["dtype"]), codec, params, chunk, *place)
@@ -154,9 +154,9 @@ class Store:
             if table.min() < 0 or table.max() > entry.file_bytes or table.sum(1).max() > entry.file_bytes:
                 raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
             return Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
-        if entry.chunk is None or entry.chunk[1] == entry.raw_shape[1]:
-            return Rows(mapped, entry)
-        return Tiles(mapped, entry)
+        if entry.chunk[1] == entry.raw_shape[1]:
+            return Rows(mapped, entry, entry.offset)
+        return Tiles(mapped, entry, entry.offset)
 
 
 class _Shard(NamedTuple):
@@ -206,7 +206,7 @@ class StoredArray:
     def strip_cols(self) -> int | None:
         """The columns of a strip, where the array lies in strips that span its rows and can be mapped."""
         entry = self.entry
-        in_strips = entry.offset is not None and entry.chunk and entry.chunk[0] == entry.raw_shape[0]
+        in_strips = entry.offset is not None and entry.chunk[0] == entry.raw_shape[0]
         return entry.chunk[1] if in_strips and entry.chunk[1] < entry.raw_shape[1] else None
 
     def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
@@ -215,7 +215,10 @@ class StoredArray:
         out  (strips, rows, strip_cols * raw channels); what lies beyond the last strip is left as it is
         """
         self._inside(y, x, out.shape[1], cols)
-        self._store._view(self).read_strips(out, y, x, cols)
+        view = self._store._view(self)
+        if not isinstance(view, Tiles):
+            raise ValueError(f"{self.source}: {self.key}: does not lie in strips")
+        view.read_strips(out, y, x, cols)
 
     def read(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
         """The raw window, to the array's end where rows or cols are not given."""

@@ -53,9 +53,10 @@ def wanted_arrays(manifest: Manifest, source: str, shard: int) -> dict[str, Want
         for spec in specs:
             codec = None if source == PAIRS else get_codec(spec.codec)
             for variant in variants:
-                size = tuple(side * spec.resolution for side in variant_size(image.lr_size, variant))
-                place = manifest.index_of(image.id), spec.name, variant, codec, spec.channels, size
-                result[array_key(image.id, spec.name, variant)] = Wanted(*place)
+                rows, cols = variant_size(image.lr_size, variant)
+                size = rows * spec.resolution, cols * spec.resolution
+                index, key = manifest.index_of(image.id), array_key(image.id, spec.name, variant)
+                result[key] = Wanted(index, spec.name, variant, codec, spec.channels, size)
     return result
 
 

@@ -24,7 +24,7 @@ class Entry:
     dtype: np.dtype
     codec: Codec
     params: Params
-    chunk: tuple[int, int, int] | None
+    chunk: tuple[int, int, int]  # the whole array where it is not cut
     offset: int | None  # of the first chunk, the others following in C order; None: the container has a table
     file_bytes: int
     sha256: str  # of the raw array in row-major order
@@ -33,9 +33,9 @@ class Entry:
 class Rows:
     """Whole rows, one after the other: a window is one strided copy."""
 
-    def __init__(self, mapped: maps.FileMap, entry: Entry):
-        self._map, self._offset = mapped, entry.offset
-        self._array = mapped.view(entry.raw_shape, entry.dtype, entry.offset)
+    def __init__(self, mapped: maps.FileMap, entry: Entry, offset: int):
+        self._map, self._offset = mapped, offset
+        self._array = mapped.view(entry.raw_shape, entry.dtype, offset)
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         np.copyto(out, self._array[y : y + out.shape[0], x : x + out.shape[1]])
@@ -61,13 +61,13 @@ class Tiles:
     Each row of a tile is one element to numpy, which then calls memmove in its innermost loop.
     """
 
-    def __init__(self, mapped: maps.FileMap, entry: Entry):
+    def __init__(self, mapped: maps.FileMap, entry: Entry, offset: int):
         self._rows, self._cols, channels = entry.chunk
         counts = grid(entry.raw_shape, entry.chunk)[:2]
-        self._map, self._offset, self._channels = mapped, entry.offset, channels
+        self._map, self._offset, self._channels = mapped, offset, channels
         # (down, across, rows, numbers of a row)
         shape = (*counts, self._rows, self._cols * channels)
-        self._tiles = mapped.view(shape, entry.dtype, entry.offset)
+        self._tiles = mapped.view(shape, entry.dtype, offset)
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         if not out[0].flags.c_contiguous:

@@ -27,7 +27,10 @@ from championship_sr.store.shards.encoding import Encoded, check_range, extremes
 from championship_sr.store.shards.record import encoded, sealed
 
 SPARE_BYTES = 16 << 20  # left free for records, metadata and what other programs do meanwhile
-_WRITERS = {"zarr": zarr_shard.ZarrShardWriter, "hdf5": hdf5_shard.Hdf5ShardWriter}
+_WRITERS: dict[str, Callable[[Path], zarr_shard.ZarrShardWriter | hdf5_shard.Hdf5ShardWriter]] = {
+    "zarr": zarr_shard.ZarrShardWriter,
+    "hdf5": hdf5_shard.Hdf5ShardWriter,
+}
 
 
 @contextmanager

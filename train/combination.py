@@ -5,6 +5,7 @@ is w' P w, of any subset of the experts too, without a second look at the images
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from championship_sr.train.metrics import rgb_to_y
@@ -20,7 +21,7 @@ def error_products(images: Tensor, hr: Tensor) -> Tensor:
     images  (B, E, 3, H, W), in about 0..1
     hr      (B, 3, H, W)
     """
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for top in range(0, hr.shape[-2], ROWS_AT_ONCE):
         rows = (..., slice(top, top + ROWS_AT_ONCE), slice(None))
         errors = (rgb_to_y(images[rows]) - rgb_to_y(hr[rows]).unsqueeze(1)).transpose(0, 1).flatten(1)

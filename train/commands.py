@@ -80,22 +80,24 @@ def train(
         _refuse("--compare-features trains runs of its own", resume=resume, live=live or None)
         _compare_features(store, out, config, assignments, as_json)
         return
+    place: Path | str | None = store
     if resume:
         _refuse("--resume goes on with the run's own", config=config, out=out, student=student)
-        store, settings = _of_run(resume, store, assignments, trusted)
+        place, settings = _of_run(resume, store, assignments, trusted)
     else:
         profile = (TAUGHT_STUDENT_PROFILE if teacher else STUDENT_PROFILE) if student else DEFAULT_PROFILE
         settings = read_settings(config, assignments, profile)
     if live:
         settings = replace(settings, live=replace(settings.live, enabled=True))
     if describe:
-        _describe(settings, store, as_json)
+        _describe(settings, place, as_json)
         return
-    if not store or not (out or resume):
+    run = resume or out
+    if not place or not run:
         raise click.UsageError("give --store and --out, or --resume")
     from championship_sr.train.run.loop import train as run_training
 
-    run = run_training(settings, store, resume or out, resume=True, changes=bool(resume), trusted=trusted)
+    run = run_training(settings, place, run, resume=True, changes=bool(resume), trusted=trusted)
     if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
         _report(run, as_json)
 
@@ -239,7 +241,7 @@ def _report(run: Path, as_json: bool) -> None:
     from championship_sr.train.run.journal import read_metrics
 
     best = choose(run, "best")
-    lines = next((event["psnr"] for event in read_metrics(run) if event["event"] == "reference"), {})
+    lines: dict[str, float] = next((event["psnr"] for event in read_metrics(run) if event["event"] == "reference"), {})
     if as_json:
         result = {"run": str(run), "best": {"step": best.step, "psnr": best.psnr}, "reference_psnr": lines}
         click.echo(json.dumps(result))

@@ -279,11 +279,11 @@ def learning_rate(config: TrainConfig, run: Span) -> LearningRate:
         "peak": config.optimiser.learning_rate,
         "lowest": schedule.lowest,
         "warmup_from": schedule.warmup_from,
-        "warmup": schedule.warmup,
     }
     if schedule.kind == "restarts":
-        return restarts(run, first_cycle=schedule.first_cycle, cycle_factor=schedule.cycle_factor, **rates)
-    return {"cosine": cosine, "constant": constant}[schedule.kind](run, **rates)
+        first_cycle, factor = schedule.first_cycle, schedule.cycle_factor
+        return restarts(run, warmup=schedule.warmup, first_cycle=first_cycle, cycle_factor=factor, **rates)
+    return {"cosine": cosine, "constant": constant}[schedule.kind](run, warmup=schedule.warmup, **rates)
 
 
 def loss_stages(config: TrainConfig, run: Span) -> Stages:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from championship_sr.store.disk.small_files import JSON_MIB
 from championship_sr.store.errors import StoreError
@@ -31,7 +31,7 @@ PAUSE_SECONDS = 1.0  # before the second try, doubled each time
 Progress = Callable[[int], Any]  # takes the bytes that were moved since the last call; fewer than 0 if they were lost
 
 
-def is_remote(store: str | Path) -> bool:
+def is_remote(store: str | Path) -> TypeGuard[str]:
     """True for the URL of a store in object storage."""
     return isinstance(store, str) and "://" in store
 

@@ -98,8 +98,9 @@ def in_torch_loader(make: Callable[[], Dataset]) -> Contender:
     """The dataset in a DataLoader, as its guide advises."""
 
     def opened(workers: int, batch_size: int) -> Iterable[Any]:
-        alive = {"num_workers": workers, "persistent_workers": workers > 0}
-        return DataLoader(make(), batch_size, shuffle=True, drop_last=True, **alive)
+        return DataLoader(
+            make(), batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        )
 
     return opened
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def describe(
     if isinstance(network, FusionNetwork):
         for name, arguments in _phase_inputs(network, inputs).items():
             module = getattr(network, name)
-            costs.append(measure(name, module, lambda m=module, a=arguments: m(*a), rounds))
+            costs.append(measure(name, module, partial(module, *arguments), rounds))
     return [*costs, measure("network", network, lambda: network(*inputs), rounds)]
 
 
@@ -139,17 +140,17 @@ def _phase_inputs(network: FusionNetwork, inputs: Inputs) -> dict[str, tuple[Any
 
 @contextmanager
 def _each_phase(network: FusionNetwork, visit: Callable[[str, tuple[Any, ...]], None]):
-    original = network.phase
+    original, overridden = network.phase, vars(network)
 
     def visited(name: str, *arguments: Any) -> Any:
         visit(name, arguments)
         return original(name, *arguments)
 
-    network.phase = visited
+    overridden["phase"] = visited
     try:
         yield
     finally:
-        del network.phase
+        del overridden["phase"]
 
 
 def _leaf(argument: Any) -> Any:

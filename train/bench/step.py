@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
 from championship_sr.train.bench.phases import Inputs, example, now, saved_mib
@@ -63,7 +65,7 @@ def bench_step(
                 "seconds_step": step,
                 "gflop_forward": gflop,
                 **({"share_of_peak": STEP_OVER_FORWARD * gflop / 1000 / step / peak} if peak else {}),
-                "saved_mib": saved_mib(network, lambda network=network, inputs=inputs: network(*inputs)),
+                "saved_mib": saved_mib(network, partial(network, *inputs)),
                 "parameters": sum(p.numel() for p in network.parameters()),
             }
     for profile, network in networks.items():
@@ -81,7 +83,10 @@ def bench_step(
             profile: 1 + seconds * int(first) / result[profile][first]["seconds_step"] for profile in profiles
         }
         result["seconds_experts"] = seconds
-    place = {"device": str(device), "precision": str(pick_precision("auto", device)).removeprefix("torch.")}
+    place: dict[str, Any] = {
+        "device": str(device),
+        "precision": str(pick_precision("auto", device)).removeprefix("torch."),
+    }
     if peak:
         place |= {"device_name": torch.cuda.get_device_name(device), "peak_tflops": peak}
     return result | place | {"crop_lr_px": crop, "threads": torch.get_num_threads(), "rounds": rounds}
@@ -138,7 +143,7 @@ def _dispatched(network: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 def _built(profile: str, channels: Mapping[str, int], scale: int) -> nn.Module:
     torch.manual_seed(0)
-    return build_fusion(FusionConfig(profile=profile), channels, scale)
+    return build_fusion(build(FusionConfig, {"profile": profile}, "bench step"), channels, scale)
 
 
 def _timed_step(network: nn.Module, inputs: Inputs) -> tuple[float, float]:

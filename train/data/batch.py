@@ -105,4 +105,4 @@ def half_of(codec: Codec) -> torch.dtype | None:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=-1)

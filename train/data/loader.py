@@ -7,12 +7,12 @@ over.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class Loader:
     def _of_node(self, sampling: Sampling, ranks: Ranks) -> tuple[Sampling, Ranks]:
         """This machine's images, its part of the batch and its processes, as if there were no other."""
         free = np.array([self.store.images[image].lr_size for image in self.images]) - self.crop_px + 1
-        own = node_share(window_weights(free, sampling.weighting), self._shards(), ranks.nodes, ranks.node)
+        own = node_share(window_weights(free, sampling.weighting), np.array(self._shards()), ranks.nodes, ranks.node)
         self.images = [self.images[place] for place in own]
         batch_size = sampling.batch_size * ranks.nodes[ranks.node] // ranks.world
         return replace(sampling, batch_size=batch_size, seed=sampling.seed + ranks.node * NODE_SEEDS), ranks.of_node
@@ -191,8 +191,8 @@ class Loader:
     def _shard_of(self, image: int) -> int:
         return self.store.images[image].shard
 
-    def _shards(self) -> np.ndarray:
-        return np.array([self._shard_of(image) for image in self.images])
+    def _shards(self) -> list[int]:
+        return [self._shard_of(image) for image in self.images]
 
     def shards_of(self, step: int) -> set[int]:
         """The shards that a step reads from, in all ranks of this machine."""
@@ -206,7 +206,7 @@ class Loader:
         way = uploads(self.device)
         return self._decoded(way, *self._sent(way, slot))
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """The batches of every step from `start` on, to `stop` or without end; closing the iterator ends its threads.
 
         raises  StoreError naming the image whose window cannot be read
@@ -216,7 +216,7 @@ class Loader:
             for sent in one_ahead((self._sent(way, slot) for slot in slots), way.ahead):
                 yield self._decoded(way, *sent)
 
-    def filled(self, start: int = 0, stop: int | None = None) -> Iterator[Slot]:
+    def filled(self, start: int = 0, stop: int | None = None) -> Generator[Slot, None, None]:
         """The raw windows of the same steps; each slot is good until the next one is asked for."""
         with (
             _workers(self.threads) as submit,
@@ -237,7 +237,7 @@ class Loader:
     def _fetching(self, start: int) -> AbstractContextManager:
         if self.cache is None:
             return nullcontext()
-        return self.cache.fetching(self.shards_of, set(self._shards().tolist()), start)
+        return self.cache.fetching(self.shards_of, set(self._shards()), start)
 
     def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[tuple[int, list[Place]]]:
         """Each step and its places; the kernel has then been asked for those of the steps that follow."""
@@ -350,7 +350,7 @@ def _workers(threads: int) -> Iterator[Submit]:
         pool.shutdown(cancel_futures=True)
 
 
-def _run_now(function: Callable[..., None], *args: object) -> Future:
+def _run_now(function: Callable[..., Any], *args: object) -> Future:
     done: Future = Future()
     done.set_result(function(*args))
     return done

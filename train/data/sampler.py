@@ -42,7 +42,7 @@ class Place(NamedTuple):
     variant: str
 
 
-def mix(values: np.ndarray, key: np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
     """64 random bits for each value under a key, as uint64."""
     z = (values.astype(np.uint64) + np.uint64(1)) * GOLDEN + key
     z = (z ^ (z >> np.uint64(30))) * FIRST

@@ -1,12 +1,16 @@
 """Difference of CLIP embeddings."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.store.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al. 2021, the published preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,10 +24,14 @@ HOW_TO_GET = (
 class CLIPSemantic(nn.Module):
     """1 - cosine similarity of the image embeddings of a frozen CLIP; the gradient passes through the encoder."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
-        self.encoder = load_encoder(weights).eval().requires_grad_(False)
-        self.size = self.encoder.config.image_size
+        encoder = load_encoder(weights)
+        self.size: Any = encoder.config.image_size  # one number, although the library allows more
+        self.encoder = encoder.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -38,7 +46,7 @@ class CLIPSemantic(nn.Module):
         return self.encoder(pixel_values=(resized - self.mean) / self.std).image_embeds
 
 
-def load_encoder(weights: Path | None) -> nn.Module:
+def load_encoder(weights: Path | None) -> "CLIPVisionModelWithProjection":
     """CLIP's vision tower from a folder, or else from Hugging Face's cache; nothing is downloaded.
 
     raises  ConfigError if transformers is not installed, WeightsError saying how to get the weights

@@ -24,6 +24,9 @@ class VGGPerceptual(nn.Module):
     source  Johnson et al. 2016, "Perceptual losses for real-time style transfer and super-resolution"
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
         self.features = load_features(weights).eval().requires_grad_(False)

@@ -291,14 +291,15 @@ def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> Non
     """Removes the checkpoints that are neither among the best, nor the last, nor milestones, and what was torn."""
     for torn in (run / CHECKPOINTS).glob("step-*" + files.TMP):
         files.remove(torn)
-    found = checkpoints(run)
-    scored = sorted((each for each in found if each.psnr is not None), key=lambda each: (-each.psnr, each.step))
-    kept = {each.step for each in (*scored[: config.best], *found[-config.last :])} | set(milestones)
-    for each in found:
-        if each.step not in kept:
+    saved = checkpoints(run)
+    ranked = sorted((-checkpoint.psnr, checkpoint.step) for checkpoint in saved if checkpoint.psnr is not None)
+    best = [step for _, step in ranked[: config.best]]
+    kept = {*best, *(checkpoint.step for checkpoint in saved[-config.last :]), *milestones}
+    for checkpoint in saved:
+        if checkpoint.step not in kept:
             # renamed first: what is half removed must not look like a checkpoint
-            doomed = each.path.with_name(each.path.name + files.TMP)
-            each.path.rename(doomed)
+            doomed = checkpoint.path.with_name(checkpoint.path.name + files.TMP)
+            checkpoint.path.rename(doomed)
             files.remove(doomed)
 
 
@@ -336,9 +337,12 @@ def _restore_moments(network: nn.Module, optimiser: torch.optim.Optimizer, tenso
 
 
 def _random_tensors() -> dict[str, Tensor]:
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    generator = np.random.get_state(legacy=False)
+    keys, position = generator["state"]["key"], generator["state"]["pos"]
     states = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
-    states["random.numpy_place"] = torch.tensor([position, has_gauss, gauss], dtype=torch.float64)
+    states["random.numpy_place"] = torch.tensor(
+        [position, generator["has_gauss"], generator["gauss"]], dtype=torch.float64
+    )
     if torch.cuda.is_available():
         states["random.cuda"] = torch.cuda.get_rng_state()
     return states

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import all_equal, equal_experts, error_products, fit_weights
@@ -46,7 +47,7 @@ def _sampled_products(
     sample = replace(config, data=data, fusion=replace(config.fusion, features=False))
     loader = make_loader(source, chosen, sample, world)
     steps = max(1, loader.samples_per_epoch // data.batch_size)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     with closing(loader.batches(0, steps)) as batches:
         for batch in batches:
             total = total + error_products(batch.images, batch.hr)

@@ -4,13 +4,16 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 JOURNAL_MIB = 1024  # a validation of 100 images is a line of 5 KB
@@ -64,9 +67,10 @@ class Journal:
         if event == "reference":
             self._reference = values
         if self._writer:
-            self._scalars(event, step, values)
+            _add_scalars(self._writer, event, step, values)
             if event == "validation":  # a point at each makes a line beside the fusion's
-                self._scalars("reference", step, {key: self._reference.get(key, {}) for key in ("psnr", "ssim")})
+                beside = {key: self._reference.get(key, {}) for key in ("psnr", "ssim")}
+                _add_scalars(self._writer, "reference", step, beside)
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Shows images (3, H, W) in 0..1 in TensorBoard."""
@@ -74,10 +78,6 @@ class Journal:
             for name, picture in pictures.items():
                 self._writer.add_image(f"validation/{name}", picture, step)
             self._writer.flush()
-
-    def _scalars(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        for name, value in _scalars(values):
-            self._writer.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
         with files.written(Path(self._file.name)):
@@ -90,6 +90,11 @@ def _line(event: Mapping[str, Any]) -> str:
     return json.dumps(event, ensure_ascii=False) + "\n"
 
 
+def _add_scalars(writer: "SummaryWriter", event: str, step: int, values: Mapping[str, Any]) -> None:
+    for name, value in _scalars(values):
+        writer.add_scalar(f"{event}/{name}", value, step)
+
+
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for name, value in values.items():
@@ -100,7 +105,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
     return found
 
 
-def _summary_writer(run: Path, step: int):
+def _summary_writer(run: Path, step: int) -> "SummaryWriter":
     # a second to import, and not everybody's wish
     from torch.utils.tensorboard import SummaryWriter
 

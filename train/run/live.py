@@ -1,6 +1,6 @@
 """Experts in the step: the same windows as from a store, and the augmentations that only experts can answer to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +95,7 @@ class LiveLoader:
         self.crop_px, self.seed = crop_px, seed
         self.sampler, self.samples_per_epoch = loader.sampler, loader.samples_per_epoch
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """The batches of every step from `start` on, to `stop` or without end."""
         for step, batch in enumerate(self.loader.batches(start, stop), start):
             yield self.answered(step, batch)

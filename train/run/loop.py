@@ -234,7 +234,7 @@ class Run:
         self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)
         if self.journal:
             self.journal.pictures(self.step, scores.pictures)
-        if self.world.first:
+        if self.world.first and self.latest:
             self.latest = checkpoint.rescored(self.latest, psnr, self._extra())
             checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
         log.info("step %d: %.3f dB, SSIM %.4f", self.step, psnr, ssim)

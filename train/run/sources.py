@@ -89,7 +89,7 @@ def open_source(
     entries = live.entries if live else {name: entry for name, entry in store.experts.items() if name != teacher}
     if not config.student:
         _check_entries(place, entries, config)
-    if not is_remote(place):
+    if not isinstance(store, RemoteStoreReader):
         return Source(store, entries, live, trusted=tuple(trusted), teacher=teacher)
     cache = ShardCache(store, config.data.cache_gb, fetches=world.local_rank == 0, alone=len(world.beside) == 1)
     return Source(store, entries, live, cache, tuple(trusted), teacher)
@@ -193,7 +193,8 @@ def _large_enough(store: Store, images: Sequence[int], crop_px: int) -> list[int
 
 
 def _reader(held: Store, source: Source, config: TrainConfig, device: torch.device) -> Callable[[int], WholeImage]:
-    if held.experts or source.live is None:
+    live = source.live
+    if held.experts or live is None:
         teacher = source.teacher if held is source.store else None
         features = config.fusion.features
         return partial(
@@ -202,7 +203,7 @@ def _reader(held: Store, source: Source, config: TrainConfig, device: torch.devi
 
     def answered(image: int) -> WholeImage:
         lr, hr = read_pair(held, image, device)
-        return WholeImage(lr, hr, *source.live(lr))
+        return WholeImage(lr, hr, *live(lr))
 
     return answered
 

@@ -104,7 +104,7 @@ class Validation:
         fitted  expert -> weight, fitted to images that are not scored here
         """
         methods: dict[str, Callable[[WholeImage], Tensor]] = {
-            name: lambda whole, row=row: whole.images[:, row] for row, name in enumerate(self.experts)
+            name: partial(_image_of, row) for row, name in enumerate(self.experts)
         }
         if self.store.manifest.has_hr and self.taught:
             methods["teacher"] = lambda whole: whole.teacher
@@ -164,6 +164,10 @@ class Validation:
         return Score(psnr(sr, hr, border=border).item(), ssim(sr, hr, border=border).item())
 
 
+def _image_of(row: int, whole: WholeImage) -> Tensor:
+    return whole.images[:, row]
+
+
 def in_tiles(network: nn.Module, whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
     """The network's image of a whole one, in tiles of at most this side whose insides are put together."""
     height, width = whole.lr.shape[-2:]
@@ -180,17 +184,19 @@ def in_tiles(network: nn.Module, whole: WholeImage, scale: int, tile_px: int | N
 
 def _window(whole: WholeImage, rows: "Span", cols: "Span", scale: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     lr = slice(rows.start, rows.start + rows.size), slice(cols.start, cols.start + cols.size)
-    hr = tuple(slice(part.start * scale, part.stop * scale) for part in lr)
-    return whole.lr[..., *lr], whole.images[..., *hr], {name: x[..., *lr] for name, x in whole.features.items()}
+    down, across = (slice(part.start * scale, part.stop * scale) for part in lr)
+    features = {name: x[..., *lr] for name, x in whole.features.items()}
+    return whole.lr[..., *lr], whole.images[..., down, across], features
 
 
 def _kept(rows: "Span", cols: "Span", scale: int, inside: bool = False) -> tuple[slice, slice]:
     """The kept part of a tile in HR pixels, of the whole image or inside the tile."""
     firsts = (rows.start, cols.start) if inside else (0, 0)
-    return tuple(
+    down, across = (
         slice((span.keep_from - first) * scale, (span.keep_to - first) * scale)
         for span, first in zip((rows, cols), firsts, strict=True)
     )
+    return down, across
 
 
 def read_stored(

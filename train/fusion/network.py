@@ -31,6 +31,8 @@ class FusionNetwork(nn.Module):
     The image is not clamped. Sizes are any from 8 x 8 LR pixels; experts any number from 1, in the order of `channels`.
     """
 
+    start_weights: Tensor | None
+
     def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
         super().__init__()
         self.config, self.scale, self.experts = config, scale, tuple(channels)
@@ -66,7 +68,7 @@ class FusionNetwork(nn.Module):
     def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fused image, and the maps that led to it."""
         views = self.views(lr, images)
-        if self.by_image:
+        if views is not None and self.by_image:
             by_image = zip(self.experts, views.per_expert.unbind(1), strict=True)
             features = {**features, **{name: view for name, view in by_image if name in self.by_image}}
 

@@ -20,6 +20,8 @@ WIDTH = 96
 class PlainCNN(nn.Module):
     """Everything that `swift` sees, at LR, through residual blocks, to weights of the experts and a residual."""
 
+    start_weights: Tensor | None
+
     def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
         super().__init__()
         self.config, self.scale, self.experts = config, scale, tuple(channels)

@@ -21,4 +21,4 @@ def has_start(network: nn.Module) -> bool:
 
 def start_from(network: nn.Module, weights: Tensor) -> None:
     """Makes the untrained network return the experts' images combined by these weights (E,) of sum 1."""
-    network.start_weights.copy_(weights)
+    network.get_buffer("start_weights").copy_(weights)

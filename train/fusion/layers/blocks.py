@@ -1,12 +1,15 @@
 """Pieces that several phases share: layouts, resizing, and layers that keep less for backward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.forms import for_cpu
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 CONVOLVED_IMAGES = 16  # from so many images on, torch convolves by oneDNN whatever the kernel
 
@@ -124,19 +127,25 @@ def conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def zero(layer: nn.Conv2d | Join, bias: float = 0.0) -> None:
+def layers_of(kind: type[Layer], modules: Iterable[nn.Module]) -> list[Layer]:
+    """Those of the modules that are of this kind, in order."""
+    return [module for module in modules if isinstance(module, kind)]
+
+
+def zero(layer: nn.Module, bias: float = 0.0) -> None:
     """Make a last layer give `bias` everywhere; its first step wakes the layers before it."""
-    layer = layer.linear if isinstance(layer, Join) else layer
-    nn.init.zeros_(layer.weight)
-    nn.init.constant_(layer.bias, bias)
+    weighted = layer.linear if isinstance(layer, Join) else layer
+    nn.init.zeros_(weighted.get_parameter("weight"))
+    nn.init.constant_(weighted.get_parameter("bias"), bias)
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """x at another size: averaged down, or bilinearly up; the weights of each output add up to 1."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     if size[0] < x.shape[-2]:
-        return F.adaptive_avg_pool2d(x, size)
+        rows, cols = size
+        return F.adaptive_avg_pool2d(x, (rows, cols))
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

@@ -1,7 +1,7 @@
 """Tensors that depend on sizes alone: made once, and kept on the device that they are used on."""
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, update_wrapper
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with torch.inference_mode(False), outside_tracing():
             return make(*arguments)
 
-    @wraps(make)
     def made(*arguments: object) -> Tensor:
         return kept(*arguments)
 
+    update_wrapper(made, make)
     # the compiler looks through the cache of `kept`, and tells constants apart by the names of their functions
     made.__code__ = made.__code__.replace(co_name=make.__name__)
     return torch.compiler.assume_constant_result(made)

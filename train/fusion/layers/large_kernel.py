@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import first, last, linear, pointwise
+from championship_sr.train.fusion.layers.blocks import first, last, layers_of, linear, pointwise
 
 KERNEL = 21
 DILATION = 3
@@ -48,7 +48,7 @@ class LKABlock(nn.Module):
         x = tokens.flatten(0, 1)
         seen = self.norm1(x)
         x = x + seen * last(pointwise(self._looked(first(seen)), self.point))
-        enter, _, leave = self.feed
+        enter, leave = layers_of(nn.Linear, self.feed)
         hidden = F.gelu(pointwise(first(self.norm2(x)), enter))
         return (x + last(pointwise(hidden, leave))).view_as(tokens)
 
@@ -68,7 +68,7 @@ class LKABlock(nn.Module):
 
     def mix(self, tokens: Tensor, around: Tensor) -> Tensor:
         """The block's output, from its input and `around`, (..., C)."""
-        enter, _, leave = self.feed
+        enter, leave = layers_of(nn.Linear, self.feed)
         tokens = tokens + self.norm1(tokens) * linear(around, self.point.weight, self.point.bias)
         hidden = F.gelu(linear(self.norm2(tokens), enter.weight, enter.bias))
         return tokens + linear(hidden, leave.weight, leave.bias)

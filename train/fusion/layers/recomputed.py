@@ -17,5 +17,6 @@ def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     pieces = zip(*(tensor.split(CPU_PIXELS) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([function(*piece) for piece in pieces])
-    recomputed = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in the network is random
-    return torch.cat([checkpoint(function, *piece, **recomputed) for piece in pieces])
+    # nothing in the network is random
+    parts = [checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.cat(parts)

@@ -69,6 +69,7 @@ class CrossBand(nn.Module):
 
 def _each(conv: nn.Conv2d, bands: Tensor) -> Tensor:
     """Each band's own 1x1 convolution, of bands (9, P, C)."""
+    assert conv.bias is not None
     weight = conv.weight.view(N_BANDS, -1, bands.shape[-1]).transpose(1, 2)
     return torch.baddbmm(conv.bias.view(N_BANDS, 1, -1), bands, weight)
 

@@ -13,6 +13,7 @@ from championship_sr.train.fusion.layers.blocks import (
     each,
     first,
     last,
+    layers_of,
     linear,
     resize,
     shuffle,
@@ -62,7 +63,7 @@ class Collaboration(nn.Module):
         self, features: Mapping[str, Tensor], views: Views | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         given = [last(in_computed_type(features[name])) for name in self.project]
-        images = last(views.per_expert) if self.with_images else None  # (B, E, h, w, 3 scale^2)
+        images = last(views.per_expert) if views is not None and self.with_images else None  # (B, E, h, w, 3 scale^2)
         if self.plain or for_cpu(given[0]):
             consensus, maps = self._one_by_one(given, images, size)
         else:
@@ -75,17 +76,18 @@ class Collaboration(nn.Module):
         tokens = self.tokens(features, [] if images is None else list(images.unbind(1)))
         mean = first(tokens.mean(-2))
         consensus = first(self.surrounded(last(mean + self.consensus(mean))))
-        each = (first(token) + consensus for token in tokens.unbind(-2))
-        maps = [self._map(layer, x, size) for layer, x in zip(self.modulate.values(), each, strict=True)]
+        seen = (first(token) + consensus for token in tokens.unbind(-2))
+        layers = layers_of(Pointwise, self.modulate.values())
+        maps = [self._map(layer, x, size) for layer, x in zip(layers, seen, strict=True)]
         return consensus, torch.cat(maps, dim=1)
 
     def _across(self, features: list[Tensor], images: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The same in few large operations: the experts' tokens lie one after the other, (E, B, h, w, C)."""
-        tokens = _projected_at_once(list(self.project.values()), features, images)
+        tokens = _projected_at_once(layers_of(nn.Linear, self.project.values()), features, images)
         tokens = tokens + self.attention.across(tokens)
         mean = first(tokens.mean(0))
         consensus = self.surroundings.across(last(mean + self.consensus(mean)).unsqueeze(0))
-        layers = [layer.linear for layer in self.modulate.values()]
+        layers = [layer.linear for layer in layers_of(Pointwise, self.modulate.values())]
         maps = each(layers, (tokens + consensus).flatten(1, -2).mT).unflatten(-1, tokens.shape[1:-1])
         maps = shuffle(maps.permute(2, 0, 1, 3, 4), self.subpixels).flatten(1, 2)
         return first(consensus.squeeze(0)), resize(maps, size)
@@ -94,7 +96,10 @@ class Collaboration(nn.Module):
         """A token of each expert with what the others tell it: (B, h, w, E, C)."""
         project = _projected_plainly if self.plain else _projected
         tokens = torch.stack(
-            [project(layer, features[e], images[e : e + 1]) for e, layer in enumerate(self.project.values())],
+            [
+                project(layer, features[e], images[e : e + 1])
+                for e, layer in enumerate(layers_of(nn.Linear, self.project.values()))
+            ],
             dim=-2,
         )
         if not self.recompute:

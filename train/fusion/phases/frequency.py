@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import each, first, last, padded, shuffle, unshuffle
+from championship_sr.train.fusion.layers.blocks import each, first, last, layers_of, padded, shuffle, unshuffle
 from championship_sr.train.fusion.layers.constants import constant
 from championship_sr.train.fusion.layers.forms import in_float32
 
@@ -47,11 +47,12 @@ class Cuts(nn.Module):
 
     def __init__(self, start: tuple[float, float], hidden: int = 64) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, hidden), nn.GELU(), nn.Linear(hidden, 2))
+        enter, leave = nn.Linear(6, hidden), nn.Linear(hidden, 2)
+        self.net = nn.Sequential(enter, nn.GELU(), leave)
         low, high = start
-        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(leave.weight)
         with torch.no_grad():
-            self.net[-1].bias.copy_(torch.logit(torch.tensor([low, (high - low) / (1 - low)])))
+            leave.bias.copy_(torch.logit(torch.tensor([low, (high - low) / (1 - low)])))
 
     def forward(self, lr: Tensor) -> Tensor:
         return cuts_of(lr, self)[:, 0]
@@ -61,7 +62,7 @@ def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
     """The cuts of several transforms at once, (B, transforms, 2)."""
     spread, mean = torch.std_mean(lr, dim=(-2, -1))
     n = len(transforms)
-    enter, leave = ([cuts.net[layer] for cuts in transforms] for layer in (0, -1))
+    enter, leave = zip(*(layers_of(nn.Linear, cuts.net) for cuts in transforms), strict=True)
     seen = torch.cat([mean, spread], dim=1).T.expand(n, -1, -1)  # (transforms, 6, B)
     hidden = F.gelu(each(enter, seen))
     above = F.logsigmoid(-each(leave, hidden))

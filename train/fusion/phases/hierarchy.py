@@ -1,5 +1,7 @@
 """Phase 5: the experts' images are fused at three resolutions, each refining the one before, guided by the bands."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,19 +98,18 @@ class Hierarchy(nn.Module):
         """The sum of the three stages' refinements, at HR."""
         rows, cols = consensus.shape[-2:]
         flat = images.flatten(1, 2)
-        out = None
-        for factor, stage in zip(self.factors, self.stages, strict=True):
+        (factor, stage), *later = zip(self.factors, self.stages, strict=True)
+        out = self._refinement(stage, resize(flat, (factor * rows, factor * cols)), consensus)
+        for factor, stage in later:
             x = resize(flat, (factor * rows, factor * cols))
-            if out is not None:
-                out = resize(out, x.shape[-2:])
-                x = torch.cat([x, out], dim=1)
-            if not self.plain:
-                x = x.contiguous(memory_format=torch.channels_last)
-            step = stage(x, consensus)
-            out = step if out is None else out + step
+            out = resize(out, x.shape[-2:])
+            out = out + self._refinement(stage, torch.cat([x, out], dim=1), consensus)
         return out
 
-    def frequency_logits(self, routing: Tensor, size: tuple[int, int]) -> Tensor:
+    def _refinement(self, stage: nn.Module, x: Tensor, consensus: Tensor) -> Tensor:
+        return stage(x if self.plain else x.contiguous(memory_format=torch.channels_last), consensus)
+
+    def frequency_logits(self, routing: Tensor, size: Sequence[int]) -> Tensor:
         # a pointwise layer and bilinear interpolation commute
         x = self.routing1(resize(routing, size)) if self.plain else resize(self.routing1(routing), size)
         return gelu_pointwise(x, self.routing2)

@@ -15,6 +15,7 @@ from championship_sr.train.fusion.layers.blocks import (
     extended,
     gelu_conv,
     joined,
+    layers_of,
     shuffle,
     unshuffle,
     zero,
@@ -45,8 +46,9 @@ class Refinement(nn.Module):
 
     def forward(self, fused: Tensor, *_seen: object) -> Tensor:
         x = fused if self.plain else fused.contiguous(memory_format=torch.channels_last)
-        x = self.convs[0](x)
-        for conv in self.convs[1:]:
+        first, *others = layers_of(nn.Conv2d, self.convs)
+        x = first(x)
+        for conv in others:
             x = gelu_conv(x, conv, plain=self.plain)
         return fused + RESIDUAL_SCALE * x
 
@@ -76,19 +78,20 @@ class Edges(nn.Module):
     def __init__(self, channels: int, *, subpixels: int = 1, plain: bool = False, neutral: bool = True) -> None:
         super().__init__()
         width = 3 * subpixels**2
-        self.levels = nn.ModuleList(
+        levels = [
             nn.Sequential(
                 conv3(width, channels), nn.ReLU(), conv3(channels, channels), nn.ReLU(), conv3(channels, width)
             )
             for _ in range(LEVELS)
-        )
+        ]
+        self.levels = nn.ModuleList(levels)
         # the document adds each Laplacian itself too: sharpening that the mean of experts does not want at the start
         self.skip = nn.Parameter(torch.full((LEVELS,), 0.0 if neutral else 1.0))
         self.subpixels = subpixels
         self.gain = Views.GAIN if subpixels > 1 else 1.0
         self.plain = plain
         if neutral:
-            for level in self.levels:
+            for level in levels:
                 zero(level[-1])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -157,4 +160,5 @@ def bell(channels: int, device: torch.device) -> Tensor:
 
 def _blurred_along(x: Tensor, dim: int) -> Tensor:
     size = x.shape[dim] - BLUR_TAPS + 1
-    return sum(tap * x.narrow(dim, at, size) for at, tap in enumerate(BLUR))
+    shifted = [tap * x.narrow(dim, at, size) for at, tap in enumerate(BLUR)]
+    return sum(shifted[1:], shifted[0])

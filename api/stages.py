@@ -66,12 +66,12 @@ def evaluate(
     raises         ConfigError, StoreError, WeightsError
     """
     results = evaluate_sets(
-        run=run and Path(run),
-        store=store and Path(store),
+        run=Path(run) if run else None,
+        store=Path(store) if store else None,
         images=(),
         hr=_paths(hr),
         lr=_paths(lr),
-        benchmarks=benchmarks and Path(benchmarks),
+        benchmarks=Path(benchmarks) if benchmarks else None,
         experts=experts,
         wanted=Wanted(self_ensemble),
         config=_section(EvaluateConfig, config, "evaluate"),

@@ -48,6 +48,7 @@ class EDSR(nn.Module):
     """EDSR; RGB (B, 3, h, w) in 0..1 becomes (B, 3, scale*h, scale*w) in about 0..1."""
 
     hyperparameters: ClassVar[dict] = {}
+    mean: Tensor
 
     def __init__(
         self,
@@ -136,7 +137,8 @@ class EDSRArch(Architecture[EDSR]):
         )
 
     def load(self, state_dict: dict[str, Tensor]) -> ImageModelDescriptor[EDSR]:
-        mean, img_range = DIV2K_RGB_MEAN, OFFICIAL_IMG_RANGE
+        mean: tuple[float, ...] = DIV2K_RGB_MEAN
+        img_range = OFFICIAL_IMG_RANGE
         if "head.0.weight" in state_dict:
             if "add_mean.bias" in state_dict:
                 mean, img_range = _official_mean(state_dict)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from championship_sr.extract.config import DataConfig, ExpertConfig, ExtractConfig
+from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.experts.weights_file import weights_path
@@ -22,6 +22,7 @@ from championship_sr.extract.run.job import run_expert
 from championship_sr.extract.run.prepare import PairsWriter, prepare
 from championship_sr.extract.run.register import describe
 from championship_sr.extract.run.shares import Rank
+from championship_sr.store.config import build
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
@@ -68,16 +69,17 @@ class Bench:
         rng, side = np.random.default_rng(0), config.scale * config.tile_px
         for i in range(config.rounds * config.tiles):
             Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(folder / f"{i:06}.png")
-        self.run = ExtractConfig(
-            store=str(folder / "store"),
-            data=DataConfig(hr=(str(folder),)),
-            scale=config.scale,
-            container=config.container,
-            images_per_shard=config.tiles,
-            tile_px=config.tile_px,
-            halo_px=0,
-            precision=config.precision,
-        )
+        values = {
+            "store": str(folder / "store"),
+            "data": {"hr": [str(folder)]},
+            "scale": config.scale,
+            "container": config.container,
+            "images_per_shard": config.tiles,
+            "tile_px": config.tile_px,
+            "halo_px": 0,
+            "precision": config.precision,
+        }
+        self.run = build(ExtractConfig, values, "bench extract")
         self.pairs_seconds = seconds(self._pairs)
 
     def _pairs(self) -> None:

@@ -55,13 +55,12 @@ class _Counted:
 
     def __init__(self, expert: LoadedExpert) -> None:
         self._expert, self.px = expert, 0
+        self.scale, self.align_px, self.device = expert.scale, expert.align_px, expert.device
+        self.unchecked = expert.unchecked
 
-    def __call__(self, lr: Tensor):
+    def __call__(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.px += lr.shape[0] * lr.shape[-2] * lr.shape[-1]
         return self._expert(lr)
-
-    def __getattr__(self, name: str):
-        return getattr(self._expert, name)
 
 
 def _psnr(differences: Sequence[Tensor], power: float) -> float:

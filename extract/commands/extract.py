@@ -97,11 +97,13 @@ def extract(
     click.echo(f"{summary.store}: {summary.images} images, {summary.shards} shards")
 
 
-def _cluster(engine: str, *of_ray: object) -> "RayOptions | None":
+def _cluster(
+    engine: str, address: str | None, actors: int | None, gpus: float | None, cpus: int | None
+) -> "RayOptions | None":
     if engine == "ray":
         from championship_sr.extract.run.on_ray import RayOptions
 
-        return RayOptions(*of_ray)
-    if any(value is not None for value in of_ray):
+        return RayOptions(address, actors, gpus, cpus)
+    if any(value is not None for value in (address, actors, gpus, cpus)):
         raise ConfigError("--address, --actors, --gpus-per-actor and --cpus-per-actor belong to --engine ray")
     return None

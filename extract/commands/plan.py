@@ -138,7 +138,7 @@ def given_speeds(given: tuple[str, ...]) -> dict[str, float]:
 
     raises  ConfigError for anything else
     """
-    speeds = {}
+    speeds: dict[str, float] = {}
     for text in given:
         name, equals, number = text.partition("=")
         try:

@@ -134,7 +134,7 @@ def planned_sizes(config: ExtractConfig, entries: Sequence[ExpertConfig] = ()) -
 
     raises  StoreError listing what does not fit, also of experts that are folders of images
     """
-    pairs, faults = find_pairs(config.data, config.scale), []
+    pairs, faults = find_pairs(config.data, config.scale), list[str]()
     for entry in entries:
         if entry.images:
             match_results(entry, asked_of(pairs), config.scale, faults)
@@ -191,7 +191,7 @@ def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> Expe
 
 def measured_speed(expert: LoadedExpert) -> float:
     """LR pixels a second of one forward of 64 x 64: the fastest of three, or the first where that takes long."""
-    image, times = torch.rand(1, 3, MEASURED_PX, MEASURED_PX), []
+    image, times = torch.rand(1, 3, MEASURED_PX, MEASURED_PX), list[float]()
     with torch.inference_mode():
         while not times or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
             started = time.perf_counter()

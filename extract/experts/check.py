@@ -39,7 +39,7 @@ class Listed:
 def listed(config: ExpertConfig, scale: int) -> Listed:
     """What the entry says, what is on disk, and the network's size, without a forward pass of real numbers."""
     if config.images:
-        return _listed_images(config)
+        return _listed_images(config, Path(config.images).expanduser())
     path, network, channels, state = weights_path(config), None, {}, "missing"
     if path.is_file():
         try:
@@ -59,8 +59,8 @@ def listed(config: ExpertConfig, scale: int) -> Listed:
     return Listed(config.name, str(path), state, parameters, paths, channels, config.licence, config.url)
 
 
-def _listed_images(config: ExpertConfig) -> Listed:
-    folder, state = Path(config.images).expanduser(), "there"
+def _listed_images(config: ExpertConfig, folder: Path) -> Listed:
+    state = "there"
     try:
         image_files(folder)
     except StoreError as error:

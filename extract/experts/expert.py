@@ -46,7 +46,9 @@ class LoadedExpert:
         self.n_parameters = sum(p.numel() for p in network.model.parameters())
         self._network, self.precision = network, precision
         self._channels_last, self._compiled = channels_last, compiled
-        network.model.to(device=device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+        network.model.to(device)
+        if channels_last:
+            network.model.to(memory_format=torch.channels_last)
         self._hooks = ExitStack()
         self.open()  # before the first forward: hooks that are set after a compiled one never fire
         self._forward = torch.compile(network.call) if compiled else network.call
@@ -112,7 +114,7 @@ class LoadedExpert:
         padded = self.pad(lr.to(self.device))
         try:
             sr = self._run(padded)[..., : self.scale * height, : self.scale * width].float()
-            size = tuple(padded.shape[-2:])
+            size = padded.shape[-2], padded.shape[-1]
             return sr, {
                 name: to_lr_grid(self._seen.pop(name).float(), shape, size, (height, width))
                 for name, shape in self._shapes.items()

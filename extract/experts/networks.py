@@ -67,12 +67,11 @@ def _detected(state: Mapping[str, Tensor]) -> Architecture | None:
 
 def _declared(config: ExpertConfig) -> nn.Module:
     """The network as the entry describes it, with random weights."""
-    recipe = (config.architecture, config.hyperparameters, "architecture")
-    if not config.architecture and config.pretrain:
-        recipe = (config.pretrain.network, config.pretrain.hyperparameters, "pretrain.network")
-    if not recipe[0]:
+    path, hyperparameters, key = config.architecture, config.hyperparameters, "architecture"
+    if not path and config.pretrain:
+        path, hyperparameters, key = config.pretrain.network, config.pretrain.hyperparameters, "pretrain.network"
+    if not path:
         raise ConfigError(f"expert {config.name}: random weights need the entry's architecture and hyperparameters")
-    path, hyperparameters, key = recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return build_network(path, hyperparameters, f"expert {config.name}: {key}")

@@ -6,12 +6,11 @@ Tiles that fade into each other are evaluation's: `evaluate.inference.tiles`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from championship_sr.extract.experts.expert import LoadedExpert
 
 SMALLEST_TILE_PX = 64
 
@@ -67,8 +66,25 @@ def as_input(lr: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(lr, order="C")).permute(2, 0, 1)[None].float() / 255
 
 
+class Tiled(Protocol):
+    """What runs on each tile: an expert, or what stands for one."""
+
+    @property
+    def scale(self) -> int: ...
+
+    @property
+    def align_px(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def unchecked(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def __call__(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
 def run_tiled(
-    expert: LoadedExpert, lr: Tensor, tile_px: int, halo_px: int, batch: int = 1, *, stay: bool = False
+    expert: Tiled, lr: Tensor, tile_px: int, halo_px: int, batch: int = 1, *, stay: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The expert's SR image and features of a whole image, on the CPU.
 
@@ -83,7 +99,8 @@ def run_tiled(
             return expert.unchecked(lr)
         sr, features = expert(lr)
         return sr.cpu(), {name: tensor.cpu() for name, tensor in features.items()}
-    size, whole, device = lr.shape[-2:], {}, expert.device if stay else "cpu"
+    whole: dict[str, Tensor] = {}
+    size, device = lr.shape[-2:], expert.device if stay else torch.device("cpu")
     places = [(row, col) for row in rows for col in cols]
     for place, outputs in _tile_outputs(expert.unchecked if stay else expert, lr, places, batch):
         for name, tensor in outputs.items():

@@ -19,7 +19,7 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 log = logging.getLogger(__name__)
 
-Fits = Callable[[dict[str, Tensor]], bool]
+Fits = Callable[[dict[str, Tensor]], object]  # taken as true or false
 
 # an average over the training, and the weights as such: keys around a state_dict and prefixes before its names
 AVERAGES = ("params_ema", "params-ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "g_ema")
@@ -48,15 +48,14 @@ def weights_path(config: ExpertConfig) -> Path:
 
     raises  ConfigError if it has none, being a folder of images
     """
-    if config.images:
+    weights = config.weights
+    if not weights:
         raise ConfigError(
             f"expert {config.name}: its images are those of another program ({config.images}); it cannot be run here"
         )
-    if config.weights.startswith(BUNDLED):
-        return Path(
-            str(resources.files("championship_sr.extract.weights").joinpath(config.weights.removeprefix(BUNDLED)))
-        )
-    return Path(config.weights).expanduser()
+    if weights.startswith(BUNDLED):
+        return Path(str(resources.files("championship_sr.extract.weights").joinpath(weights.removeprefix(BUNDLED))))
+    return Path(weights).expanduser()
 
 
 def found_weights(config: ExpertConfig) -> tuple[Path, str]:

@@ -34,7 +34,7 @@ def deep_page(path: Path) -> Iterator[TiffPage | None]:
         yield None
         return
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages.first
         if page.bitspersample > 8 and _has_second(tiff):
             log.warning("%s: more than one frame; the first is used", path)
         yield page if page.bitspersample > 8 else None

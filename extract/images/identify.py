@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -105,14 +105,16 @@ def _is_known(result: Result | None, path: Path) -> bool:
     return result is not None and result.stamp == stamp_of(path)
 
 
-def _source(results: dict[str, dict] | None = None, **values: Any) -> Source:
-    return Source(**values, results={name: Result(**result) for name, result in (results or {}).items()})
+def _source(lr_size: Sequence[int], results: dict[str, dict] | None = None, **values: Any) -> Source:
+    rows, cols = lr_size
+    return Source(
+        **values, lr_size=(rows, cols), results={name: Result(**result) for name, result in (results or {}).items()}
+    )
 
 
 def read_sources(root: Path) -> dict[str, Source]:
     try:
         content = parse_json(read_small(root / SOURCES_FILE))
-        sources = {name: _source(**source) for name, source in content.items()}
+        return {name: _source(**source) for name, source in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, StoreError):
         return {}  # it only saves time
-    return {name: replace(source, lr_size=tuple(source.lr_size)) for name, source in sources.items()}

@@ -59,7 +59,7 @@ class Pair:
     @property
     def path(self) -> Path:
         """The file that the photograph is named after."""
-        return self.hr or self.lr
+        return self.files[-1]
 
     @property
     def lr_source(self) -> str:
@@ -76,7 +76,7 @@ class Pair:
         raises  UnreadableImage
         """
         if self.hr is None:
-            return eight_bit(decode(self.lr)), None
+            return eight_bit(decode(self.path)), None
         hr = decode(self.hr)
         height, width = (n - n % self.scale for n in hr.shape[:2])
         hr = np.ascontiguousarray(hr[:height, :width])
@@ -95,9 +95,11 @@ def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None, 
     raises    StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
               files that are no images; for empty folders always
     """
-    folders = _folders(data, scale)
     faults: list[str] = []
-    pairs = [pair for hr, lr in folders for pair in _pairs_of(hr, lr, scale, nested, faults)]
+    if data.has_hr:
+        pairs = [pair for hr, lr in _folders(data, scale) for pair in _pairs_of(hr, lr, scale, nested, faults)]
+    else:
+        pairs = [pair for lr in data.lr for pair in _lr_alone(Path(lr), scale, nested)]
     pairs = checked(_with_ids(pairs, faults), faults)
     faults = [printable(fault) for fault in faults]
     if faults and left_out is None:
@@ -122,9 +124,9 @@ def joined(faults: Sequence[str]) -> str:
     return many + "; ".join(faults[:SHOWN_FAULTS]) + more
 
 
-def _folders(data: DataConfig, scale: int) -> list[tuple[Path | None, Path | None]]:
-    """(HR folder, LR folder), one of them None where there is none, of everything that the configuration names."""
-    folders: list[tuple[Path | None, Path | None]] = []
+def _folders(data: DataConfig, scale: int) -> list[tuple[Path, Path | None]]:
+    """(HR folder, LR folder, None where there is none) of everything that the configuration names."""
+    folders: list[tuple[Path, Path | None]] = []
     for root in map(Path, data.roots):
         found = _known_layouts(root, data.split, scale)
         if not found and root.is_dir():
@@ -135,8 +137,6 @@ def _folders(data: DataConfig, scale: int) -> list[tuple[Path | None, Path | Non
                 f"{root}: no images in a known layout ({data.split} of {names}); name the folders as data.hr"
             )
         folders += found
-    if not data.has_hr:
-        return [(None, Path(lr)) for lr in data.lr]
     folders += zip(map(Path, data.hr), map(Path, data.lr) if data.lr else [None] * len(data.hr), strict=True)
     return folders
 
@@ -190,12 +190,12 @@ def warn_of_nested(folder: Path) -> None:
         log.warning("%s: images in folders under it are not read: %s", folder, in_short(skipped))
 
 
-def _pairs_of(
-    hr_folder: Path | None, lr_folder: Path | None, scale: int, nested: bool, faults: list[str]
-) -> list[Pair]:
-    if hr_folder is None:
-        lr_files = image_files(lr_folder, nested=nested)
-        return [Pair(relative_stem(lr, lr_folder), printable(lr.name), None, lr, scale) for lr in lr_files]
+def _lr_alone(folder: Path, scale: int, nested: bool) -> list[Pair]:
+    files = image_files(folder, nested=nested)
+    return [Pair(relative_stem(lr, folder), printable(lr.name), None, lr, scale) for lr in files]
+
+
+def _pairs_of(hr_folder: Path, lr_folder: Path | None, scale: int, nested: bool, faults: list[str]) -> list[Pair]:
     hr_files = image_files(hr_folder, nested=nested)
     lr_files = image_files(lr_folder, nested=nested) if lr_folder else []
     high, low = _of_one_folder(hr_files, scale)
@@ -277,7 +277,7 @@ def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair | Non
     if not min(lr_size):
         faults.append(f"{pair.hr}: {height} x {width} is smaller than one LR pixel at x{scale}")
         return None
-    if (height // scale, width // scale) != lr_size:
+    if pair.lr and (height // scale, width // scale) != lr_size:
         lr = f"{lr_size[0]} x {lr_size[1]}"
         faults.append(f"{pair.hr}: {height} x {width} is not {scale} times {pair.lr.name}, {lr}")
         return None

@@ -73,8 +73,9 @@ def from_pil(image: Image.Image, orientation: int | None = None) -> Picture:
     orientation  how it must be turned, as EXIF counts; None: as its EXIF data says
     raises       StoreError for a mode whose values have no agreed range, such as 32-bit integers
     """
-    if getattr(image, "n_frames", 1) > 1:
-        log.warning("%s: %d frames; the first is used", getattr(image, "filename", "image"), image.n_frames)
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        log.warning("%s: %d frames; the first is used", getattr(image, "filename", "image"), n_frames)
     image.load()
     icc = b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b""  # of a colour space that is left
     picture = replace(_pixels_of(image), exif=image.info.get("exif") or b"", icc=icc)

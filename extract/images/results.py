@@ -101,7 +101,7 @@ class ResultImages(AbstractContextManager):
 
 def asked_of(pairs: Sequence[Pair]) -> list[Asked]:
     """What a folder of results must have for these pairs."""
-    paths = [pair.lr or pair.hr for pair in pairs]
+    paths = [pair.files[0] for pair in pairs]  # LR's, where there is one
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     return [
         Asked(pair.id, path.stem, relative_stem(path, root), pair.lr_size)
@@ -135,6 +135,7 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
 
     faults  takes what does not fit
     """
+    assert config.images, "an expert with weights has no folder of results"
     folder = Path(config.images).expanduser()
     try:
         files = image_files(folder)
@@ -249,6 +250,7 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, Result]]) -> None:
 def _behind(result: Result, others: Sequence[Result]) -> float | None:
     """By how many dB a result is further from LR than the others', or than a bicubic one where there are none."""
     values = [other.closeness for other in others] or [result.of_bicubic]
-    if result.closeness is None or None in values:
+    known = [value for value in values if value is not None]
+    if result.closeness is None or len(known) < len(values):
         return None
-    return fmean(values) - result.closeness
+    return fmean(known) - result.closeness

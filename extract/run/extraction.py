@@ -87,8 +87,10 @@ def extract(
         done = {}
         for entry in entries:
             job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait, results)
-            elsewhere = cluster and not entry.images  # there is nothing to compute in copying images
-            done[entry.name] = run_on_ray(job, entry, cluster, staging) if elsewhere else job.run(entry)
+            if cluster and not entry.images:  # there is nothing to compute in copying images
+                done[entry.name] = run_on_ray(job, entry, cluster, staging)
+            else:
+                done[entry.name] = job.run(entry)
         manifest.flush()
     return Summary(config.store, len(pairs), len(shards), done)
 

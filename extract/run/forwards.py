@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -79,7 +79,7 @@ class Forwards:
             log.warning("%s: out of memory; going on with %d images at a time", name, half)
             return self._of(group[:half], tiling) + self._of(group[half:], tiling)
         if tiling.batch_size > 1 and is_tiled(group[0].lr.shape[:2], tiling, self.expert.align_px):
-            tiling = tiling.halved()
+            tiling = replace(tiling, batch_size=tiling.batch_size // 2)
             log.warning("%s: out of memory; going on with %d tiles at a time", name, tiling.batch_size)
             return self._of(group, tiling)
         log.warning("%s: out of memory; image %s is put together in the machine's memory", name, group[0].image_id)

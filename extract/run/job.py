@@ -155,7 +155,7 @@ def run_expert(
         sink.flush()
         return manifest.missing_shards(expert.name, rebuild)
 
-    started, told = time.monotonic(), []
+    started, told = time.monotonic(), list[str]()
     encoder = device_encoder(expert, manifest, rebuild)
     device = made_on(expert.device, tiling.batch_size, expert.precision) if encoder else None
     with (

@@ -108,7 +108,7 @@ def connect(options: RayOptions, rank: Rank = Rank()) -> Any:  # noqa: B008 (fro
             host, _, port = (address or "").rpartition(":")
             if port.isdigit() and "/" not in host:
                 socket.create_connection((host, int(port)), ANSWER_SECONDS).close()  # Ray itself tries for minutes
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(f"--address {address}: no Ray cluster answers there ({error})") from None
     return ray
@@ -248,7 +248,8 @@ class _Crew:
             self._made.append(member.shard)
             bar.update(self._pixels([member.shard]))
         self._give(member)
-        bar.set_postfix_str(f"{len({each.place.node for each in self._busy()})} nodes", refresh=False)
+        nodes = {member.place.node for member in self._busy() if member.place}
+        bar.set_postfix_str(f"{len(nodes)} nodes", refresh=False)
 
     def _prepare(self, tiling: Tiling, bar: tqdm) -> None:
         if self._tiling is not None:

@@ -51,17 +51,22 @@ class Sink:
 
     def made_from(self, files: dict[str, str]) -> None:
         """Says of which files the open shard's images are read: image id -> sha256."""
-        self._open.made_from(files)
+        self._current.made_from(files)
 
     def add(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more, or its encoded arrays."""
-        ready = self._encoders.submit(self._open.encode, image_id, outputs, variant)
-        self._submit(self._open.write, ready)
+        ready = self._encoders.submit(self._current.encode, image_id, outputs, variant)
+        self._submit(self._current.write, ready)
 
     def close(self) -> None:
         """Publishes the open shard, once its images are written."""
-        shard, self._open = self._open, None
+        shard, self._open = self._current, None
         self._submit(self._publish, shard)
+
+    @property
+    def _current(self) -> "_Shard":
+        assert self._open is not None, "no shard is open"
+        return self._open
 
     def flush(self) -> None:
         """Returns when all that was handed over is written, and the closed shards are published."""

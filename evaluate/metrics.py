@@ -120,7 +120,8 @@ def learned_metric(name: str, device: torch.device | str = "cpu") -> Callable[[T
     """
     try:
         with redirect_stdout(sys.stderr):  # pyiqa prints what it loads; standard output is for results
-            return _lpips(device) if name == "lpips" else _pyiqa(METRICS[name].pyiqa, device)
+            theirs = METRICS[name].pyiqa
+            return _pyiqa(theirs, device) if theirs else _lpips(device)
     except ImportError as error:
         raise ConfigError(f"metric {name}: {error}. Run: pip install 'championship-sr[perceptual]'") from None
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:

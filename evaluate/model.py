@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
@@ -61,7 +61,7 @@ class Model:
         self.fusion, self.root, self.config, self.refiner = fusion, root, config, refiner
         self.scale, self.expert_names = fusion.scale, fusion.experts
         self.device = pick_device(config.device)
-        self.network: nn.Module = fusion.network.to(self.device)
+        self.network = fusion.network.to(self.device)
         self.tiling = config.tiling
 
     @cached_property
@@ -192,7 +192,8 @@ class Model:
 
     def _answering(self, given: Sequence[GivenImage]) -> list[LoadedExpert | GivenImage]:
         """Everyone who answers for an expert, in the order of the network's inputs."""
-        answers = {expert.name: expert for expert in (*self.experts, *given)}
+        everyone: list[LoadedExpert | GivenImage] = [*self.experts, *given]
+        answers = {expert.name: expert for expert in everyone}
         missing = [name for name in self.expert_names if name not in answers]
         if missing:
             raise ConfigError(f"expert {missing[0]}: is not run, and its image of this picture is not given")
@@ -261,7 +262,7 @@ def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
 
     raises  ConfigError if the expert has no weights
     """
-    if config.images:
+    if not config.weights:
         raise ConfigError(
             f"expert {config.name}: another program made its images; give those of these inputs by "
             f"--expert-images {config.name}=DIR"

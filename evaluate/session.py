@@ -46,7 +46,7 @@ class Results:
         table = next(iter(scores.values())).table() if len(scores) == 1 else benchmarks_table(scores)
         if self.model:
             return table
-        named = {f"{name}: " if len(scores) > 1 else "": each.complementarity for name, each in scores.items()}
+        named = {f"{name}: " if len(scores) > 1 else "": each.together for name, each in scores.items()}
         sentences = "\n".join(name + each.sentence for name, each in named.items())
         return "\n\n".join([sentences, table, *(name + text(each) for name, each in named.items())])
 

@@ -77,8 +77,9 @@ def _shared(entry: Expert, names: Mapping[str, str]) -> Expert:
 def _copy_experts(model: Model, folder: Path, names: Mapping[str, str]) -> None:
     folder.mkdir()
     for expert in model.experts:  # loading them has checked that the files are the right ones
-        if expert.name in names:
-            shutil.copyfile(expert.config.weights, folder / names[expert.name])
+        weights = expert.config.weights
+        if weights and expert.name in names:
+            shutil.copyfile(weights, folder / names[expert.name])
 
 
 def model_card(model: Model) -> str:
@@ -166,7 +167,7 @@ def _write_program(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Te
         return torch.export.load(path).module()(*other)
 
 
-def _write_onnx(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Tensor, ...], path: Path) -> Tensor:
+def _write_onnx(flat: _Flat, example: tuple[Tensor, ...], other: tuple[Tensor, ...], path: Path) -> Tensor:
     try:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail
@@ -181,7 +182,7 @@ def _write_onnx(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Tenso
             flat, example, dynamo=True, verbose=False, input_names=names, output_names=["sr"],
             custom_translation_table=unknown,
         )  # fmt: skip
-        program.save(path)
+        program.save(path)  # type: ignore[union-attr]  # it is None without `dynamo` alone
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except (torch.onnx.OnnxExporterError, Fail) as error:
         raise ConfigError(f"{path}: ONNX cannot express this network: {_first_line(error)}") from None

@@ -117,10 +117,11 @@ def upscale_files(
 def _results(
     model: Model, picture: Picture, given: Sequence[GivenImage], options: UpscaleOptions, bar: tqdm
 ) -> dict[str | None, Picture]:
-    how = {"given": given, "self_ensemble": options.self_ensemble, "progress": bar.update}
+    wanted, told = options.self_ensemble, bar.update
     if options.experts_only:
-        return model.upscale_by_experts(picture, **how)
-    return {None: model.upscale(picture, **how)}
+        pictures = model.upscale_by_experts(picture, given=given, self_ensemble=wanted, progress=told)
+        return dict[str | None, Picture](pictures.items())
+    return {None: model.upscale(picture, given=given, self_ensemble=wanted, progress=told)}
 
 
 def _pixels(path: Path) -> int:

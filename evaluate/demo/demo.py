@@ -27,6 +27,7 @@ from championship_sr.store.config import load_section
 from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.run.loop import train
+from championship_sr.train.schedule import parse_length
 
 HELD_OUT = "held-out photographs"  # what the report calls them
 PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
@@ -67,7 +68,10 @@ class Demo:
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
-        self.stages.training = self.training.steps / demo_config(TrainConfig, "train", {}).steps
+        steps, full = (
+            parse_length(config.steps)[0] for config in (self.training, demo_config(TrainConfig, "train", {}))
+        )
+        self.stages.training = steps / full
 
     @cached_property
     def training(self) -> TrainConfig:

@@ -69,7 +69,7 @@ def _updates(tensors: dict[str, Tensor], alpha: float | None, path: Path) -> dic
 
 def _weight(model: nn.Module, name: str, update: Tensor, path: Path) -> nn.Parameter:
     try:
-        weight = model.get_submodule(name).weight
+        weight = model.get_submodule(name).get_parameter("weight")
     except AttributeError:
         raise WeightsError(f"{path}: {name}: the model has no such layer") from None
     if weight.flatten(1).shape != update.shape:

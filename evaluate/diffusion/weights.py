@@ -43,14 +43,15 @@ def load_refiner(folder: str | Path, config: DiffusionConfig | None = None, devi
         if file:
             log.info("%s: %d layers changed by %s", folder, merge_lora(model, folder / file), file)
     guided = _prompt_folders(config)
-    prompts = [_prompt(folder / name, transformer) for name in guided]
+    prompt, *negative = (_prompt(folder / name, transformer) for name in guided)
     _check_fit(folder, config, vae, transformer)
     return Refiner(
         config,
         vae.to(place),
         # without accelerate diffusers leaves some weights in fp32; its own `to` warns of that where there are none
         nn.Module.to(transformer, place, dtype),
-        *prompts,
+        prompt,
+        negative[0] if negative else None,
         scheduler=_scheduler(diffusers, folder) if config.method == "teacher" else None,
         device=place,
         dtype=dtype,
@@ -97,7 +98,7 @@ def _library() -> ModuleType:
     return diffusers
 
 
-def _model(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A frozen model with every weight from its file, none missing and none left over."""
     _check_class(cls, folder)
     try:
@@ -132,7 +133,7 @@ def _scheduler(diffusers: ModuleType, folder: Path) -> Any:
         raise WeightsError(f"{folder / 'scheduler'}: can't be loaded: {_one_line(error)}") from None
 
 
-def _prompt(folder: Path, transformer: nn.Module) -> Prompt:
+def _prompt(folder: Path, transformer: Any) -> Prompt:
     embeds, pooled = (_tensor(folder, file) for file in PROMPT_FILES)
     prompt = Prompt(embeds if embeds.ndim == 3 else embeds[None], pooled if pooled.ndim == 2 else pooled[None])
     found = (*prompt.embeds.shape[::2], *prompt.pooled.shape)
@@ -161,7 +162,7 @@ def _tensor(folder: Path, name: str) -> Tensor:
     return value
 
 
-def _check_fit(folder: Path, config: DiffusionConfig, vae: nn.Module, transformer: nn.Module) -> None:
+def _check_fit(folder: Path, config: DiffusionConfig, vae: Any, transformer: Any) -> None:
     made, taken = vae.config.latent_channels, transformer.config.in_channels
     if made != taken:
         raise WeightsError(f"{folder}: the VAE makes {made} latent channels, the transformer takes {taken}")

@@ -128,7 +128,7 @@ def chw(image: np.ndarray) -> Tensor:
     return values.permute(2, 0, 1)[None].contiguous()
 
 
-def hwc(image: Tensor, dtype: type = np.uint8) -> np.ndarray:
+def hwc(image: Tensor, dtype: type | np.dtype = np.uint8) -> np.ndarray:
     """(H, W, 3) in uint8 or uint16, clipped and rounded, of an image (3, H, W) in about 0..1."""
     result = np.empty((*image.shape[-2:], 3), dtype)
     for first in range(0, len(result), ROWS_AT_ONCE):  # a large image does not fit into memory many times

@@ -7,6 +7,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -88,7 +89,7 @@ def format_of(path: Path) -> str:
 
 
 def _save(file: io.BufferedWriter, picture: Picture, kind: str, quality: int) -> None:
-    options = {"exif": picture.exif, "icc_profile": picture.icc or None}
+    options: dict[str, Any] = {"exif": picture.exif, "icc_profile": picture.icc or None}
     if kind in ("JPEG", "WEBP"):
         options["quality"] = quality
     if kind == "JPEG":
@@ -127,7 +128,7 @@ def _channels(picture: Picture) -> np.ndarray:
 
 def _write_tiff16(file: io.BufferedWriter, picture: Picture) -> None:
     values = _channels(picture)
-    extra = {"extrasamples": ["unassalpha"]} if picture.alpha is not None else {}
+    extra: dict[str, Any] = {"extrasamples": ["unassalpha"]} if picture.alpha is not None else {}
     tags = [(TIFF_ICC, 7, len(picture.icc), picture.icc, True)] if picture.icc else []
     if picture.exif:
         log.warning("16-bit TIFF is written without EXIF data; PNG keeps it")

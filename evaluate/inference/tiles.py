@@ -5,7 +5,7 @@ of the full size that it was trained on, with a least overlap. Extraction's tile
 the third rule: they keep their insides and do not fade, as what is stored must not depend on a neighbour.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -54,7 +54,7 @@ def full_spans(length: int, tile: int, overlap: int, unit_out: int) -> list[Span
     return _faded([(start, start + tile) for start in starts], edges, overlap / 2, unit_out)
 
 
-def _faded(places: list[tuple[int, int]], edges: list[float], width: float, unit_out: int) -> list[Span]:
+def _faded(places: list[tuple[int, int]], edges: Sequence[float], width: float, unit_out: int) -> list[Span]:
     """The tiles at these places, each rising and falling over `width` around the edges between them."""
     result = []
     for i, (start, stop) in enumerate(places):
@@ -84,10 +84,10 @@ def run_in_full_tiles(
     rows, cols = (full_spans(length // unit_in, tile, overlap, unit_out) for length in image.shape[-2:])
     if len(rows) == len(cols) == 1:
         return function(image).to(image.device, torch.float32)
-    whole = None
+    whole = torch.empty(0)
     for ys, xs in product(rows, cols):
         part = function(image[..., _place(ys, unit_in), _place(xs, unit_in)]).to(image.device, torch.float32)
-        if whole is None:
+        if not whole.numel():  # the first part says how many channels there are
             height, width = (length // unit_in * unit_out for length in image.shape[-2:])
             whole = part.new_zeros(*part.shape[:2], height, width)
         weight = (ys.weight[:, None] * xs.weight).to(image.device)

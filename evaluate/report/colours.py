@@ -29,7 +29,8 @@ def categories(choice: np.ndarray) -> np.ndarray:
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(bytes.fromhex(colour))
+    red, green, blue = bytes.fromhex(colour)
+    return red, green, blue
 
 
 def data_uri(image: np.ndarray, *, lossless: bool = True, longest: int = 0) -> str:

@@ -31,8 +31,8 @@ class Rival:
 def rivals(scores: Scores) -> list[Rival]:
     """The best expert; and fitted weights, where they were scored."""
     best = scores.best_expert
-    both = [Rival(best, f"the best expert ({row(best).title})"), Rival(FITTED, "fitted weights")]
-    return [rival for rival in both if rival.method in scores.methods]
+    result = [Rival(best, f"the best expert ({row(best).title})")] if best else []
+    return result + ([Rival(FITTED, "fitted weights")] if FITTED in scores.methods else [])
 
 
 def facts(scores: Scores) -> list[Fact]:

@@ -178,7 +178,7 @@ def _peaks(means: Tensor, size: int) -> Iterator[tuple[int, int, float]]:
         value, place = means.flatten().max(dim=0)
         if value <= 0:
             return
-        y, x = divmod(place.item(), means.shape[1])
+        y, x = divmod(int(place.item()), means.shape[1])
         means[max(0, y - size + 1) : y + size, max(0, x - size + 1) : x + size] = -torch.inf
         yield y, x, value.item()
 

@@ -69,7 +69,7 @@ def _content(scores: Scores, gallery: Gallery, model: Model | None, data: str) -
         "scripts": [_part(name) for name in SCRIPTS],
         "comparison": _comparison(gallery, scores),
         "table": _table(scores),
-        "together": together.section(scores.complementarity),
+        "together": together.section(scores.together),
         "wins": _wins(gallery),
         "costs": _costs(scores),
         **(_of_run(scores, model, data) if model else _of_experts(scores, data)),
@@ -90,12 +90,12 @@ def _of_run(scores: Scores, model: Model, data: str) -> dict[str, Any]:
 
 def _of_experts(scores: Scores, data: str) -> dict[str, Any]:
     """The same without a run: what is only known of one is left out."""
-    names, number = scores.complementarity.experts, counted(len(scores.images), "image")
+    names, number = scores.together.experts, counted(len(scores.images), "image")
     return {
         "title": f"{_named(names)} on {data}",
         "subtitle": f"Experts alone, before any training, on {number} of {data}. Report of {date.today().isoformat()}.",
-        "sentence": scores.complementarity.sentence,
-        "facts": together.facts(scores.complementarity),
+        "sentence": scores.together.sentence,
+        "facts": together.facts(scores.together),
         **{"images": {}, "curves": [], "experts": [], "config": ""},
     }
 
@@ -209,6 +209,8 @@ def _gain_chart(scores: Scores) -> str:
 def _images(scores: Scores) -> dict[str, str]:
     """The gain over the best expert, image by image."""
     metric, best = scores.metrics[0], scores.best_expert
+    if best is None:
+        return {}
     marks = [f" {SEEN}" if use else "" for use in scores.used or ("",) * len(scores.images)]
     names = [image + mark for image, mark in zip(scores.images, marks, strict=True)]
     differences = dict(zip(names, scores.differences(metric, FUSION, best).tolist(), strict=True))
@@ -226,7 +228,7 @@ def _images(scores: Scores) -> dict[str, str]:
 def _curves(run: Path) -> list[tuple[str, str]]:
     """(title, chart) of what the run's log holds."""
     events = read_metrics(run)
-    reference = next((event for event in events if event["event"] == "reference"), {"psnr": {}})
+    reference: dict[str, Any] = next((event for event in events if event["event"] == "reference"), {"psnr": {}})
     validation = [event for event in events if event["event"] == "validation"]
     training = [event for event in events if event["event"] == "train"]
     charted = [

@@ -29,7 +29,8 @@ def images_of(
     images |= {EXPERT + name: image for name, image in rounded.items()}
     images[MEAN] = hwc(torch.stack(list(experts.values())).mean(dim=0))
     if weights is not None:
-        images[FITTED] = hwc(sum(weights[name] * image for name, image in experts.items()))
+        first, *others = (weights[name] * image for name, image in experts.items())
+        images[FITTED] = hwc(sum(others, first))
     images[PER_PIXEL] = best_per_pixel(list(rounded.values()), hr)
     return images
 

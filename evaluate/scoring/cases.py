@@ -1,6 +1,6 @@
 """The images that are scored: of a store, or of folders."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,8 @@ def stored_cases(
 
     def case(index: int) -> Case:
         def pair() -> tuple[np.ndarray, np.ndarray]:
-            return tuple(store.array(index, PAIRS, name).load() for name in ("lr", "hr"))
+            lr, hr = (store.array(index, PAIRS, name).load() for name in ("lr", "hr"))
+            return lr, hr
 
         def inputs(variant: str, experts: Sequence[str]) -> Inputs:
             if variant in held:
@@ -71,12 +72,17 @@ def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert | ResultI
     """The images of files, the experts being run on them, or their results read."""
 
     def case(pair: Pair) -> Case:
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            lr, hr = pair.read()
+            assert hr is not None, "pairs that are scored have HR"
+            return lr, hr
+
         def inputs(variant: str, names: Sequence[str]) -> Inputs:
             wanted = [expert for expert in experts if expert.name in names]
             answering = [e.given(pair.id) if isinstance(e, ResultImages) else e for e in wanted]
             return LiveInputs(chw(pair.read()[0]), answering, variant, device)
 
-        return Case(pair.id, pair.read, inputs)
+        return Case(pair.id, read, inputs)
 
     return [case(pair) for pair in pairs]
 
@@ -94,7 +100,7 @@ def chosen_images(store: Store, ids: Sequence[str] | None) -> list[int]:
     return list(index.values()) if ids is None else [index[image] for image in ids]
 
 
-def fit_images(store: Store, scored: set[str]) -> list[int]:
+def fit_images(store: Store, scored: Set[str | None]) -> list[int]:
     """The indices of up to MAX_FIT_IMAGES images of a store, spread over it, none of which is scored.
 
     scored  sha256 of the HR images that are scored

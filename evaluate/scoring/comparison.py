@@ -107,8 +107,10 @@ class _Comparison:
         self.table, self.together = _Table(config.scored), _Together(plan)
         self.x8: dict[str, list[dict[str, float]]] = {}  # expert -> metric -> value, of each image
         self.networks = dict(plan.networks)
-        if plan.observe and hasattr(self.networks.get(FUSION), "fuse"):
-            self.networks[FUSION] = WithMaps(self.networks[FUSION])
+        fusion = self.networks.get(FUSION)
+        fuse = getattr(fusion, "fuse", None)
+        if plan.observe and fusion and fuse:
+            self.networks[FUSION] = WithMaps(fusion, fuse)
 
     def add(self, case: Case, total: int = 1) -> None:
         """Scores the image, one of `total`, by every method that needs it only once."""
@@ -210,13 +212,13 @@ class _Together:
 class WithMaps(nn.Module):
     """A fusion whose maps come with its image, as further channels: both of one pass."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, fuse: Callable[..., dict[str, Tensor]]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.fuse = network, fuse
         self.channels: dict[str, int] = {}
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        made = self.network.fuse(lr, images, features)
+        made = self.fuse(lr, images, features)
         image = made.pop("image")
         self.channels = {name: layers.shape[1] for name, layers in made.items()}
         return torch.cat([image, *made.values()], dim=1)

@@ -1,7 +1,7 @@
 """A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.scoring.comparison`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -41,7 +41,7 @@ from championship_sr.store.format.entries import counted
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import equal_experts, fit_weights
-from championship_sr.train.fusion import PHASES
+from championship_sr.train.fusion import PHASES, FusionNetwork
 from championship_sr.train.run.checkpoint import check_experts
 from championship_sr.train.run.folder import RUN_FILE, read_store
 from championship_sr.train.run.images import read_seen
@@ -206,24 +206,24 @@ def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:
         networks[BUNDLED] = wanted.bundled.network
     networks |= {SINGLE + single.name: Beside(single) for single in wanted.singles}
     if wanted.ablation:
-        networks |= {SWITCHED_OFF + name: Without(model.network, name) for name in ablated_phases(model.network)}
+        networks |= {SWITCHED_OFF + name: network for name, network in _ablations(model.network).items()}
     return networks
 
 
-def ablated_phases(network: nn.Module) -> list[str]:
-    """The phases of a network that can be switched off and are on.
+def _ablations(network: nn.Module) -> dict[str, nn.Module]:
+    """Each phase that is on -> the network without it.
 
     raises  ConfigError if it is not made of phases
     """
-    if not hasattr(network, "switched_off"):
+    if not isinstance(network, FusionNetwork):
         raise ConfigError("--ablation: this run's network has no phases to switch off")
-    return [name for name in PHASES if name not in network.config.without]
+    return {name: Without(network, name) for name in PHASES if name not in network.config.without}
 
 
 class Without(nn.Module):
     """The same network, weights and all, with one phase switched off."""
 
-    def __init__(self, network: nn.Module, phase: str) -> None:
+    def __init__(self, network: FusionNetwork, phase: str) -> None:
         super().__init__()
         self.network, self.phase = network, phase
 
@@ -270,14 +270,19 @@ class _Fit:
 
 
 def _fitted(
-    wanted: Wanted, model: Model | None, scored_store: Store | None, names: Sequence[str], scored: set[str], border: int
+    wanted: Wanted,
+    model: Model | None,
+    scored_store: Store | None,
+    names: Sequence[str],
+    scored: Set[str | None],
+    border: int,
 ) -> _Fit:
     if len(names) == 1:
         return _Fit({names[0]: 1.0}, "one expert alone: there are no weights to fit")
     own = _fit_store(wanted, model, names)
     store = own or scored_store
     images = fit_images(store, scored) if store else []
-    if images:
+    if store and images:
         products = np.stack([products_of(hr, made, border) for hr, made in fit_pairs(store, images, names)])
         note = f"fitted weights: of sum 1, negative allowed, from {counted(len(images), 'image')} of {store.root.name}"
         note += f" that are not scored{_equal_in_words(names, products.mean(axis=0))}"

@@ -81,6 +81,12 @@ class Scores:
         return Resampling(len(differences), self.bootstrap, self.seed).gain(differences)
 
     @property
+    def together(self) -> Complementarity:
+        """What the experts are worth together, which every scoring of images measures."""
+        assert self.complementarity is not None
+        return self.complementarity
+
+    @property
     def best_expert(self) -> str | None:
         """The expert (as a method) of the best mean by the first metric, on the scored images themselves."""
         metric = self.metrics[0]
@@ -213,7 +219,7 @@ class Scores:
 
     def to_plain(self) -> dict[str, Any]:
         """Everything as mappings, lists and scalars for JSON, in which infinity is the string "inf"."""
-        plain = {
+        plain: dict[str, Any] = {
             "protocol": self.protocol,
             "images": list(self.images),
             "means": {m: {k: self.mean(m, k) for k in self.methods} for m in self.metrics},

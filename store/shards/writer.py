@@ -296,7 +296,8 @@ class ShardWriter:
         codec = get_codec(spec.codec)
         if isinstance(values, np.ndarray):
             values = np.ascontiguousarray(values, np.float32)
-        check_range(*map(float, extremes(values)), codec, what)
+        smallest, largest = map(float, extremes(values))
+        check_range(smallest, largest, codec, what)
         return encoding.encode(values, codec, self._basis.get(spec.name, {}))
 
     def _write(self, array: Ready) -> None:

@@ -69,6 +69,7 @@ def decoded(
     taught = next((values.pop(field) for field in list(values) if field.source == teacher), None)
     images = [values.pop(field) for field in list(values) if field.name == SR]
     hr = pair.get("hr", taught)
+    assert hr is not None, "a store without HR has a teacher's images"
     by_expert: dict[str, list[Tensor]] = {}
     for field, value in values.items():
         by_expert.setdefault(field.source, []).append(value)

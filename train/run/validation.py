@@ -107,7 +107,7 @@ class Validation:
             name: partial(_image_of, row) for row, name in enumerate(self.experts)
         }
         if self.store.manifest.has_hr and self.taught:
-            methods["teacher"] = lambda whole: whole.teacher
+            methods["teacher"] = _teacher_of
         if not self.experts:  # of a student
             return self._scores({"bicubic": lambda whole: enlarged(whole.lr, self.store.scale), **methods})
         methods["mean"] = lambda whole: whole.images.mean(1)
@@ -168,7 +168,12 @@ def _image_of(row: int, whole: WholeImage) -> Tensor:
     return whole.images[:, row]
 
 
-def in_tiles(network: nn.Module, whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
+def _teacher_of(whole: WholeImage) -> Tensor:
+    assert whole.teacher is not None, "the teacher's images are read along"
+    return whole.teacher
+
+
+def in_tiles(network: Callable[..., Tensor], whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
     """The network's image of a whole one, in tiles of at most this side whose insides are put together."""
     height, width = whole.lr.shape[-2:]
     if tile_px is None or max(height, width) <= tile_px:
@@ -211,6 +216,7 @@ def read_stored(
     taught = decoded_window(store.array(image, teacher, "sr"), device) if teacher else None
     lr = decoded_window(store.array(image, PAIRS, "lr"), device)
     hr = decoded_window(store.array(image, PAIRS, "hr"), device) if store.manifest.has_hr else taught
+    assert hr is not None, "a store without HR has a teacher's images"
     return WholeImage(lr, hr, *read_answers(store, image, experts, device, features), taught)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -198,7 +199,7 @@ def _weights(manifest: Manifest, wanted: Recipe, device: torch.device) -> dict[s
         return dict.fromkeys(wanted.experts, 1 / count)
     store = Store(manifest.root, wanted.experts)
     n_images = min(FITTED_IMAGES, len(store.images))
-    products = 0.0
+    products: np.ndarray = np.zeros(())
     for index in (place * len(store.images) // n_images for place in range(n_images)):
         hr = decoded_window(store.array(index, PAIRS, "hr"), device)
         images, _ = read_answers(store, index, wanted.experts, device, features=False)
@@ -238,7 +239,7 @@ def taught_image(
     store: Store, image: int, wanted: Recipe, network: "nn.Module | _Combination", device: torch.device
 ) -> Tensor:
     """The teacher's image (1, 3, H, W) in 0..1 of the upright image with this index."""
-    total: Tensor | None = None
+    total = torch.zeros(())
     for variant, whole in _variants(store, image, wanted, device):
         made = (
             in_tiles(network, whole, store.scale, TILE_PX)
@@ -246,7 +247,7 @@ def taught_image(
             else network(whole.lr, whole.images, whole.features)
         )
         upright = transform(made.float(), inverse(variant), SPATIAL) / len(wanted.variants)
-        total = upright if total is None else total + upright
+        total = total + upright
     return total.clamp(0, 1)
 
 

@@ -331,7 +331,7 @@ def _used(
     return used
 
 
-def _digests(pairs: Sequence[Pair]) -> dict[str, tuple[str, str]]:
+def _digests(pairs: Sequence[Pair]) -> dict[str, tuple[str, str | None]]:
     """Image -> sha256 of LR and HR, as stores state them, of those that can be read."""
     found = {}
     for pair in pairs:

@@ -187,10 +187,13 @@ def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
         n_bytes = damaged_bytes(root)
         remove_damaged(root)
         click.echo(f"{root}: removed {_size(n_bytes)} of damaged shards")
-    for name in names:
+    gone = [name for name in names if not manifest.has_left(name)]
+    there = [name for name in dict.fromkeys(names) if name not in gone]
+    for name in there or names:  # of those that are all gone, the first is the error
         manifest.remove_expert(name)
     if names:
-        click.echo(f"{root}: removed {', '.join(names)}; left: {', '.join(manifest.experts) or 'no expert'}")
+        told = f"; not there any more: {', '.join(gone)}" if gone else ""
+        click.echo(f"{root}: removed {', '.join(there)}{told}; left: {', '.join(manifest.experts) or 'no expert'}")
 
 
 @store.command()

@@ -21,12 +21,53 @@ _DAMAGE = (KeyError, OSError, RuntimeError, TypeError, ValueError)  # what h5py 
 _lock = threading.Lock()  # HDF5 itself has one lock for all; ours lets Python's other threads go on
 
 
+class _SilentFile:
+    """The file that HDF5 writes to; it keeps the first failure for `check`, because HDF5 may crash when it is told."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._error: OSError | None = None
+        self.read, self.readinto, self.seek = self._file.read, self._file.readinto, self._file.seek
+        self.tell, self.flush = self._file.tell, self._file.flush
+
+    def write(self, content: memoryview) -> int:
+        """Write all of the bytes, or none once the system has failed."""
+        left = memoryview(content).cast("B")
+        size = len(left)
+        with self._kept():
+            while left and not self._error:
+                left = left[self._file.write(left) :]
+        return size
+
+    def truncate(self, size: int) -> None:
+        """Set the file's size."""
+        with self._kept():
+            self._file.truncate(size)
+
+    def close(self) -> None:
+        """Close the file, after HDF5."""
+        self._file.close()
+
+    def check(self) -> None:
+        """Raise the system's first failure."""
+        if self._error:
+            raise self._error
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
+
+
 class Hdf5ShardWriter:
     """An unfinished shard; it is a valid file after `close` only."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = h5py.File(path, "w", alignment_threshold=PAGE, alignment_interval=PAGE, locking=False)
+        self._bytes = _SilentFile(path)
+        self._file = h5py.File(self._bytes, "w", alignment_threshold=PAGE, alignment_interval=PAGE, locking=False)
 
     def put(
         self,
@@ -36,7 +77,21 @@ class Hdf5ShardWriter:
         compression: Compression | None,
         attributes: Mapping,
     ) -> dict[str, Any]:
-        """Write one array; what a reader must know to find it."""
+        """Write one array; what a reader must know to find it.
+
+        raises  OSError if the disk is full
+        """
+        with self._checked():
+            return {"offset": self._put(name, raw, chunk, compression, attributes)}
+
+    def _put(
+        self,
+        name: str,
+        raw: np.ndarray,
+        chunk: tuple[int, ...] | None,
+        compression: Compression | None,
+        attributes: Mapping,
+    ) -> int | None:
         if chunk is None:
             dataset = self._file.create_dataset(name, data=raw)
             offset = dataset.id.get_offset()
@@ -48,11 +103,23 @@ class Hdf5ShardWriter:
                 dataset.id.write_direct_chunk(corner, compression.encode(piece) if compression else piece.tobytes())
             offset = None
         dataset.attrs.update(attributes)
-        return {"offset": offset}
+        return offset
 
     def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
+        """Finish the file.
+
+        raises  OSError if the disk is full; the file is closed all the same
+        """
+        with self._checked():
+            self._file.close()
+            self._bytes.close()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._bytes.check()  # what HDF5 itself says of it is of no use
 
     def _create_chunked(
         self, name: str, raw: np.ndarray, chunk: tuple[int, ...], compression: Compression | None

@@ -21,16 +21,36 @@ _AT_FDCWD = -100
 def reading(path: Path) -> Iterator[None]:
     """The block, in which a failure to read a file is told apart from a file that is not there.
 
-    raises  FileNotFoundError if there is no such file; Unreadable for every other failure of the system
+    raises  FileNotFoundError if there is no such file; Unreadable for every other failure of the system, and where a
+            link leads to nothing
     """
     try:
         yield
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
+        link = _link_to_nowhere(path)
+        if link:
+            raise Unreadable(f"{link}: cannot be read: a link to {os.readlink(link)}, which is not there") from None
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _link_to_nowhere(path: Path) -> Path | None:
+    """The link on the way to a path whose target is not there, such as a disk that is not mounted."""
+    missing = (each for each in (path, *path.parents) if not os.path.exists(each))
+    return next((each for each in missing if os.path.islink(each)), None)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder.
+
+    raises  Unreadable
+    """
+    try:
+        with reading(folder):
+            return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def open_file(path: Path) -> io.BufferedReader:

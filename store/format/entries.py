@@ -279,8 +279,11 @@ def expert_names(root: Path) -> list[str]:
 def expert_folders(root: Path) -> list[str]:
     """The names of the folders that are an expert's, whatever they hold."""
     folder = root / "experts"
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in names if is_name(name) and (folder / name).is_dir())
+    return [name for name in files.names_in(folder) if is_name(name) and _is_folder(folder / name)]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or path.is_symlink()  # a link to nowhere: a disk that is not there now
 
 
 def named_experts(root: Path) -> set[str]:

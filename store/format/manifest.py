@@ -234,18 +234,27 @@ class Manifest:
         live, beside = (_fingerprint_in(self.root, name, rebuild) for rebuild in (False, True))
         return live == mine.fingerprint != beside
 
-    def remove_expert(self, name: str) -> None:
-        """Remove an expert's shards and its entry, whatever state they are in.
-
-        raises  StoreError if there is no such expert
-        """
+    def has_left(self, name: str) -> bool:
+        """Whether anything is left of an expert: its folder, a rebuild, a removal that was killed, its name."""
         folder = source_dir(self.root, checked_name(name, "expert"))
+        folders = (folder, folder.with_name(name + files.TMP), source_dir(self.root, name, rebuild=True))
+        return any(map(files.is_there, folders)) or name in named_experts(self.root)
+
+    def remove_expert(self, name: str) -> None:
+        """Remove an expert's shards, those of its rebuild and its entry, whatever state they are in.
+
+        raises  StoreError if there is no such expert, or another process is rebuilding it
+        """
+        folder, rebuilt = (source_dir(self.root, checked_name(name, "expert"), rebuild) for rebuild in (False, True))
         doomed = folder.with_name(name + files.TMP)
-        if not folder.is_dir() and not doomed.is_dir() and name not in named_experts(self.root):
+        if not self.has_left(name):
             raise StoreError(f"{self.root}: no expert {name} (has: {', '.join(self.experts) or 'none'})")
         with leases.held(self.root / LOCK_FILE, wait=True):
+            if rebuilt.is_dir():
+                _check_idle(rebuilt, f"is rebuilding {name}")
             name_experts(self.root, removed=[name])  # first: a name without its folder is a loss
-            if folder.is_dir():  # else a removal that was killed is gone on with
+            files.remove(rebuilt)
+            if files.is_there(folder):  # else a removal that was killed is gone on with
                 files.remove(doomed)
                 folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
                 files.sync(folder.parent)
@@ -256,8 +265,7 @@ class Manifest:
         """The shards that no record says are done; none of a rebuild that another process has swapped in."""
         if rebuild and self._is_in_place(source):
             return []
-        folder = source_dir(self.root, source, rebuild)
-        names = os.listdir(folder) if folder.is_dir() else []
+        names = files.names_in(source_dir(self.root, source, rebuild))
         done = {shard_number(name) for name in names if name.endswith(".json")}
         return [shard for shard in sorted(self._by_shard) if shard not in done]
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -57,12 +58,12 @@ def survey(root: Path) -> Survey:
     about, images = _described(root, faults)
     manifest = Manifest(root, about, images, {})
     for name in expert_folders(root):
-        expert, made_as = _expert(root, name, manifest.kind, faults)
+        expert, made_as = _expert(manifest, name, faults)
         if expert:
             manifest.experts[name] = expert
         if made_as:
             manifest.made_as[name] = made_as
-    faults += _lost_experts(root)
+    faults += _lost_experts(root) + _lost_pairs(manifest)
     return Survey(manifest, tuple(faults))
 
 
@@ -80,6 +81,19 @@ def _lost_experts(root: Path) -> list[Fault]:
         )
         for name in lost
     ]
+
+
+def _lost_pairs(manifest: Manifest) -> list[Fault]:
+    """The pairs, where experts have shards and the folder of the pairs is not there."""
+    folder = source_dir(manifest.root, PAIRS)
+    with suppress(Unreadable):  # told when it comes to the source's shards
+        if not files.is_there(folder) and any(manifest.recorded_shards(name) for name in manifest.experts):
+            return [
+                Fault(
+                    f"{folder}: missing, although experts have shards. Put it back, or run: pipeline.py extract", PAIRS
+                )
+            ]
+    return []
 
 
 def _described(root: Path, faults: list[Fault]) -> tuple[Mapping[str, Any], tuple[Image, ...]]:
@@ -151,23 +165,19 @@ def _bytes_of(path: Path) -> bytes | None:
         return None
 
 
-def _expert(root: Path, name: str, kind: Mapping[str, Any], faults: list[Fault]) -> tuple[Expert | None, str | None]:
+def _expert(manifest: Manifest, name: str, faults: list[Fault]) -> tuple[Expert | None, str | None]:
     """What expert.yaml must say; and the fingerprint of its records, where it is known to be wrong and nothing more."""
-    path = source_dir(root, name) / EXPERT_FILE
+    path = source_dir(manifest.root, name) / EXPERT_FILE
     try:
-        said, why = _said(lambda: read_expert(root, name))
-        own = [
-            record
-            for record in _records(root, name, until=said.fingerprint if said else None)
-            if record["source"] == name
-        ]
+        said, why = _said(lambda: read_expert(manifest.root, name))
+        own = list(_own_records(manifest, name, until=said.fingerprint if said else None))
     except Unreadable as error:
         faults.append(Fault(str(error), name, unread=True))
         return None, None
     prints = {record["fingerprint"] for record in own}
     if said and (not prints or said.fingerprint in prints):
         return said, None
-    claims = [record["expert"] for record in own if record.get("expert") and record["store"] == kind]
+    claims = [record["expert"] for record in own if record.get("expert") and record["store"] == manifest.kind]
     if claims and len(prints) == 1:
         proven = expert_of(claims[0], name, path)
         told = f"{path}: damaged: {_changed(said, proven)}" if said else why
@@ -209,12 +219,20 @@ def _agreed(said: T | None, claims: Iterable[T]) -> T | None:
     return said if agreed is None else agreed
 
 
-def _records(root: Path, source: str, until: str | None = None) -> Iterator[Record]:
-    """The records in a source's folder that are as they were written, up to one of the fingerprint `until`."""
+def _own_records(manifest: Manifest, name: str, until: str | None) -> Iterator[Record]:
+    """The expert's records of this store's images, up to one of the fingerprint `until`; others prove nothing here."""
+    lr = {image.id: image.lr_sha256 for image in manifest.images}
+    for record in _records(manifest.root, name):
+        if record["source"] == name and record["images"] and record["images"].items() <= lr.items():
+            yield record
+            if record["fingerprint"] == until:
+                return
+
+
+def _records(root: Path, source: str) -> Iterator[Record]:
+    """The records in a source's folder that are as they were written."""
     folder = source_dir(root, source)
-    with files.reading(folder):
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    for name in names:
+    for name in files.names_in(folder):
         if shard_number(name) is None or not name.endswith(".json"):
             continue
         try:
@@ -222,8 +240,6 @@ def _records(root: Path, source: str, until: str | None = None) -> Iterator[Reco
         except (StoreError, FileNotFoundError):  # `verify` says so when it comes to the shard
             continue
         yield record
-        if until and record["fingerprint"] == until:
-            return
 
 
 def _holds_shards(folder: Path) -> bool:

@@ -62,7 +62,7 @@ def verify(
             check = SourceCheck(manifest, source, pool, progress)
             faults += check.everything()
             arrays, n_bytes = arrays + check.arrays, n_bytes + check.n_bytes
-            with suppress(OSError):  # a fault that has been found
+            with suppress(StoreError, OSError):  # a fault that has been found
                 missing[source] = len(manifest.missing_shards(source))
     faults += _changed_sources(manifest, hashes) if hashes else []
     return Report(tuple(faults), missing, arrays, n_bytes, perf_counter() - started)

@@ -47,9 +47,12 @@ def test_merge_convert_and_rm_go_through(tmp_path, make_store):
     with pytest.raises(StoreError, match=r"do not make a whole: a lacks 1 shard \(0\)"):
         run("merge", part, "-o", tmp_path / "q", "--complete")
     assert "left: a, b" in run("rm", tmp_path / "m", "--expert", "x")
+    assert "removed a; not there any more: x; left: b" in run("rm", tmp_path / "m", "--expert", "x", "--expert", "a")
+    with pytest.raises(StoreError, match=r"no expert x \(has: b\)"):
+        run("rm", tmp_path / "m", "--expert", "x", "--expert", "a")
     arguments = ("--container", "hdf5", "--codec", "features=pca2-int8+zstd", "--images-per-shard", 3)
     assert "hdf5, 3 images" in run("convert", tmp_path / "m", "-o", tmp_path / "c", *arguments)
-    assert Store(tmp_path / "c").array(0, "a", "features").codec.name == "pca2-int8+zstd"
+    assert Store(tmp_path / "c").array(0, "b", "features").codec.name == "pca2-int8+zstd"
     with pytest.raises(ConfigError, match="--codec features: expected ARRAY=CODEC"):
         run("convert", one, "-o", tmp_path / "d", "--codec", "features")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from championship_sr.store.codecs import fit_pca
-from championship_sr.store.disk import files
+from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
@@ -178,6 +178,18 @@ def test_a_rebuild_with_other_settings_starts_anew(tmp_path, make_store, samples
     samples.add_expert(manifest, "a", 5, 8, {}, ("identity",), shards=[0], rebuild=True)
     samples.add_expert(manifest, "a", 5, 9, {}, ("identity",), shards=[], rebuild=True)
     assert manifest.missing_shards("a", rebuild=True) == [0, 1]
+
+
+def test_removing_an_expert_removes_its_rebuild(tmp_path, make_store, samples):
+    manifest = Manifest.load(make_store(tmp_path / "s"))
+    samples.add_expert(manifest, "a", 5, 8, {}, ("identity",), shards=[0], rebuild=True)
+    manifest.remove_expert("a")
+    assert os.listdir(manifest.root / "experts") == ["b"]
+    samples.add_expert(manifest, "b", 5, 8, {}, ("identity",), shards=[0], rebuild=True)
+    lock = manifest.root / "experts/b.rebuild/shard-00001.lock"
+    with leases.held(lock), pytest.raises(StoreError, match="another process is rebuilding b"):
+        manifest.remove_expert("b")
+    assert sorted(os.listdir(manifest.root / "experts")) == ["b", "b.rebuild"]
 
 
 def test_removing_an_expert_touches_no_other(tmp_path, make_store):

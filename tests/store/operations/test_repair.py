@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from championship_sr.store.disk import files
-from championship_sr.store.errors import StoreError
+from championship_sr.store.errors import StoreError, Unreadable
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations import repair as repairs
 from championship_sr.store.operations.convert import convert
+from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.merge import merge
 from championship_sr.store.operations.repair import planned, remove_damaged, repair
 from championship_sr.store.operations.survey import survey
@@ -578,3 +579,59 @@ def exchange(one, other):
     one.rename(aside)
     other.rename(one)
     aside.rename(other)
+
+
+ELSEWHERE = {
+    "pairs": "pairs",
+    "experts": "experts",
+    "an expert": "experts/a",
+    "a shard": "experts/a/{shard}",
+    "a shard of pairs": "pairs/{shard}",
+    "a record": "experts/a/shard-00001.json",
+    "an entry": "experts/a/expert.yaml",
+    "the images": "images.jsonl",
+    "the store's file": "store.yaml",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_a_link_to_a_disk_that_is_not_there_cannot_be_read_and_stays(tmp_path, make_store, container, what):
+    root = make_store(tmp_path / "s", container=container)
+    path, disk = root / ELSEWHERE[what].format(shard=SHARD[container]), tmp_path / "disk"
+    path.rename(disk)
+    path.symlink_to(disk)
+    assert not verify(root).faults
+    disk.rename(tmp_path / "unmounted")
+    before = content(root)
+    try:
+        faults = verify(root).faults
+    except Unreadable as error:
+        faults = [Fault(str(error), unread=True)]
+    else:
+        assert planned(root, faults) == [] == repair(root, faults)
+    assert faults and all(fault.unread for fault in faults)
+    assert all(f"{path}: cannot be read: a link to {disk}, which is not there" in each.message for each in faults)
+    assert content(root) == before and path.is_symlink()
+    (tmp_path / "unmounted").rename(disk)
+    assert not verify(root).faults
+
+
+def test_pairs_that_are_lost_as_a_whole_are_a_fault(tmp_path, make_store):
+    root = make_store(tmp_path / "s")
+    shutil.rmtree(root / "pairs")
+    faults = verify(root).faults
+    assert [fault.message for fault in faults] == [
+        f"{root}/pairs: missing, although experts have shards. Put it back, or run: pipeline.py extract"
+    ]
+    assert planned(root, faults) == [] == repair(root, faults)
+
+
+def test_records_of_other_images_prove_nothing(tmp_path, make_store):
+    root = make_store(tmp_path / "s")
+    for path in (root / "experts/a").glob("*.json"):
+        edit_record(path, lambda record: record["images"].update({image: "other" for image in record["images"]}))
+    (root / "experts/a/expert.yaml").unlink()
+    faults = verify(root).faults
+    assert not any(fault.content for fault in faults)
+    assert any("its shards cannot be judged without it" in fault.message for fault in faults)

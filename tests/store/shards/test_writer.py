@@ -1,7 +1,9 @@
 import errno
+import gc
 import json
 import os
 import re
+import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -318,3 +320,24 @@ def test_bad_names_and_codecs_are_refused_before_anything_is_written(tmp_path):
         with pytest.raises(ConfigError):
             manifest.add_expert(bad)
     assert os.listdir(manifest.root / "experts") == ["hat"]
+
+
+@pytest.mark.parametrize("codecs", [("float32", "float32"), ("float32+zstd", "float32+zstd")])
+@pytest.mark.parametrize("container", ["zarr", "hdf5"])
+def test_a_disk_that_fills_up_within_a_shard_is_an_error_and_leaves_no_trace(tmp_path, container, codecs):
+    manifest = new_manifest(tmp_path / "s", container=container, codecs=codecs)
+    before = tree(manifest.root)
+    values = {name: np.random.default_rng(0).random(each.shape, np.float32) for name, each in arrays().items()}
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))  # as a disk without room
+        try:
+            with write_shard(manifest, "hat", 0) as out:
+                for image in ("i0", "i1"):
+                    out.add(image, values)
+        except OSError as error:
+            gc.collect()
+            os._exit(error.errno)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    assert tree(manifest.root) == before

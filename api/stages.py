@@ -30,15 +30,24 @@ def extract(config: Values, experts: Sequence[str] = (), **options: Any) -> extr
     return extraction.extract(_section(ExtractConfig, config, "extract"), experts, **options)
 
 
-def train(store: str | Path, out: str | Path, config: Values = None, *, resume: bool = True) -> Path:
+def train(
+    store: str | Path,
+    out: str | Path,
+    config: Values = None,
+    *,
+    resume: bool = True,
+    init: str | Path | None = None,
+) -> Path:
     """Trains a fusion from a store and returns the run's folder, `out`.
 
     config  the values of the section `train` (docs/training.md), or a YAML file that has it; None: the profile `swift`
     resume  go on with the run that is in `out`; it ends as one that never stopped
+    init    a run or an export whose weights a new run begins with; its experts may be others
     raises  ConfigError, StoreError, WeightsError; KeyboardInterrupt once a checkpoint has been written
     """
-    settings = read_settings(None, ()) if config is None else _section(TrainConfig, config, "train")
-    return loop.train(settings, store, Path(out), resume=resume)
+    begin = init and Path(init)
+    settings = read_settings(None, (), init=begin) if config is None else _section(TrainConfig, config, "train")
+    return loop.train(settings, store, Path(out), resume=resume, init=begin)
 
 
 def evaluate(

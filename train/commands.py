@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from championship_sr.extract.commands.options import device_option, trust_option
-from championship_sr.store.config import dump_yaml, load_section
+from championship_sr.store.config import dump_yaml, load_section, to_plain
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.fusion.config import ARCHITECTURE_KEY
@@ -37,6 +37,7 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
     "--teacher", metavar="fitted|mean|RUN", help="Learn from this too: the experts by such weights, or a run's images."
 )
 @click.option("--teacher-x8", is_flag=True, help="The teacher is the mean over the eight stored variants.")
+@click.option("--init", type=click.Path(path_type=Path), help="Begin with the weights of this run or export.")
 @click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
 @trust_option
 @device_option
@@ -59,6 +60,7 @@ def train(
     student: str | None,
     teacher: str | None,
     teacher_x8: bool,
+    init: Path | None,
     live: bool,
     trusted: tuple[str, ...],
     device: str | None,
@@ -69,7 +71,8 @@ def train(
     """Train the fusion, or with --student a single network, from a feature store.
 
     A new run needs --store and --out, and the same command goes on with it after an interruption. --resume goes on
-    with the run's own store and configuration, changed by --set where that is possible.
+    with the run's own store and configuration, changed by --set where that is possible. --init begins a new run with
+    the network and the weights of another; its experts may be others, and one that is new begins with weight 0.
     """
     options = {"cache": cache, "cache_gb": cache_gb}
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
@@ -77,16 +80,18 @@ def train(
     if device:
         assignments += (f"train.device={device}",)
     if compares:
-        _refuse("--compare-features trains runs of its own", resume=resume, live=live or None)
+        _refuse("--compare-features trains runs of its own", resume=resume, init=init, live=live or None)
         _compare_features(store, out, config, assignments, as_json)
         return
     place: Path | str | None = store
     if resume:
-        _refuse("--resume goes on with the run's own", config=config, out=out, student=student)
+        _refuse("--resume goes on with the run's own", config=config, out=out, init=init, student=student)
         place, settings = _of_run(resume, store, assignments, trusted)
     else:
+        if student:
+            _refuse("--student trains a network from its own entry", init=init)
         profile = (TAUGHT_STUDENT_PROFILE if teacher else STUDENT_PROFILE) if student else DEFAULT_PROFILE
-        settings = read_settings(config, assignments, profile)
+        settings = read_settings(config, assignments, profile, init)
     if live:
         settings = replace(settings, live=replace(settings.live, enabled=True))
     if describe:
@@ -97,7 +102,7 @@ def train(
         raise click.UsageError("give --store and --out, or --resume")
     from championship_sr.train.run.loop import train as run_training
 
-    run = run_training(settings, place, run, resume=True, changes=bool(resume), trusted=trusted)
+    run = run_training(settings, place, run, resume=True, changes=bool(resume), trusted=trusted, init=init)
     if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
         _report(run, as_json)
 
@@ -147,8 +152,14 @@ def bench_loader(folder, rounds, seconds, batch_size, threads, device, as_json) 
     click.echo(json.dumps(result) if as_json else dump_yaml(result).rstrip())
 
 
-def read_settings(config: Path | None, assignments: tuple[str, ...], profile: str = DEFAULT_PROFILE) -> TrainConfig:
-    """The section `train` of the file, or of the profile that is the default."""
+def read_settings(
+    config: Path | None, assignments: tuple[str, ...], profile: str = DEFAULT_PROFILE, init: Path | None = None
+) -> TrainConfig:
+    """The section `train` of the file, or of the profile that is the default with the network of the run `init`."""
+    if init and not config:
+        from championship_sr.train.run.folder import read_config
+
+        assignments = (f"train.fusion={json.dumps(to_plain(read_config(init).fusion))}", *assignments)
     with ExitStack() as stack:
         default = resources.files("championship_sr.configs").joinpath(profile)
         path = config or stack.enter_context(resources.as_file(default))

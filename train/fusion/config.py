@@ -45,6 +45,7 @@ class FusionConfig:
     start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md
     features: bool = True  # False: the experts' images take the place of their features, as for experts without any
     without: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()  # experts that a run began to use later than the others, by `train --init`
     checkpointing: bool = False  # recompute each phase in the backward pass
     bands: int | None = None
     band_heads: int | None = None

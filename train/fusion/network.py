@@ -12,6 +12,7 @@ from championship_sr.extract.experts.architecture import USER, Origin, build_net
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion.config import ARCHITECTURE_KEY, PHASES, FusionConfig, Widths, check_phases
 from championship_sr.train.fusion.layers.blocks import blend, resize
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.bands import CrossBand
 from championship_sr.train.fusion.phases.collaboration import REST, Collaboration, modulated
@@ -42,12 +43,15 @@ class FusionNetwork(nn.Module):
         widths = self.widths = config.widths
         self.rest = REST if neutral else 0.0
         self.by_image = frozenset(name for name in channels if not (config.features and channels[name]))
+        self.newcomers = Newcomers(self.experts, config.joined)
         channels = {name: 3 * scale**2 if name in self.by_image else n for name, n in channels.items()}
         if self.at_lr:
             with_images = len(self.by_image) < len(channels)
-            phases = _swift_phases(widths, channels, scale, neutral, with_images=with_images)
+            phases = _swift_phases(widths, channels, scale, neutral, self.newcomers, with_images=with_images)
         else:
-            phases = _document_phases(widths, channels, scale, neutral, plain=config.profile == "direct")
+            phases = _document_phases(
+                widths, channels, scale, neutral, self.newcomers, plain=config.profile == "direct"
+            )
         for name in PHASES:
             setattr(self, name, None if name in self.off else phases[name])
         self.residual_scale = nn.Parameter(torch.tensor(0.0 if neutral else RESIDUAL_SCALE))
@@ -92,7 +96,7 @@ class FusionNetwork(nn.Module):
         """
         if self.start_weights is None:
             return fused
-        return fused + blend(images, (self.start_weights - 1 / len(self.experts)).view(1, -1, 1, 1))
+        return fused + blend(images, (self.start_weights - self.newcomers.anchor).view(1, -1, 1, 1))
 
     def phase(self, name: str, *inputs: Any) -> Any:
         """What the phase makes of its inputs, or what stands for it where it is switched off."""
@@ -115,7 +119,7 @@ class FusionNetwork(nn.Module):
         if name == "hierarchy":
             consensus = others[0]
             guide = consensus.new_zeros(consensus.shape[0], self.widths.hierarchy, *consensus.shape[-2:])
-            return x.mean(1), guide
+            return self.newcomers.mean(x), guide
         if name == "selection":
             images = others[0]
             gates = torch.full_like(images[:, :, 0], 1 / images.shape[1])
@@ -144,7 +148,7 @@ class FusionNetwork(nn.Module):
         expected = lr.shape[0], len(self.experts), 3, lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
         if tuple(images.shape) != expected:
             raise ValueError(f"images {tuple(images.shape)}: expected {expected} for LR {tuple(lr.shape)}")
-        return Views(lr, images, self.scale) if self.at_lr or self.by_image else None
+        return Views(lr, images, self.scale, self.newcomers) if self.at_lr or self.by_image else None
 
 
 def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int, origin: Origin = USER) -> nn.Module:
@@ -164,7 +168,7 @@ def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int, 
 
 
 def _document_phases(
-    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, plain: bool
+    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, newcomers: Newcomers, plain: bool
 ) -> dict[str, nn.Module]:
     experts = len(channels)
     return {
@@ -178,16 +182,19 @@ def _document_phases(
             recompute=not plain,
             plain=plain,
             neutral=neutral,
+            newcomers=newcomers,
         ),
-        "hierarchy": Hierarchy(experts, scale, widths.hierarchy, widths.experts, plain=plain, neutral=neutral),
-        "selection": Selection(experts, widths.selection, neutral=neutral),
+        "hierarchy": Hierarchy(
+            experts, scale, widths.hierarchy, widths.experts, plain=plain, neutral=neutral, newcomers=newcomers
+        ),
+        "selection": Selection(experts, widths.selection, neutral=neutral, newcomers=newcomers),
         "refinement": Refinement(widths.refinement, widths.refinement_layers, plain=plain, neutral=neutral),
         "edges": Edges(widths.edges, plain=plain, neutral=neutral),
     }
 
 
 def _swift_phases(
-    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, with_images: bool
+    widths: Widths, channels: Mapping[str, int], scale: int, neutral: bool, newcomers: Newcomers, with_images: bool
 ) -> dict[str, nn.Module]:
     experts, pixel = len(channels), 3 * scale**2
     return {
@@ -195,10 +202,14 @@ def _swift_phases(
         "bands": CrossBand(widths.bands, widths.band_heads, widths.band_expansion, factor=SWIFT_BAND_FACTOR),
         "collaboration": Collaboration(
             channels, widths.experts, widths.expert_heads, widths.expert_expansion,
-            with_images=with_images, scale=scale, subpixels=scale, neutral=neutral,
+            with_images=with_images, scale=scale, subpixels=scale, neutral=neutral, newcomers=newcomers,
         ),
-        "hierarchy": SwiftHierarchy(experts, scale, widths.hierarchy, widths.experts, neutral=neutral),
-        "selection": Selection(experts, widths.selection, guide=widths.hierarchy, subpixels=scale, neutral=neutral),
+        "hierarchy": SwiftHierarchy(
+            experts, scale, widths.hierarchy, widths.experts, neutral=neutral, newcomers=newcomers
+        ),
+        "selection": Selection(
+            experts, widths.selection, guide=widths.hierarchy, subpixels=scale, neutral=neutral, newcomers=newcomers
+        ),
         "refinement": SwiftRefinement(
             [pixel, pixel, widths.hierarchy, widths.experts, ROUTING],
             widths.refinement, widths.refinement_layers, scale, neutral=neutral,

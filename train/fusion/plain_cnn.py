@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, blend, conv3, first, last, shuffle, zero
 from championship_sr.train.fusion.layers.forms import in_computed_type
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.collaboration import scaled
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE
@@ -35,6 +36,7 @@ class PlainCNN(nn.Module):
         self.residual = conv3(WIDTH, pixel)
         zero(self.weights)
         zero(self.residual)
+        self.newcomers = Newcomers(self.experts, config.joined)
         self.register_buffer("start_weights", start_weights(config, n_experts))
         self.to(memory_format=torch.channels_last)
 
@@ -48,7 +50,7 @@ class PlainCNN(nn.Module):
 
     def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fused image, and the map that led to it."""
-        views = Views(lr, images, self.scale)
+        views = Views(lr, images, self.scale, self.newcomers)
         x = self.trunk(lr, views, features)
         gates = self.gates(x)
         image = views.moved(blend(images, gates), self.residual(x), RESIDUAL_SCALE)
@@ -60,7 +62,7 @@ class PlainCNN(nn.Module):
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:
-        gates = torch.softmax(shuffle(self.weights(x), self.scale), dim=1)
+        gates = self.newcomers.softmax(shuffle(self.weights(x), self.scale))
         if self.start_weights is None:
             return gates
-        return gates + (self.start_weights - 1 / len(self.experts)).view(1, -1, 1, 1)
+        return gates + (self.start_weights - self.newcomers.anchor).view(1, -1, 1, 1)

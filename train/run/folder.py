@@ -2,7 +2,7 @@
 
 config.yaml     the resolved configuration, the section `train`
 experts.yaml    the store's entry of each expert, in the order of the network's inputs
-run.yaml        where the store was, how many images it had, and what trained
+run.yaml        where the store was, how many images it had, the run that this one began from, and what trained
 images.jsonl    see train/run/images.py
 metrics.jsonl   one line an event
 tensorboard/    the same to look at
@@ -82,6 +82,7 @@ def begin(
     changes: bool,
     images: int | None = None,
     teacher: Expert | None = None,
+    init: Path | None = None,
 ) -> None:
     """Writes what the run is made of, or checks that it may go on with this configuration and these experts.
 
@@ -90,6 +91,7 @@ def begin(
     changes  take over a configuration that differs, except for the network's
     images   how many the store has; a run that is there keeps to those that it had then
     teacher  what is learnt from beside HR
+    init     the run that this one begins from
     raises   ConfigError or StoreError naming what differs
     """
     taught_by = {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint}} if teacher else {}
@@ -100,13 +102,13 @@ def begin(
         _check_experts(run, entries)
         if taught_by.get("teacher") != read_yaml(run / RUN_FILE).get("teacher"):
             raise StoreError(f"{run}: the store's teacher is not the one that the run began with; choose another --out")
-        images = read_image_count(run)
+        images, init = read_image_count(run), read_yaml(run / RUN_FILE).get("init", init)
     run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
     made_by = {name: version(name) for name in ("torch", "numpy")}
-    files.write_atomic(
-        run / RUN_FILE, dump_yaml({"store": store, "images": images, **taught_by, "versions": made_by}).encode()
-    )
+    begun = {"init": str(init)} if init else {}
+    record = {"store": store, "images": images, **taught_by, **begun, "versions": made_by}
+    files.write_atomic(run / RUN_FILE, dump_yaml(record).encode())
     # last: with it the folder is a run
     files.write_atomic(run / CONFIG_FILE, dump_yaml({"train": to_plain(config)}).encode())
 

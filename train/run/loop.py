@@ -30,6 +30,8 @@ from championship_sr.train.fusion import build_fusion
 from championship_sr.train.fusion.start import has_start, start_from
 from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
+from championship_sr.train.run.beginning import Beginning
+from championship_sr.train.run.checkpoint import load_fusion
 from championship_sr.train.run.fitting import fit_start
 from championship_sr.train.run.folder import LOCK_FILE, begin, check_folder, feature_channels
 from championship_sr.train.run.images import write_seen
@@ -51,12 +53,14 @@ def train(
     resume: bool = False,
     changes: bool = False,
     trusted: Sequence[str] = (),
+    init: Path | None = None,
 ) -> Path:
     """Trains a fusion, or a student, from a store and returns the run's folder, `out`.
 
     resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
     changes  with resume: take over a configuration that differs from the run's, except for the network's
-    trusted  modules that the store may name as its experts' networks
+    trusted  modules that the store may name as its experts' networks, and `init` as its network
+    init     a run or an export whose best weights a new run begins from
     raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
              KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
     """
@@ -68,6 +72,11 @@ def train(
         source = stack.enter_context(closing(open_source(store, config, processes, trusted, stopping)))
         # resolved: a store that gets another expert later doesn't change the run
         config = replace(config, experts=tuple(source.entries), data=whole_batch(config.data, processes.size))
+        beginning = None
+        if init:
+            trained = load_fusion(init, trusted=trusted)
+            beginning = Beginning(trained, Path(init), config.fusion, source.entries, source.store.scale)
+            config = replace(config, fusion=beginning.fusion)
         if processes.first:
             check_folder(out)
             out.mkdir(parents=True, exist_ok=True)
@@ -75,11 +84,11 @@ def train(
             trained = bool(checkpoint.folders(out))
             begin(
                 out, config, source.entries, store,
-                trained=trained, resume=resume, changes=changes, images=len(source.store.images),
+                trained=trained, resume=resume, changes=changes, images=len(source.store.images), init=init,
                 teacher=source.store.experts[source.teacher] if source.teacher else None,
             )  # fmt: skip
         processes.wait()
-        stack.enter_context(closing(Run(config, source, out, processes))).go(stopping)
+        stack.enter_context(closing(Run(config, source, out, processes, beginning))).go(stopping)
         if config.student and processes.first:
             export_student(config, out, source.store.scale)
     return out
@@ -88,7 +97,9 @@ def train(
 class Run:
     """A run in memory, standing after `step` steps; it goes on from the last checkpoint in its folder."""
 
-    def __init__(self, config: TrainConfig, source: Source, out: Path, processes: World) -> None:
+    def __init__(
+        self, config: TrainConfig, source: Source, out: Path, processes: World, beginning: Beginning | None = None
+    ) -> None:
         self.config, self.out, self.world = config, out, processes
         training, self.validation = make_validation(source, config, out, processes)
         if processes.first:
@@ -99,11 +110,16 @@ class Run:
         self.span = span(config, self.loader.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
-        # of a run that goes on they are in its checkpoint
-        fits = not config.student and not checkpoint.folders(out)
+        begins = not checkpoint.folders(out)  # of a run that goes on everything is in its checkpoint
+        fits = begins and not config.student and not (beginning and has_start(beginning.trained.network))
         self.fitted = fit_start(source, training, config, processes) if fits else {}
+        network = new_network(config, source, processes.device, self.fitted)
+        if begins and beginning:
+            self.fitted = beginning.fill(network) or self.fitted
+            if processes.first:
+                log.warning("%s", beginning.sentence())
         self.trainer = Trainer(
-            new_network(config, source, processes.device, self.fitted),
+            network,
             new_criterion(config, processes.device),
             config.optimiser,
             ema_decay=config.ema_decay,

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from championship_sr.train.fusion.layers.blocks import shuffle, unshuffle
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 
 
 class Views:
     """Differences and details, brought to the order of 1; nothing here is learned.
 
-    differences   (B, 3E, H, W): from the experts' mean, brought to the order of 1
+    differences   (B, 3E, H, W): from the mean of the experts that the network began with, brought to the order of 1
     stacked       (B, E*3*scale^2, h, w): the same, as channels of LR pixels
     per_expert    (B, E, 3*scale^2, h, w): each expert's share of them
     detail        (B, 3*scale^2, h, w): the mean's own detail within each LR pixel
@@ -17,8 +18,8 @@ class Views:
 
     GAIN = 16.0  # experts differ by about 0.02, and from LR by about 0.05
 
-    def __init__(self, lr: Tensor, images: Tensor, scale: int) -> None:
-        mean = images.mean(1, keepdim=True)
+    def __init__(self, lr: Tensor, images: Tensor, scale: int, newcomers: Newcomers) -> None:
+        mean = newcomers.mean(images).unsqueeze(1)
         differences = ((images - mean) * self.GAIN).flatten(1, 2)
         self.scale = scale
         self.mean = mean[:, 0]

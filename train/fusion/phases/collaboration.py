@@ -1,6 +1,6 @@
 """Phase 4: the experts' features attend to each other; each expert's image is modulated by what comes out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from championship_sr.train.fusion.layers.blocks import (
 )
 from championship_sr.train.fusion.layers.forms import for_cpu, in_computed_type
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.recomputed import in_pieces
 from championship_sr.train.fusion.layers.views import Views
 
@@ -42,7 +43,7 @@ class Collaboration(nn.Module):
     def __init__(
         self, channels: Mapping[str, int], dim: int, heads: int, expansion: int,
         *, with_images: bool = False, scale: int = 1, subpixels: int = 1, recompute: bool = False,
-        plain: bool = False, neutral: bool = True,
+        plain: bool = False, neutral: bool = True, newcomers: Newcomers,
     ) -> None:  # fmt: skip
         super().__init__()
         beside = 1 + (3 * scale**2 if with_images else 0)
@@ -55,6 +56,7 @@ class Collaboration(nn.Module):
         self.with_images = with_images
         self.recompute = recompute
         self.plain = plain
+        self.late = newcomers.late
         if neutral:
             for layer in self.modulate.values():
                 zero(layer)
@@ -74,7 +76,7 @@ class Collaboration(nn.Module):
         self, features: list[Tensor], images: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         tokens = self.tokens(features, [] if images is None else list(images.unbind(1)))
-        mean = first(tokens.mean(-2))
+        mean = first(self._agreed(tokens, -2))
         consensus = first(self.surrounded(last(mean + self.consensus(mean))))
         seen = (first(token) + consensus for token in tokens.unbind(-2))
         layers = layers_of(Pointwise, self.modulate.values())
@@ -84,8 +86,8 @@ class Collaboration(nn.Module):
     def _across(self, features: list[Tensor], images: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The same in few large operations: the experts' tokens lie one after the other, (E, B, h, w, C)."""
         tokens = _projected_at_once(layers_of(nn.Linear, self.project.values()), features, images)
-        tokens = tokens + self.attention.across(tokens)
-        mean = first(tokens.mean(0))
+        tokens = self._attended(tokens, 0, lambda x: x + self.attention.across(x))
+        mean = first(self._agreed(tokens, 0))
         consensus = self.surroundings.across(last(mean + self.consensus(mean)).unsqueeze(0))
         layers = [layer.linear for layer in layers_of(Pointwise, self.modulate.values())]
         maps = each(layers, (tokens + consensus).flatten(1, -2).mT).unflatten(-1, tokens.shape[1:-1])
@@ -103,9 +105,23 @@ class Collaboration(nn.Module):
             dim=-2,
         )
         if not self.recompute:
-            return tokens + self.attention(tokens)
-        attended = in_pieces(lambda x: x + self.attention(x), tokens.flatten(0, 2))
-        return attended.view_as(tokens)
+            return self._attended(tokens, -2, lambda x: x + self.attention(x))
+        return self._attended(
+            tokens, -2, lambda x: in_pieces(lambda y: y + self.attention(y), x.flatten(0, 2)).view_as(x)
+        )
+
+    def _attended(self, tokens: Tensor, dim: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The tokens after attention, which experts that joined later take no part in."""
+        if not any(self.late):
+            return attend(tokens)
+        every = tokens.unbind(dim)
+        chosen = [token for token, late in zip(every, self.late, strict=True) if not late]
+        attended = iter(attend(torch.stack(chosen, dim)).unbind(dim))
+        return torch.stack([t if late else next(attended) for t, late in zip(every, self.late, strict=True)], dim)
+
+    def _agreed(self, tokens: Tensor, dim: int) -> Tensor:
+        """The tokens' mean; experts that joined later, whose tokens begin at 0, add to that of the others."""
+        return tokens.sum(dim) / self.late.count(False) if any(self.late) else tokens.mean(dim)
 
     def surrounded(self, x: Tensor) -> Tensor:
         """(B, h, w, C) after the block of large kernel attention."""

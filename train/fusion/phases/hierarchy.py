@@ -21,6 +21,7 @@ from championship_sr.train.fusion.layers.blocks import (
     zero,
 )
 from championship_sr.train.fusion.layers.forms import for_cpu
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.frequency import N_BANDS, TIERS
 
@@ -73,8 +74,19 @@ class Hierarchy(nn.Module):
     plain      every layer at the resolution that the document names
     """
 
-    def __init__(self, n_experts: int, scale: int, channels: int, guide: int, *, plain: bool, neutral: bool) -> None:
+    def __init__(
+        self,
+        n_experts: int,
+        scale: int,
+        channels: int,
+        guide: int,
+        *,
+        plain: bool,
+        neutral: bool,
+        newcomers: Newcomers,
+    ) -> None:
         super().__init__()
+        self.newcomers = newcomers
         inputs = 3 * n_experts
         self.factors = resolutions(scale)
         self.stages = nn.ModuleList(
@@ -88,10 +100,10 @@ class Hierarchy(nn.Module):
         self.plain = plain
 
     def forward(self, images: Tensor, consensus: Tensor, routing: Tensor, _views: Views) -> tuple[Tensor, Tensor]:
-        guided = blend(images, torch.softmax(self.frequency_logits(routing, images.shape[-2:]), dim=1))
+        guided = blend(images, self.newcomers.softmax(self.frequency_logits(routing, images.shape[-2:])))
         hierarchical = self.refinements(images, consensus)
         if self.anchored:
-            hierarchical = hierarchical + images.mean(1)
+            hierarchical = hierarchical + self.newcomers.mean(images)
         return SHARE * hierarchical + (1 - SHARE) * guided, consensus
 
     def refinements(self, images: Tensor, consensus: Tensor) -> Tensor:
@@ -147,8 +159,11 @@ class SwiftHierarchy(nn.Module):
     A stage's weights refine those of the stage before, as the document's stages refine images.
     """
 
-    def __init__(self, n_experts: int, scale: int, channels: int, guide: int, *, neutral: bool) -> None:
+    def __init__(
+        self, n_experts: int, scale: int, channels: int, guide: int, *, neutral: bool, newcomers: Newcomers
+    ) -> None:
         super().__init__()
+        self.newcomers = newcomers
         self.factors = resolutions(scale)
         seen = [3 * n_experts * factor**2 for factor in self.factors]
         inputs = [seen[0], guide], [seen[1], channels], [seen[2], channels, 3 * scale**2, ROUTING]
@@ -173,6 +188,5 @@ class SwiftHierarchy(nn.Module):
         x, step = self.stages[2](views.stacked, x, views.detail, routing)
         logits = resize(logits, step.shape[-2:]) + step
         guided = shuffle(gelu_pointwise(self.routing1(routing), self.routing2), self.factors[-1])
-        staged, guided = (torch.softmax(x, dim=1, dtype=torch.float32) for x in (logits, guided))
-        weights = torch.lerp(guided, staged, SHARE)
+        weights = torch.lerp(self.newcomers.softmax(guided), self.newcomers.softmax(logits), SHARE)
         return blend(images, weights), x

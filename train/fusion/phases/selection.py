@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, joined, resize, shuffle, zero
 from championship_sr.train.fusion.layers.forms import for_cpu
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 
 THRESHOLD = 0.7, -0.5  # the document: threshold = 0.7 - 0.5 difficulty
 BLEND = 0.3, 0.4  # the document: the gates count for 0.3 + 0.4 difficulty
@@ -22,9 +23,17 @@ class Selection(nn.Module):
     """
 
     def __init__(
-        self, n_experts: int, channels: int, *, guide: int = 0, subpixels: int = 1, neutral: bool = True
+        self,
+        n_experts: int,
+        channels: int,
+        *,
+        guide: int = 0,
+        subpixels: int = 1,
+        neutral: bool = True,
+        newcomers: Newcomers,
     ) -> None:
         super().__init__()
+        self.newcomers = newcomers
         self.difficulty = _trunk(3 + guide, channels, conv3(channels, subpixels**2))
         self.gates = _trunk(3 + guide, channels, Pointwise(channels, n_experts * subpixels**2))
         self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
@@ -42,9 +51,12 @@ class Selection(nn.Module):
         difficulty = torch.sigmoid(difficulty)
         gates = self.normalised(raw, difficulty)
         difficulty, gates = (resize(x, fused.shape[-2:]) for x in (difficulty, gates))
-        rest = (1 - gates.sum(1, keepdim=True)) / images.shape[1]  # to each expert what makes the mean of all
+        rest = (1 - gates.sum(1, keepdim=True)) * self.newcomers.anchor.view(1, -1, 1, 1)
+        weights = gates + rest  # to each expert what makes the mean of all
+        if any(self.newcomers.late):
+            weights = self.newcomers.with_own(weights, resize(raw, fused.shape[-2:]))
         share = BLEND[0] + BLEND[1] * difficulty
-        return torch.lerp(fused, blend(images, gates + rest), share), difficulty, gates
+        return torch.lerp(fused, blend(images, weights), share), difficulty, gates
 
     def _across(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What both networks make of this, their hidden layers as groups of channels."""
@@ -58,6 +70,7 @@ class Selection(nn.Module):
         """Gates that add up to 1, or to less where no expert passes its threshold."""
         above = torch.add(raw, difficulty, alpha=-THRESHOLD[1]) - THRESHOLD[0]
         gates = torch.sigmoid(self.temperature * above)
+        gates = gates * ~self.newcomers.is_late if any(self.newcomers.late) else gates
         return gates / F.threshold(gates.sum(1, keepdim=True), LEAST_GATES, LEAST_GATES)
 
 

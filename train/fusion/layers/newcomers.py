@@ -1,0 +1,44 @@
+"""Experts that joined a network which was trained without them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from championship_sr.store.errors import ConfigError
+from championship_sr.train.fusion.layers.blocks import blend
+
+
+class Newcomers(nn.Module):
+    """Which experts joined later, and how the weights of the others make room for them; nothing here is learned.
+
+    A newcomer's weight is what a layer says of it, 0 at first and of either sign, where the others share a softmax:
+    the network begins as what it was, and the first step can move every weight.
+    """
+
+    def __init__(self, experts: Sequence[str], joined: Sequence[str]) -> None:
+        super().__init__()
+        unknown = sorted(set(joined) - set(experts))
+        if unknown or len(set(joined)) == len(experts):
+            there = f"the experts are {', '.join(experts)}"
+            raise ConfigError(f"fusion.joined={', '.join(joined)}: expected some of the experts and not all; {there}")
+        self.late = tuple(name in joined for name in experts)
+        late = torch.tensor(self.late)
+        self.register_buffer("is_late", late.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("anchor", (~late).float() / (~late).sum(), persistent=False)  # the weights of a mean
+
+    def mean(self, images: Tensor) -> Tensor:
+        """The mean of the experts that the network began with, of images (B, E, 3, H, W)."""
+        return blend(images, self.anchor.view(1, -1, 1, 1)) if any(self.late) else images.mean(1)
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Weights (B, E, H, W) of sum 1, float32."""
+        if not any(self.late):
+            return torch.softmax(logits, dim=1, dtype=torch.float32)
+        weights = torch.softmax(logits.masked_fill(self.is_late, -torch.inf), dim=1, dtype=torch.float32)
+        return self.with_own(weights, logits.float())
+
+    def with_own(self, weights: Tensor, own: Tensor) -> Tensor:
+        """The weights of the others, made smaller by what the newcomers' own are together."""
+        own = own * self.is_late
+        return weights * (1 - own.sum(1, keepdim=True)) + own

@@ -143,9 +143,10 @@ def submit_command(
 @click.option("--with-experts", is_flag=True, help="Copy the experts' weights too.")
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(["pt2", "onnx"]), help="The fusion as a graph too.")
 @click.option("--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="Side of its LR windows.")
+@click.option("--trained-on", metavar="TEXT", help="What it was trained on, for the model card.")
 @trust_option
 @click.argument("out", type=OUT)
-def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
+def export_command(run, with_experts, graphs, graph_px, trained_on, trusted, out) -> None:
     """Write a run to hand on into OUT: weights, configuration and a model card."""
     from championship_sr.evaluate.deliver.export import export_graph, export_run
     from championship_sr.evaluate.model import load
@@ -153,7 +154,7 @@ def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
 
     model = load(run, device="cpu", trusted=trusted)
     with filling(out) as inside:
-        export_run(model, inside, with_experts=with_experts)
+        export_run(model, inside, with_experts=with_experts, trained_on=trained_on)
         differences = {ending: export_graph(model, inside / f"fusion.{ending}", graph_px) for ending in graphs}
     click.echo(out)
     for ending, difference in differences.items():
@@ -161,7 +162,7 @@ def export_command(run, with_experts, graphs, graph_px, trusted, out) -> None:
 
 
 @click.command()
-@click.option("--run", type=FOLDER, help="A run's folder, or an exported one.")
+@click.option("--run", type=FOLDER, help="A run's folder, or an exported one; default: the bundled fusion.")
 @click.option("--expert", metavar="NAME|FILE.yaml", help="In place of a run: this network alone, such as a student.")
 @click.argument("given", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
@@ -191,8 +192,8 @@ def upscale(
 
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
-    if bool(run) == bool(expert):
-        raise click.UsageError("give one of --run and --expert")
+    if run and expert:
+        raise click.UsageError("give --run or --expert, not both")
     from_store = is_store(Path(given))
     if expert and (from_store or expert_images):
         raise click.UsageError("--expert is run on image files; leave out stores and --expert-images")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from championship_sr.evaluate.bundled import bundled_run, sentence
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
 from championship_sr.evaluate.inference.given import array_back, as_batch
@@ -216,7 +217,7 @@ class Model:
 
 
 def load(
-    run: str | Path,
+    run: str | Path | None = None,
     which: Which = "best",
     *,
     config: EvaluateConfig | None = None,
@@ -225,16 +226,21 @@ def load(
     images: Mapping[str, Path] | None = None,
     trusted: Sequence[str] = (),
 ) -> Model:
-    """The model of a run's folder or of an exported one.
+    """The model of a run's folder, of an exported one, or of the fusion that comes with the package.
 
+    run      None: the bundled fusion; what it is is said on standard error
     which    "best", "last" or the step of a checkpoint
     refiner  made by `evaluate.diffusion.load_refiner`
     images   expert -> a folder with its images of what is to be upscaled, for experts that cannot be run here
     trusted  Python modules that the run may name as its experts' networks or as the fusion network: their code is run
-    raises   StoreError if there is no such checkpoint, WeightsError if it is damaged
+    raises   StoreError if there is no such checkpoint, WeightsError if it is damaged, ConfigError without a run where
+             the package has no fusion
     """
-    fusion = load_fusion(Path(run), which, trusted)
-    return Model(fusion, Path(run), config or EvaluateConfig(device=device), refiner, images, trusted)
+    root = bundled_run() if run is None else Path(run)
+    fusion = load_fusion(root, which, trusted)
+    if run is None:
+        log.warning("%s", sentence(fusion, root))
+    return Model(fusion, root, config or EvaluateConfig(device=device), refiner, images, trusted)
 
 
 def images_entry(name: str, folder: Path, subfolder: str = "") -> ExpertConfig:

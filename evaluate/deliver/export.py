@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from championship_sr.evaluate.bundled import CARD, TRAINED_ON
 from championship_sr.evaluate.model import WEIGHTS, Model
 from championship_sr.extract.config import BUNDLED
 from championship_sr.store.config import dump_yaml
@@ -21,22 +22,23 @@ from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHT
 from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
 from championship_sr.train.run.images import SEEN_FILE
 
-CARD, PROGRAM, ONNX = "README.md", "fusion.pt2", "fusion.onnx"
+PROGRAM, ONNX = "fusion.pt2", "fusion.onnx"
 TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
 
 
-def export_run(model: Model, out: Path, *, with_experts: bool = False) -> Path:
+def export_run(model: Model, out: Path, *, with_experts: bool = False, trained_on: str | None = None) -> Path:
     """Writes a folder that `load` takes like the run itself, whole or not at all, and returns it.
 
     with_experts  the experts' weights are copied into it
+    trained_on    what the run was trained on, for the model card
     raises        StoreError if the folder is not empty
     """
     with filling(out) as inside:
-        _fill(model, inside, with_experts)
+        _fill(model, inside, with_experts, trained_on)
     return out
 
 
-def _fill(model: Model, out: Path, with_experts: bool) -> None:
+def _fill(model: Model, out: Path, with_experts: bool, trained_on: str | None) -> None:
     source, step = model.root, model.fusion.checkpoint.path.name
     target = out / CHECKPOINTS / step
     target.mkdir(parents=True)
@@ -50,7 +52,7 @@ def _fill(model: Model, out: Path, with_experts: bool) -> None:
     (out / EXPERTS_FILE).write_text(dump_yaml({name: asdict(entry) for name, entry in entries.items()}))
     if with_experts:
         _copy_experts(model, out / WEIGHTS, names)
-    (out / CARD).write_text(model_card(model), encoding="utf-8")
+    (out / CARD).write_text(model_card(model, trained_on), encoding="utf-8")
 
 
 def weights_names(model: Model) -> dict[str, str]:
@@ -82,11 +84,12 @@ def _copy_experts(model: Model, folder: Path, names: Mapping[str, str]) -> None:
             shutil.copyfile(weights, folder / names[expert.name])
 
 
-def model_card(model: Model) -> str:
+def model_card(model: Model, trained_on: str | None = None) -> str:
     """The model card, in Markdown."""
     fusion = model.fusion
     parameters = sum(parameter.numel() for parameter in fusion.network.parameters())
     psnr = fusion.checkpoint.psnr
+    data = f"{TRAINED_ON}{' '.join(trained_on.split())}\n\n" if trained_on else ""
     rows = "\n".join(
         f"| {name} | {entry.identity.get('architecture', '')} | `{entry.made_from or 'random'}` "
         f"| {entry.notes['config'].get('licence') or 'not stated'} | {entry.notes['config'].get('url') or ''} |"
@@ -111,7 +114,7 @@ Images of an expert without an architecture are given with each input (`--expert
 |---|---|---|---|---|
 {rows}
 
-Trained for photographs reduced by bicubic interpolation; noise, JPEG artefacts and blur are not removed. The experts'
+{data}For photographs reduced by bicubic interpolation; noise, JPEG artefacts and blur are not removed. The experts'
 own training images and licences bind whoever uses them.
 """
 

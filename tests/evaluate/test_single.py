@@ -40,10 +40,9 @@ def test_upscale_takes_one_expert_and_writes_its_image(entries, hr_folder, tmp_p
     assert np.abs(np.asarray(Image.open(tmp_path / "out.png")).astype(int) - expected).max() <= 1
 
 
-def test_upscale_needs_a_run_or_an_expert(entries, run_root, store_root, hr_folder, tmp_path):
-    for given in ((), ("--run", run_root, "--expert", entries[0])):
-        done = run(upscale, *given, hr_folder, tmp_path / "out")
-        assert done.exit_code == 2 and "give one of --run and --expert" in done.output
+def test_upscale_takes_a_run_or_an_expert_and_not_both(entries, run_root, store_root, hr_folder, tmp_path):
+    done = run(upscale, "--run", run_root, "--expert", entries[0], hr_folder, tmp_path / "out")
+    assert done.exit_code == 2 and "give --run or --expert, not both" in done.output
     done = run(upscale, "--expert", entries[0], store_root, tmp_path / "out")
     assert done.exit_code == 2 and "--expert is run on image files" in done.output
     with pytest.raises(ConfigError, match="another program made its images"):

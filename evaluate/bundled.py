@@ -12,26 +12,38 @@ CARD = "README.md"  # the model card of an export
 TRAINED_ON = "Trained on: "  # how the card's line begins that says so
 
 
+def installed_run() -> Path | None:
+    """The folder of the bundled fusion; None where the installation has none."""
+    folder = Path(str(resources.files("championship_sr.evaluate.weights")))
+    return folder if (folder / CONFIG_FILE).exists() else None
+
+
 def bundled_run() -> Path:
     """The folder of the bundled fusion.
 
     raises  ConfigError where the installation has none
     """
-    folder = Path(str(resources.files("championship_sr.evaluate.weights")))
-    if not (folder / CONFIG_FILE).exists():
+    folder = installed_run()
+    if folder is None:
         raise ConfigError(
-            f"{folder}: this installation has no bundled fusion; give a run of your own: upscale --run DIR, load(DIR)"
+            "evaluate/weights: this installation has no bundled fusion; give a run of your own: "
+            "upscale --run DIR, load(DIR)"
         )
     return folder
+
+
+def trained_on(folder: Path) -> str:
+    """What its model card says that it was trained on; empty where it says nothing."""
+    card = read_small(folder / CARD).decode() if (folder / CARD).exists() else ""
+    told = next((line for line in card.splitlines() if line.startswith(TRAINED_ON)), "")
+    return told.removeprefix(TRAINED_ON)
 
 
 def sentence(fusion: LoadedFusion, folder: Path) -> str:
     """What the bundled fusion is, in one line."""
     parameters = sum(parameter.numel() for parameter in fusion.network.parameters())
-    card = read_small(folder / CARD).decode() if (folder / CARD).exists() else ""
-    told = next((line for line in card.splitlines() if line.startswith(TRAINED_ON)), "")
     text = (
         f"the bundled fusion: profile {fusion.config.fusion.profile}, {parameters:,} parameters, x{fusion.scale}, "
         f"of {', '.join(fusion.experts)}"
     )
-    return f"{text}; trained on {told.removeprefix(TRAINED_ON)}" if told else text
+    return f"{text}; trained on {told}" if (told := trained_on(folder)) else text

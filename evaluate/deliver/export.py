@@ -103,6 +103,7 @@ features. {parameters:,} parameters, {_network_in_words(fusion.config.fusion)}, 
 
 ```python
 from championship_sr import load
+
 model = load("path/to/this/folder")
 sr = model("photo.png")
 ```

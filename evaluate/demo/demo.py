@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from championship_sr.evaluate.bundled import installed_run, trained_on
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.demo.bundled import TRAINED_ON, bundled_run
 from championship_sr.evaluate.demo.photographs import write_photographs
 from championship_sr.evaluate.demo.progress import Stages
 from championship_sr.evaluate.methods import BUNDLED, FUSION
@@ -104,14 +104,22 @@ class Demo:
     def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
         """The scores on the held-out photographs, and the report."""
         with self.stages.running("evaluate"):
-            bundled = bundled_run()
+            bundled = installed_run()
             wanted = Wanted(self_ensemble=False, bundled=load(bundled) if bundled else None)
             results = evaluate_sets(run=run, store=store, wanted=wanted, config=EvaluateConfig(), with_gallery=True)
             [scored] = results.sets.values()
             if bundled:
-                scored = replace(scored, scores=replace(scored.scores, notes=(*scored.scores.notes, TRAINED_ON)))
+                scored = replace(scored, scores=replace(scored.scores, notes=(*scored.scores.notes, told_of(bundled))))
             write_results(self.out / "report", Results({HELD_OUT: scored}, results.model, results.left_out))
         return scored.scores, self.out / "report" / REPORT
+
+
+def told_of(bundled: Path) -> str:
+    """What the two fusions of the table were trained on."""
+    return (
+        f"bundled fusion: trained on {trained_on(bundled) or 'other photographs'}; "
+        "fusion: on those of the demo alone. None of them is scored here"
+    )
 
 
 def demo_config(cls: type[T], section: str, own: dict[str, Any]) -> T:

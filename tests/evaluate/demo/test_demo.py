@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from championship_sr.evaluate.demo import demo as module
-from championship_sr.evaluate.demo.bundled import TRAINED_ON
 from championship_sr.evaluate.demo.photographs import VALIDATION
+
+TOLD = "bundled fusion: trained on other photographs; fusion: on those of the demo alone. None of them is scored here"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def demo(tmp_path, monkeypatch, run_root, store_root, held_out):
     monkeypatch.setattr(module.Demo, "run", lambda *_: run_root)
 
     def invoke(bundled, *options: str) -> str:
-        monkeypatch.setattr(module, "bundled_run", lambda: bundled)
+        monkeypatch.setattr(module, "installed_run", lambda: bundled)
         result = CliRunner().invoke(module.demo, ["--out", str(tmp_path / "demo"), *options], catch_exceptions=False)
         return result.stdout
 
@@ -56,11 +57,11 @@ def test_without_a_bundled_fusion_nothing_is_told_of_one(demo):
 
 def test_the_table_says_what_the_bundled_fusion_was_trained_on(demo, run_root, tmp_path):
     said = demo(run_root)
-    assert "bundled fusion over fitted weights" in said and TRAINED_ON in said
+    assert "bundled fusion over fitted weights" in said and TOLD in said
     report = (tmp_path / "demo" / "report" / "report.html").read_text()
     assert "<title>Fusion of one and two on held-out photographs</title>" in report
-    assert html.escape(TRAINED_ON[1:]) in report  # a sentence there
-    assert TRAINED_ON not in demo(None)
+    assert html.escape(TOLD[1:]) in report  # a sentence there
+    assert TOLD not in demo(None)
 
 
 def test_checkpoints_are_chosen_by_the_photographs_that_are_not_trained_on():

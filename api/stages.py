@@ -45,7 +45,7 @@ def train(
     init    a run or an export whose weights a new run begins with; its experts may be others
     raises  ConfigError, StoreError, WeightsError; KeyboardInterrupt once a checkpoint has been written
     """
-    begin = init and Path(init)
+    begin = Path(init) if init else None
     settings = read_settings(None, (), init=begin) if config is None else _section(TrainConfig, config, "train")
     return loop.train(settings, store, Path(out), resume=resume, init=begin)
 

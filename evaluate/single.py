@@ -44,6 +44,7 @@ class SingleModel(Model):
     """LR images in, the SR images of one expert out."""
 
     def __init__(self, expert: LoadedExpert, config: EvaluateConfig, refiner: Refiner | None = None) -> None:
+        assert expert.config.weights, "an expert that runs has weights"
         place = Path(expert.config.weights)
         fusion = LoadedFusion(
             Only(), (expert.name,), {expert.name: 0}, expert.scale, TrainConfig(), {}, Checkpoint(place, 0, None)

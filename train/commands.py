@@ -192,11 +192,11 @@ def _of_run(
         from championship_sr.extract.experts.architecture import Origin, find_factory
 
         find_factory(settings.fusion.architecture, ARCHITECTURE_KEY, Origin(run / CONFIG_FILE, trusted))
-    if settings.student:
+    if settings.student_entry:
         from championship_sr.extract.experts.architecture import Origin
         from championship_sr.extract.experts.recorded import vetted
 
-        vetted(settings.student, Origin(run / CONFIG_FILE, trusted))
+        vetted(settings.student_entry, Origin(run / CONFIG_FILE, trusted))
     return store or read_store(run), settings
 
 
@@ -214,6 +214,7 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
     from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.phases import describe, plain, table
     from championship_sr.train.fusion import build_fusion
+    from championship_sr.train.students.student import new_student
 
     channels, scale = FULL_SIZE, 4
     if store:
@@ -223,12 +224,10 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
         found = open_store(store, settings.experts or None, settings.data)
         channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
         scale = found.scale
-    if settings.student:
-        from championship_sr.train.students.student import new_student
-
-        channels, network = {}, new_student(settings.student, scale)
-    else:
-        network = build_fusion(settings.fusion, channels, scale)
+    student = settings.student_entry
+    if student:
+        channels = {}
+    network = new_student(student, scale) if student else build_fusion(settings.fusion, channels, scale)
     network.to(pick_device(settings.device))
     costs = describe(network, channels, scale, crop=settings.data.crop_px)
     click.echo(json.dumps({"channels": channels, "phases": plain(costs)}) if as_json else table(costs))
@@ -259,7 +258,7 @@ def _report(run: Path, as_json: bool) -> None:
         return
     for method, psnr in lines.items():
         click.echo(f"{method:<12} {psnr:.3f} dB")
-    student = read_config(run).student
-    psnr = f"{best.psnr:.3f} dB " if best.psnr is not None else ""
-    click.echo(f"{student.name if student else 'fusion':<12} {psnr}at step {best.step}")
+    student = read_config(run).student_entry
+    scored = f"{best.psnr:.3f} dB " if best.psnr is not None else ""
+    click.echo(f"{student.name if student else 'fusion':<12} {scored}at step {best.step}")
     click.echo(str(run / f"{student.name}.yaml" if student else run))

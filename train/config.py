@@ -262,6 +262,12 @@ class TrainConfig:
         if self.teacher.of and self.live.enabled:
             raise ValueError("teacher: its images are in the store, and live training changes images; choose one")
 
+    @property
+    def student_entry(self) -> ExpertConfig | None:
+        """The student's entry, which its name or file stands for when the configuration is written."""
+        assert not isinstance(self.student, str), "__post_init__ has resolved it"
+        return self.student
+
 
 def span(config: TrainConfig, samples_per_epoch: int) -> Span:
     """The run's length, given how many windows an epoch has."""

@@ -314,7 +314,7 @@ def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Sto
 
 def _used(
     model: Model | None, known: Mapping[str, tuple[str | None, str]], notes: list[str]
-) -> dict[str, str | None] | None:
+) -> Mapping[str, str | None] | None:
     """Image -> what the run did with it, in a note too where there is nothing to mark.
 
     known  image -> sha256 of its HR and LR

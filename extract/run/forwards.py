@@ -85,7 +85,7 @@ class Forwards:
         log.warning("%s: out of memory; image %s is put together in the machine's memory", name, group[0].image_id)
         return [(group[0], on_host(self.expert, group[0], tiling))]
 
-    def _once(self, group: list[View], tiling: Tiling) -> list[tuple[View, Arriving]]:
+    def _once(self, group: list[View], tiling: Tiling) -> list[tuple[View, Outputs]]:
         lr = self._uploaded(torch.cat([as_input(view.lr) for view in group]))
         sr, features = run_tiled(self.expert, lr, tiling.tile_px, tiling.halo_px, tiling.batch_size, stay=True)
         outputs = {"sr": sr} | features

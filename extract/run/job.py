@@ -157,7 +157,9 @@ def run_expert(
 
     started, told = time.monotonic(), list[str]()
     encoder = device_encoder(expert, manifest, rebuild)
-    device = made_on(expert.device, tiling.batch_size, expert.precision) if encoder else None
+    device = None
+    if encoder and not isinstance(expert, ResultImages):
+        device = made_on(expert.device, tiling.batch_size, expert.precision)
     with (
         Sink(manifest, expert.name, rebuild, device) as sink,
         Progress(manifest, expert.name, shards, len(variants), rebuild, rank) as progress,

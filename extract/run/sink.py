@@ -16,6 +16,7 @@ from torch import Tensor
 from championship_sr.extract.run.on_device import Arriving
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.shards.encoding import Encoded
 from championship_sr.store.shards.writer import Ready, write_shard
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class _Shard:
         self._out.files = files
 
     def encode(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> list[Ready]:
+        arrays: Mapping[str, Encoded | Tensor]
         if isinstance(outputs, Arriving):
             arrays = outputs.wait()
         else:

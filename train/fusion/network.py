@@ -33,6 +33,7 @@ class FusionNetwork(nn.Module):
     """
 
     start_weights: Tensor | None
+    hierarchy: Hierarchy | SwiftHierarchy | None
 
     def __init__(self, config: FusionConfig, channels: Mapping[str, int], scale: int) -> None:
         super().__init__()

@@ -16,7 +16,13 @@ def start_weights(config: FusionConfig, n_experts: int) -> Tensor | None:
 
 def has_start(network: nn.Module) -> bool:
     """Whether the network departs from a combination of the experts; one of the user's own may do without."""
-    return isinstance(getattr(network, "start_weights", None), Tensor)
+    return start_of(network) is not None
+
+
+def start_of(network: nn.Module) -> Tensor | None:
+    """The weights (E,) of the combination that the network departs from; None where it departs from none."""
+    weights = getattr(network, "start_weights", None)
+    return weights if isinstance(weights, Tensor) else None
 
 
 def start_from(network: nn.Module, weights: Tensor) -> None:

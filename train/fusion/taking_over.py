@@ -12,6 +12,7 @@ from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion.network import FusionNetwork
 from championship_sr.train.fusion.plain_cnn import PlainCNN
 
+Known = FusionNetwork | PlainCNN  # networks of which it is known what concerns which expert
 Blocks = list[tuple[str, int]]  # who owns so many neighbouring channels; "" for all experts together
 
 
@@ -22,7 +23,7 @@ def take_over(network: nn.Module, trained: nn.Module, joined: Sequence[str]) -> 
     raises  ConfigError for a network of the user's own with other experts
     """
     old = trained.state_dict()
-    if not isinstance(network, (FusionNetwork, PlainCNN)):
+    if not (isinstance(network, Known) and isinstance(trained, Known)):
         _load_same(network, old)
         return
     after, before = _blocks(network), _blocks(trained)
@@ -76,7 +77,7 @@ def _rearranged(fresh: Tensor, old: Tensor, dim: int, after: Blocks, before: Blo
     return result
 
 
-def _blocks(network: FusionNetwork | PlainCNN) -> dict[str, tuple[int, Blocks]]:
+def _blocks(network: Known) -> dict[str, tuple[int, Blocks]]:
     """Tensor -> the dimension in which it has channels of each expert, and whose they are."""
     sizes = {key: tensor.shape for key, tensor in network.state_dict().items()}
     found = {"start_weights": (0, 1, 0)} if "start_weights" in sizes else {}  # key -> dimension, channels, and offset
@@ -85,7 +86,7 @@ def _blocks(network: FusionNetwork | PlainCNN) -> dict[str, tuple[int, Blocks]]:
         found |= {f"weights.{part}": (0, pixel, 0) for part in ("weight", "bias")}
         found["enter.linear.weight"] = 1, 3 * pixel, 3
     elif network.hierarchy is not None:
-        found |= _of_hierarchy(network, pixel)
+        found |= _of_hierarchy(network.hierarchy.factors, pixel, network.at_lr)
     if getattr(network, "selection", None) is not None:
         each = pixel if network.at_lr else 1
         found |= {f"selection.gates.4.linear.{part}": (0, each, 0) for part in ("weight", "bias")}
@@ -97,11 +98,11 @@ def _blocks(network: FusionNetwork | PlainCNN) -> dict[str, tuple[int, Blocks]]:
     return result
 
 
-def _of_hierarchy(network: FusionNetwork, pixel: int) -> dict[str, tuple[int, int, int]]:
-    found = {f"hierarchy.routing2.linear.{part}": (0, pixel if network.at_lr else 1, 0) for part in ("weight", "bias")}
-    for number, factor in enumerate(network.hierarchy.factors):
+def _of_hierarchy(factors: Sequence[int], pixel: int, at_lr: bool) -> dict[str, tuple[int, int, int]]:
+    found = {f"hierarchy.routing2.linear.{part}": (0, pixel if at_lr else 1, 0) for part in ("weight", "bias")}
+    for number, factor in enumerate(factors):
         stage = f"hierarchy.stages.{number}"
-        if network.at_lr:
+        if at_lr:
             found[f"{stage}.enter.linear.weight"] = 1, 3 * factor**2, 0
             found |= {f"{stage}.leave.linear.{part}": (0, factor**2, 0) for part in ("weight", "bias")}
         else:
@@ -109,7 +110,7 @@ def _of_hierarchy(network: FusionNetwork, pixel: int) -> dict[str, tuple[int, in
     return found
 
 
-def _rest(network: FusionNetwork | PlainCNN, channels: int) -> Blocks:
+def _rest(network: Known, channels: int) -> Blocks:
     """What comes after the experts' images: of the plain CNN, features too."""
     if not channels:
         return []

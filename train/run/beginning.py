@@ -11,7 +11,7 @@ from championship_sr.store.config import to_plain
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.fusion import FusionConfig
-from championship_sr.train.fusion.start import has_start
+from championship_sr.train.fusion.start import start_of
 from championship_sr.train.fusion.taking_over import take_over
 from championship_sr.train.run.checkpoint import LoadedFusion
 from championship_sr.train.run.folder import feature_channels
@@ -51,7 +51,8 @@ class Beginning:
     def fill(self, network: nn.Module) -> dict[str, float]:
         """Puts the weights into the network; returns what it departs from, expert -> weight."""
         take_over(network, self.trained.network, self.new)
-        return dict(zip(self.entries, network.start_weights.tolist(), strict=True)) if has_start(network) else {}
+        start = start_of(network)
+        return dict(zip(self.entries, start.tolist(), strict=True)) if start is not None else {}
 
     def sentence(self) -> str:
         """What was taken over, in one line."""

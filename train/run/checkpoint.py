@@ -114,8 +114,8 @@ def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -
     run = Path(run)
     checkpoint = choose(run, which)
     config, entries = read_config(run), read_experts(run)
-    if config.student:
-        entry = run / f"{config.student.name}.yaml"
+    if config.student_entry:
+        entry = run / f"{config.student_entry.name}.yaml"
         raise ConfigError(
             f"{run}: the run of a student, which is a single network; use it as an expert: --expert {entry}"
         )

@@ -45,7 +45,7 @@ class Seen:
 
     def use_of(self, hr_sha256: str | None, lr_sha256: str) -> Use | None:
         """What the run did with an image of this HR or this LR; None where it saw neither."""
-        uses = {self._uses.get(digest) for digest in (hr_sha256, lr_sha256)}
+        uses = {self._uses.get(digest) for digest in (hr_sha256, lr_sha256) if digest}
         return next((use for use in reversed(USES) if use in uses), None)
 
 

@@ -39,6 +39,7 @@ from championship_sr.train.run.journal import Journal
 from championship_sr.train.run.processes import World, world
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
 from championship_sr.train.run.step import Trainer
+from championship_sr.train.run.validation import Validation
 from championship_sr.train.run.watch import Meter, Watch, stop_signals
 from championship_sr.train.students.student import export_student, new_student
 
@@ -74,8 +75,8 @@ def train(
         config = replace(config, experts=tuple(source.entries), data=whole_batch(config.data, processes.size))
         beginning = None
         if init:
-            trained = load_fusion(init, trusted=trusted)
-            beginning = Beginning(trained, Path(init), config.fusion, source.entries, source.store.scale)
+            fusion = load_fusion(init, trusted=trusted)
+            beginning = Beginning(fusion, Path(init), config.fusion, source.entries, source.store.scale)
             config = replace(config, fusion=beginning.fusion)
         if processes.first:
             check_folder(out)
@@ -89,8 +90,8 @@ def train(
             )  # fmt: skip
         processes.wait()
         stack.enter_context(closing(Run(config, source, out, processes, beginning))).go(stopping)
-        if config.student and processes.first:
-            export_student(config, out, source.store.scale)
+        if config.student_entry and processes.first:
+            export_student(config.student_entry, out, source.store.scale)
     return out
 
 
@@ -160,7 +161,7 @@ class Run:
     def go(self, stopping: threading.Event) -> None:
         """Trains to the end; raises KeyboardInterrupt once `stopping` is set, with a checkpoint written."""
         if self.step == 0 and self.validation:
-            self._reference_lines()
+            self._reference_lines(self.validation)
         if self.unscored:
             self._validate()
         self.meter.restart()
@@ -226,8 +227,8 @@ class Run:
         best = {"PSNR": f"{self.best:.3f}"} if self.best > -math.inf else {}
         bar.set_postfix({"loss": f"{means['loss']:.5f}", **best})
 
-    def _reference_lines(self) -> None:
-        scores = self.validation.references(self.fitted)
+    def _reference_lines(self, validation: Validation) -> None:
+        scores = validation.references(self.fitted)
         self._write(
             "reference",
             psnr={method: each.mean.psnr for method, each in scores.items()},
@@ -237,6 +238,7 @@ class Run:
 
     def _validate(self) -> None:
         """Scores the moving average, whose checkpoint is saved already: whatever happens here, nothing is lost."""
+        assert self.validation is not None, "nothing is due without images to score"
         began = time.perf_counter()
         try:
             scores = self.validation.score(self.trainer.ema.network)
@@ -331,8 +333,9 @@ def new_network(
     fitted  expert -> weight, of which `start: fitted` makes its first output
     """
     seed_everything(config.seed)
-    if config.student:
-        return new_student(config.student, source.store.scale).to(device, memory_format=torch.channels_last)
+    if config.student_entry:
+        student = new_student(config.student_entry, source.store.scale)
+        return student.to(device).to(memory_format=torch.channels_last)
     channels = {name: feature_channels(entry) for name, entry in source.entries.items()}
     network = build_fusion(config.fusion, channels, source.store.scale)
     if fitted and config.fusion.start == "fitted" and has_start(network):

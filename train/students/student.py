@@ -16,7 +16,6 @@ from championship_sr.extract.experts.weights_file import read_state
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, WeightsError
-from championship_sr.train.config import TrainConfig
 from championship_sr.train.run.checkpoint import WEIGHTS_FILE, choose, load_weights, sha256_of
 
 # spandrel tells GRL's window and stripe sizes from these, which GRL itself does not save
@@ -65,23 +64,23 @@ def new_student(config: ExpertConfig, scale: int) -> Student:
 def entry_of(config: ExpertConfig, weights: Path) -> ExpertConfig:
     """The entry of the expert that a student is with these weights."""
     path, hyperparameters = _recipe(config)
-    # spandrel recognises its own networks by their weights
-    named = {} if known(path) else {"architecture": path, "hyperparameters": dict(hyperparameters)}
+    if not known(path):  # spandrel recognises its own networks by their weights
+        config = replace(config, architecture=path, hyperparameters=dict(hyperparameters))
     return replace(
-        config, weights=str(weights), url=None, sha256=sha256_of(weights), source="a student of this program's", **named
+        config, weights=str(weights), url=None, sha256=sha256_of(weights), source="a student of this program's"
     )
 
 
-def export_student(config: TrainConfig, run: Path, scale: int) -> Path:
+def export_student(config: ExpertConfig, run: Path, scale: int) -> Path:
     """Writes NAME.safetensors and NAME.yaml, an expert's entry, into a student's run; returns the entry's path."""
-    settings, checkpoint = config.student, choose(run, "best")
-    if settings.pretrain:  # what it started from is in its weights now
-        settings = replace(settings, pretrain=replace(settings.pretrain, start=None, scale=scale))
-    student = Student(_network(settings), scale, 1, 1)
+    checkpoint = choose(run, "best")
+    if config.pretrain:  # what it started from is in its weights now
+        config = replace(config, pretrain=replace(config.pretrain, start=None, scale=scale))
+    student = Student(_network(config), scale, 1, 1)
     load_weights(student, checkpoint.path / WEIGHTS_FILE)
-    weights, entry = run / f"{settings.name}.safetensors", run / f"{settings.name}.yaml"
+    weights, entry = run / f"{config.name}.safetensors", run / f"{config.name}.yaml"
     export(student.network, weights)
-    made = entry_of(settings, weights)
+    made = entry_of(config, weights)
     content = {key: value for key, value in to_plain(made).items() if value not in (None, {}, [])}
     content["weights"] = weights.name  # found beside the entry
     files.write_atomic(entry, dump_yaml(content).encode())

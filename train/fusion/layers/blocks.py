@@ -66,9 +66,10 @@ def pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
     return F.conv2d(x, layer.weight[:, :, None, None], layer.bias)
 
 
-def joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+def joined(layers: Sequence[nn.Linear | nn.Conv2d]) -> tuple[Tensor, Tensor]:
     """The weights and the biases of such layers, one layer after the other: for all of them as one operation."""
-    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    biases = [layer.bias for layer in layers if layer.bias is not None]  # all have one; fewer fit no convolution
+    return torch.cat([layer.weight for layer in layers]), torch.cat(biases)
 
 
 def each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:

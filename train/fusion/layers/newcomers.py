@@ -16,6 +16,9 @@ class Newcomers(nn.Module):
     the network begins as what it was, and the first step can move every weight.
     """
 
+    is_late: Tensor
+    anchor: Tensor
+
     def __init__(self, experts: Sequence[str], joined: Sequence[str]) -> None:
         super().__init__()
         unknown = sorted(set(joined) - set(experts))

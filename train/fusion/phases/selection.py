@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import Pointwise, blend, conv3, joined, resize, shuffle, zero
+from championship_sr.train.fusion.layers.blocks import (
+    Pointwise,
+    blend,
+    conv3,
+    joined,
+    layers_of,
+    resize,
+    shuffle,
+    zero,
+)
 from championship_sr.train.fusion.layers.forms import for_cpu
 from championship_sr.train.fusion.layers.newcomers import Newcomers
 
@@ -60,9 +69,9 @@ class Selection(nn.Module):
 
     def _across(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What both networks make of this, their hidden layers as groups of channels."""
-        trunks = self.difficulty, self.gates
+        trunks = [layers_of(nn.Conv2d, trunk) for trunk in (self.difficulty, self.gates)]
         x = F.relu(F.conv2d(seen, *joined([trunk[0] for trunk in trunks]), padding=1))
-        x = F.relu(F.conv2d(x, *joined([trunk[2] for trunk in trunks]), padding=1, groups=len(trunks)))
+        x = F.relu(F.conv2d(x, *joined([trunk[1] for trunk in trunks]), padding=1, groups=len(trunks)))
         difficulty, gates = x.chunk(2, dim=1)
         return self.difficulty[-1](difficulty), self.gates[-1](gates)
 

@@ -162,8 +162,8 @@ def store_files(plan: Plan, config: ExtractConfig, shards: int, container: str) 
     else:  # in every folder of a group or an array its zarr.json, and beside an array's the one file of its chunks
         groups = (shards + plan.images) * sources
         files, folders = files + groups + 2 * arrays, folders + groups + arrays
-    # store.yaml, images.jsonl, sources.json and each expert.yaml
-    return files + 3 + len(plan.experts), folders
+    # store.yaml, images.jsonl, sources.json, experts.txt and each expert.yaml
+    return files + 4 + len(plan.experts), folders
 
 
 def put_requests(plan: Plan, config: ExtractConfig, shards: int, container: str) -> int:

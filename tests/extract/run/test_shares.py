@@ -14,7 +14,8 @@ from championship_sr.store.format.manifest import Manifest
 def manifest(pixels: list[int]) -> Manifest:
     """One image of n x 1 pixels a shard."""
     images = tuple(Image(f"i{i}", "", (n, 1), "", "", i, "file") for i, n in enumerate(pixels))
-    return Manifest(None, 4, "zarr", images, {})
+    about = {"format_version": 2, "scale": 4, "container": "zarr"}
+    return Manifest(None, about, images, {})
 
 
 @given(lists(integers(1, 1000), min_size=1, max_size=60), integers(1, 9))

@@ -16,16 +16,19 @@ from championship_sr.store.progress import tell_every
 COMMANDS = {
     "demo": (
         "championship_sr.evaluate.demo.demo:demo",
-        "The main job, from nothing to a report, in minutes on two CPU cores.",
+        "Run everything once on bundled photographs: extract, train, evaluate, report.",
     ),
-    "plan": ("championship_sr.extract.commands.plan:plan", "What an extraction will cost; writes nothing."),
+    "plan": (
+        "championship_sr.extract.commands.plan:plan",
+        "Estimate the size and time of an extraction; write nothing.",
+    ),
     "extract": (
         "championship_sr.extract.commands.extract:extract",
         "Run the frozen experts once and fill the feature store.",
     ),
     "store": (
         "championship_sr.extract.commands.store:store",
-        "Look at, check, merge, convert and thin out feature stores.",
+        "Inspect, verify, merge, convert, copy and prune feature stores.",
     ),
     "train": ("championship_sr.train.commands:train", "Train the fusion from a feature store."),
     "evaluate": (
@@ -34,22 +37,22 @@ COMMANDS = {
     ),
     "submit": (
         "championship_sr.evaluate.commands:submit_command",
-        "Write an NTIRE submission: results, readme.txt, zip.",
+        "Write an NTIRE submission: results, readme.txt and zip.",
     ),
-    "export": ("championship_sr.evaluate.commands:export_command", "Write a run to hand on: weights and a model card."),
-    "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve one image or a folder."),
+    "export": ("championship_sr.evaluate.commands:export_command", "Export a run to share: weights and a model card."),
+    "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve an image or a folder of images."),
     "experts": ("championship_sr.train.students.commands:experts", "List, check and pretrain experts."),
-    "bench": ("championship_sr.pipeline:bench", "Make the figures of the README again."),
+    "bench": ("championship_sr.pipeline:bench", "Run the benchmarks behind the README's figures."),
 }
 BENCHMARKS = {
     "loader": (
         "championship_sr.train.commands:bench_loader",
-        "How fast a store is read, beside memcpy and other ways to read.",
+        "Measure how fast a store is read, compared with memcpy and other formats.",
     ),
-    "step": ("championship_sr.train.commands:bench_step", "What a training step costs in each profile."),
+    "step": ("championship_sr.train.commands:bench_step", "Measure the cost of a training step in each profile."),
     "extract": (
         "championship_sr.extract.commands.bench:bench_extract",
-        "What extraction costs beside the experts' bare forward passes.",
+        "Measure the overhead of extraction over the experts' forward passes.",
     ),
 }
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -84,12 +87,12 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more of what is done.")
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more details.")
 @click.option(
     "--max-megapixels",
     type=click.FloatRange(min=0, min_open=True),
-    help="Read pictures of up to this size, in millions of pixels. Default: 179; larger ones are refused.",
+    help="Largest picture to read, in millions of pixels; larger ones are refused. Default: 179.",
 )
 @click.option(
     "--progress-every",
@@ -97,13 +100,13 @@ class LazyGroup(click.Group):
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="Where standard error is no terminal, write a line of progress this often; 0: never.",
+    help="How often to print progress when standard error is not a terminal; 0 turns it off.",
 )
 @click.version_option(package_name="championship-sr")
 def cli(debug: bool, verbose: bool, max_megapixels: float | None, progress_every: float) -> None:
     """Train a fusion of frozen super-resolution experts from a feature store.
 
-    extract runs the experts once, train maps what they said, evaluate shows what the fusion adds.
+    extract runs the experts once, train reads their stored outputs, and evaluate shows what the fusion adds.
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged or large picture is said in one line
@@ -121,7 +124,7 @@ def cli(debug: bool, verbose: bool, max_megapixels: float | None, progress_every
 
 @click.group(cls=LazyGroup, table=BENCHMARKS)
 def bench() -> None:
-    """Make the figures of the README again."""
+    """Run the benchmarks behind the README's figures."""
 
 
 def one_line(error: BaseException) -> str:

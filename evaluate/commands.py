@@ -19,8 +19,14 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def configured(command):
     """The options that every command here reads its configuration from."""
     options = (
-        click.option("--config", "config_path", type=FILE, help="YAML with a section `evaluate`."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value."),
+        click.option("--config", "config_path", type=FILE, help="YAML file with an `evaluate` section."),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override one configuration value; repeatable.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -44,7 +50,7 @@ expert_images_option = click.option(
     multiple=True,
     type=ExpertImages(),
     callback=lambda _ctx, _param, given: dict(given),
-    help="Take this expert's images of the inputs from a folder instead of running it; repeatable.",
+    help="Read this expert's SR images of the inputs from a folder instead of running it; repeatable.",
 )
 
 
@@ -54,32 +60,48 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 
 
 @click.group(invoke_without_command=True)
-@click.option("--run", type=FOLDER, help="The run; without it the experts alone are scored.")
+@click.option("--run", type=FOLDER, help="Folder of the run. Without it, only the experts are scored.")
 @click.option("--store", type=FOLDER, help="Score the images of a feature store.")
-@click.option("--images", multiple=True, metavar="ID", help="Only these images of the store.")
-@click.option("--hr", multiple=True, type=FOLDER, help="Score the image files of a folder; the experts are run.")
-@click.option("--lr", multiple=True, type=FOLDER, help="Their LR images; without it LR is made by MATLAB's bicubic.")
-@click.option("--benchmarks", type=FOLDER, help="Score every benchmark found in this folder (Set5, Set14, B100, ...).")
+@click.option("--images", multiple=True, metavar="ID", help="Score only this image of the store; repeatable.")
+@click.option(
+    "--hr",
+    multiple=True,
+    type=FOLDER,
+    help="Score the image files in this folder, running the experts on them; repeatable.",
+)
+@click.option(
+    "--lr",
+    multiple=True,
+    type=FOLDER,
+    help="Folder of their LR images; repeatable. Default: made with MATLAB's bicubic.",
+)
+@click.option("--benchmarks", type=FOLDER, help="Score every benchmark in this folder (Set5, Set14, B100, ...).")
 @click.option(
     "--expert",
     "experts",
     multiple=True,
     metavar="NAME|FILE.yaml",
-    help="Without a run: this expert. With one: this network beside the fusion, a student; repeatable.",
+    help="Expert to score if there is no --run; with --run, a student to score beside the fusion. Repeatable.",
 )
 @expert_images_option
-@click.option("--self-ensemble/--no-self-ensemble", default=None, help="x8 also of the fusion / of nothing.")
-@click.option("--ablation", is_flag=True, help="A row for each phase switched off (not retrained).")
-@click.option("--fit-store", type=FOLDER, help="Fit the row of fitted weights to this store's images.")
-@click.option("--report", type=OUT, help="Write report, CSV, JSON and Markdown into this folder.")
+@click.option(
+    "--self-ensemble/--no-self-ensemble",
+    default=None,
+    help="Score the x8 self-ensemble of the fusion too, or of no method. Default: of the best expert.",
+)
+@click.option(
+    "--ablation", is_flag=True, help="Add a row for the fusion with each phase switched off, without retraining."
+)
+@click.option("--fit-store", type=FOLDER, help="Fit the weights of the fitted-weights row to the images of this store.")
+@click.option("--report", type=OUT, help="Write an HTML report, CSV, JSON and Markdown to this folder.")
 @trust_option
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @configured
 @click.pass_context
 def evaluate(
     ctx: click.Context, config_path, assignments, self_ensemble, ablation, fit_store, report, as_json, **given
 ) -> None:
-    """Score a run against every expert, their mean and the oracles, on the same images."""
+    """Score a run against every expert, their mean and the oracles on the same images."""
     if ctx.invoked_subcommand:
         return
     from championship_sr.evaluate.inference.pictures import check_writable
@@ -103,11 +125,18 @@ def evaluate(
 
 
 @evaluate.command("submit")
-@click.option("--run", type=FOLDER, required=True, help="The run.")
-@click.option("--lr", type=FOLDER, required=True, help="The challenge's LR images.")
-@click.option("--description", default="", help="The line `Other description` of readme.txt.")
-@click.option("--extra-data/--no-extra-data", default=True, show_default=True, help="Whether readme.txt says so.")
-@click.option("--self-ensemble", is_flag=True, help="The mean over eight flips and turns, in eight times the time.")
+@click.option("--run", type=FOLDER, required=True, help="Folder of the run.")
+@click.option("--lr", type=FOLDER, required=True, help="Folder of the challenge's LR images.")
+@click.option("--description", default="", help="Text for the line `Other description` of readme.txt.")
+@click.option(
+    "--extra-data/--no-extra-data",
+    default=True,
+    show_default=True,
+    help="Whether readme.txt says that extra training data was used.",
+)
+@click.option(
+    "--self-ensemble", is_flag=True, help="Average over the eight flips and rotations; takes 8 times as long."
+)
 @expert_images_option
 @diffusion_options
 @trust_option
@@ -127,7 +156,7 @@ def submit_command(
     config_path,
     assignments,
 ) -> None:
-    """Write an NTIRE submission into OUT: results, readme.txt and the zip, checked."""
+    """Write an NTIRE submission (results, readme.txt and the zip) into the folder OUT and check it."""
     from championship_sr.evaluate.deliver.submit import Facts, submit
     from championship_sr.evaluate.model import load
 
@@ -139,15 +168,23 @@ def submit_command(
 
 
 @evaluate.command("export")
-@click.option("--run", type=FOLDER, required=True, help="The run.")
+@click.option("--run", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--with-experts", is_flag=True, help="Copy the experts' weights too.")
-@click.option("--graph", "graphs", multiple=True, type=click.Choice(["pt2", "onnx"]), help="The fusion as a graph too.")
-@click.option("--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="Side of its LR windows.")
-@click.option("--trained-on", metavar="TEXT", help="What it was trained on, for the model card.")
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Choice(["pt2", "onnx"]),
+    help="Also export the fusion as a graph of this format; repeatable.",
+)
+@click.option(
+    "--graph-px", type=click.IntRange(min=8), default=64, show_default=True, help="LR side of the graph's input."
+)
+@click.option("--trained-on", metavar="TEXT", help="Training data to name in the model card.")
 @trust_option
 @click.argument("out", type=OUT)
 def export_command(run, with_experts, graphs, graph_px, trained_on, trusted, out) -> None:
-    """Write a run to hand on into OUT: weights, configuration and a model card."""
+    """Export a run to the folder OUT, to share it: weights, configuration and a model card."""
     from championship_sr.evaluate.deliver.export import export_graph, export_run
     from championship_sr.evaluate.model import load
     from championship_sr.store.disk.files import filling
@@ -162,17 +199,23 @@ def export_command(run, with_experts, graphs, graph_px, trained_on, trusted, out
 
 
 @click.command()
-@click.option("--run", type=FOLDER, help="A run's folder, or an exported one; default: the bundled fusion.")
-@click.option("--expert", metavar="NAME|FILE.yaml", help="In place of a run: this network alone, such as a student.")
+@click.option("--run", type=FOLDER, help="Folder of a run or an export. Default: the bundled fusion.")
+@click.option(
+    "--expert", metavar="NAME|FILE.yaml", help="Use this network alone instead of a run, for example a student."
+)
 @click.argument("given", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
-    "--self-ensemble", is_flag=True, help="The mean over the eight flips and turns; takes eight times as long."
+    "--self-ensemble", is_flag=True, help="Average over the eight flips and rotations; takes 8 times as long."
 )
-@click.option("--experts-only", is_flag=True, help="Each expert's own image in place of the fusion's.")
-@click.option("--format", "suffix", type=click.Choice(FORMATS), help="Default: the input's.")
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG and WebP.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--experts-only", is_flag=True, help="Write each expert's image instead of the fusion's.")
+@click.option(
+    "--format", "suffix", type=click.Choice(FORMATS), help="Format of the output. Default: that of the input."
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Quality of JPEG and WebP files."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @expert_images_option
 @diffusion_options
 @trust_option
@@ -182,8 +225,8 @@ def upscale(
 ) -> None:
     """Super-resolve INPUT (an image, a folder or a quoted pattern) into OUTPUT (a file or a folder).
 
-    INPUT may be a feature store too: its experts' images are fused, and no expert is run.
-    With --diffusion the fusion's image is refined for perceptual quality and blended with it (Track B).
+    INPUT may also be a feature store: its stored expert images are fused without running any expert.
+    With --diffusion, the fusion's image is refined for perceptual quality and blended with the unrefined one (Track B).
     """
     from championship_sr.evaluate.deliver.stored import is_store, upscale_store
     from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files

@@ -34,27 +34,31 @@ from championship_sr.store.shards.reader import Store
 log = logging.getLogger(__name__)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
-EXPERTS = click.option("--expert", "names", multiple=True, help="The pairs and only this expert; repeatable.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+EXPERTS = click.option(
+    "--expert", "names", multiple=True, help="Copy the image pairs and only this expert; repeatable."
+)
 REPAIR = click.option(
     "--repair",
     is_flag=True,
-    help="Restore small files from the records, and move damaged shards to STORE/damaged for extract to make again.",
+    help="Restore small files from the records, and move damaged shards to STORE/damaged so that extract remakes them.",
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Only say what --repair would do.")
-FILES_AT_A_TIME = click.option("--jobs", type=click.IntRange(1), default=JOBS, show_default=True, help="Files at once.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="With --repair: only show what it would do.")
+FILES_AT_A_TIME = click.option(
+    "--jobs", type=click.IntRange(1), default=JOBS, show_default=True, help="Files to copy at once."
+)
 
 
 @click.group()
 def store() -> None:
-    """Look at, check, merge, convert, move and thin out feature stores."""
+    """Inspect, verify, merge, convert, copy and prune feature stores."""
 
 
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @JSON
 def info(root: Path, as_json: bool) -> None:
-    """Experts, images, shards, bytes, codecs, provenance, and what is missing."""
+    """Show experts, images, shards, bytes, codecs and provenance, and what is missing."""
     found = store_info(root)
     click.echo(json.dumps(asdict(found)) if as_json else _told(found))
 
@@ -65,7 +69,7 @@ def info(root: Path, as_json: bool) -> None:
 @DRY_RUN
 @JSON
 def verify(root: Path, repair: bool, dry_run: bool, as_json: bool, hashes: Hashes | None = None) -> None:
-    """Read every byte and report every fault; exit status 1 if there is one."""
+    """Read every byte and report every fault; exit with status 1 if there is one."""
     check_options(repair, dry_run)
     with _bar(recorded_bytes(root)) as bar:
         report = verify_store(root, hashes, progress=bar.update)
@@ -105,15 +109,15 @@ def _tell_faults(root: Path, report: Report) -> None:
 
 @store.command()
 @click.argument("roots", metavar="STORE...", nargs=-1, required=True, type=FOLDER)
-@click.option("-o", "--output", required=True, type=FOLDER, help="The store that they become.")
-@click.option("--move", is_flag=True, help="Remove each shard from its store once the output has it.")
-@click.option("--copy", is_flag=True, help="Copy, where hard links would do.")
-@click.option("--complete", is_flag=True, help="Refuse, with exit status 1, if a shard is in none of the stores.")
+@click.option("-o", "--output", required=True, type=FOLDER, help="The merged store.")
+@click.option("--move", is_flag=True, help="Remove each shard from its source once the output has it.")
+@click.option("--copy", is_flag=True, help="Copy shards even where hard links would do.")
+@click.option("--complete", is_flag=True, help="Fail with exit status 1 if any shard is in none of the stores.")
 @JSON
 def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, complete: bool, as_json: bool) -> None:
-    """Make one store of several of the same images, with different experts or different parts.
+    """Merge stores of the same images that hold different experts or different parts.
 
-    The result says what is still missing; another merge or extract into it goes on from there.
+    The output says what is still missing; another merge or extract into the same store adds it.
     """
     merged = merge_stores(roots, output, move=move, copy=copy, complete=complete)
     if as_json:
@@ -127,14 +131,24 @@ def merge(roots: tuple[Path, ...], output: Path, move: bool, copy: bool, complet
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("-o", "--output", required=True, type=FOLDER, help="The new store.")
-@click.option("--container", type=click.Choice(list(CONTAINERS)), help="As it is, if not given.")
-@click.option("--codec", "codecs", metavar="ARRAY=CODEC", multiple=True, help="Such as features=pca64-int8.")
-@click.option("--chunks", default="default", help="default, rows, or tiles:ROWSxCOLUMNS.", show_default=True)
-@click.option("--images-per-shard", type=click.IntRange(1), help="As it is, if not given.")
+@click.option(
+    "--container", type=click.Choice(list(CONTAINERS)), help="Container of the new store. Default: that of the old one."
+)
+@click.option(
+    "--codec",
+    "codecs",
+    metavar="ARRAY=CODEC",
+    multiple=True,
+    help="Codec for an array, for example features=pca64-int8; repeatable.",
+)
+@click.option(
+    "--chunks", default="default", show_default=True, help="Chunk layout: default, rows or tiles:ROWSxCOLUMNS."
+)
+@click.option("--images-per-shard", type=click.IntRange(1), help="Images in each shard. Default: as in the old store.")
 def convert(
     root: Path, output: Path, container: str | None, codecs: tuple[str, ...], chunks: str, images_per_shard: int | None
 ) -> None:
-    """Write a store in another form beside the old one."""
+    """Write a copy of a store with another container, codec, chunk layout or shard size."""
     with _bar(recorded_bytes(root)) as bar:
         convert_store(
             root,
@@ -155,7 +169,7 @@ def convert(
 @FILES_AT_A_TIME
 @JSON
 def pull(url: str, root: Path, names: tuple[str, ...], jobs: int, as_json: bool) -> None:
-    """Bring a store from object storage (s3:// or gs:// URL) into a folder; goes on where it stopped."""
+    """Download a store from object storage (s3:// or gs://); an interrupted download continues where it stopped."""
     with _bar(0) as bar:
         moved = pull_store(url, root, names, jobs=jobs, progress=bar.update, total=partial(_set_total, bar))
     _tell_moved(url, str(root), moved, as_json)
@@ -168,7 +182,7 @@ def pull(url: str, root: Path, names: tuple[str, ...], jobs: int, as_json: bool)
 @FILES_AT_A_TIME
 @JSON
 def push(root: Path, url: str, names: tuple[str, ...], jobs: int, as_json: bool) -> None:
-    """Put a store's folder into object storage (s3:// or gs:// URL); goes on where it stopped."""
+    """Upload a store to object storage (s3:// or gs://); an interrupted upload continues where it stopped."""
     with _bar(0) as bar:
         moved = push_store(root, url, names, jobs=jobs, progress=bar.update, total=partial(_set_total, bar))
     _tell_moved(str(root), url, moved, as_json)
@@ -177,9 +191,9 @@ def push(root: Path, url: str, names: tuple[str, ...], jobs: int, as_json: bool)
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.option("--expert", "names", multiple=True, help="Remove this expert; repeatable.")
-@click.option("--damaged", is_flag=True, help="Remove what verify --repair moved to STORE/damaged.")
+@click.option("--damaged", is_flag=True, help="Remove the shards that verify --repair moved to STORE/damaged.")
 def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
-    """Remove experts from a store, or what a repair has moved away."""
+    """Remove experts, or the damaged shards that a repair set aside, from a store."""
     if not names and not damaged:
         raise ConfigError("store rm: say what to remove: --expert NAME or --damaged")
     manifest = Manifest.load(root, damaged=[])
@@ -199,10 +213,12 @@ def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
 @click.argument("image")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="IMAGE.png, if not given.")
-@click.option("--expert", "names", multiple=True, help="Only these experts.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="PNG file to write. Default: IMAGE.png."
+)
+@click.option("--expert", "names", multiple=True, help="Show only this expert; repeatable.")
 def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) -> None:
-    """Draw one IMAGE (its id or name) as a PNG sheet: LR, HR, each expert's SR, error and features."""
+    """Draw IMAGE (an id or a name) as a PNG sheet: LR, HR, and each expert's SR, error and features."""
     output = output or Path(f"{image}.png")
     write_sheet(Store(root, names or None, whole=False), image, output)
     click.echo(f"{output}")
@@ -210,14 +226,18 @@ def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) ->
 
 @store.command()
 @click.argument("root", metavar="STORE", type=FOLDER)
-@click.option("--codec", "names", multiple=True, help="For feature maps, such as pca64-int8; repeatable.")
-@click.option("--sr-codec", "sr_names", multiple=True, help="For SR images, such as uint8; repeatable.")
 @click.option(
-    "--sample", default=8, show_default=True, help="Images that bases are fitted to; the others are measured."
+    "--codec", "names", multiple=True, help="Codec to measure on feature maps, for example pca64-int8; repeatable."
+)
+@click.option(
+    "--sr-codec", "sr_names", multiple=True, help="Codec to measure on SR images, for example uint8; repeatable."
+)
+@click.option(
+    "--sample", default=8, show_default=True, help="Images that codecs are fitted to; the others are measured."
 )
 @JSON
 def codecs(root: Path, names: tuple[str, ...], sr_names: tuple[str, ...], sample: int, as_json: bool) -> None:
-    """Measure what each codec costs and loses on the arrays of a store that holds float32."""
+    """Measure the size, error and speed of codecs on the arrays of a float32 store."""
     found = []
     for figures in measure_codecs(root, names, sr_names, sample):
         found.append(figures)

@@ -23,31 +23,43 @@ FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published 
 
 
 @click.command()
-@click.option("--store", metavar="DIR|URL", help="The feature store to train from; s3:// and gs:// too.")
-@click.option("--cache", help="Folder for the shards of a store at a URL; default: below the user's cache folder.")
-@click.option("--cache-gb", type=float, help="That they may take there; default: 100.")
-@click.option("--config", type=click.Path(path_type=Path), help="A YAML file with a section train; default: swift.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value: train.steps=500.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of a new run.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
+@click.option("--store", metavar="DIR|URL", help="The feature store to train from: a folder, or an s3:// or gs:// URL.")
+@click.option("--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder.")
+@click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
 @click.option(
-    "--student", metavar="NAME|FILE.yaml", help="Train this entry's network, which sees LR alone, and not the fusion."
+    "--config", type=click.Path(path_type=Path), help="YAML file with a `train` section. Default: the swift profile."
 )
 @click.option(
-    "--teacher", metavar="fitted|mean|RUN", help="Learn from this too: the experts by such weights, or a run's images."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one value, for example train.steps=500; repeatable.",
 )
-@click.option("--teacher-x8", is_flag=True, help="The teacher is the mean over the eight stored variants.")
-@click.option("--init", type=click.Path(path_type=Path), help="Begin with the weights of this run or export.")
-@click.option("--live", is_flag=True, help="Run the experts in every step, for comparison and for want of disk.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for a new run.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder.")
+@click.option(
+    "--student",
+    metavar="NAME|FILE.yaml",
+    help="Train this expert's network, which sees only LR, instead of the fusion.",
+)
+@click.option(
+    "--teacher",
+    metavar="fitted|mean|RUN",
+    help="Also learn from a teacher: the experts averaged with fitted or equal weights, or a run's images.",
+)
+@click.option("--teacher-x8", is_flag=True, help="Average the teacher over the eight stored variants.")
+@click.option("--init", type=click.Path(path_type=Path), help="Start from the weights of this run or export.")
+@click.option("--live", is_flag=True, help="Run the experts in every step, for comparison or to save disk space.")
 @trust_option
 @device_option
 @click.option(
     "--compare-features",
     "compares",
     is_flag=True,
-    help="Train two short runs in --out, with and without the experts' features, and say what features are worth.",
+    help="Train two short runs in --out, with and without the experts' features, and report the difference.",
 )
-@click.option("--describe", is_flag=True, help="Print parameters, FLOPs and time of each phase; train nothing.")
+@click.option("--describe", is_flag=True, help="Print the parameters, FLOPs and time of each phase without training.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def train(
     store: str | None,
@@ -70,9 +82,9 @@ def train(
 ) -> None:
     """Train the fusion, or with --student a single network, from a feature store.
 
-    A new run needs --store and --out, and the same command goes on with it after an interruption. --resume goes on
-    with the run's own store and configuration, changed by --set where that is possible. --init begins a new run with
-    the network and the weights of another; its experts may be others, and one that is new begins with weight 0.
+    A new run needs --store and --out; the same command continues it after an interruption. --resume continues a run
+    with its own store and configuration; --set changes what can still be changed. --init starts a new run from the
+    network and weights of another. The new run may use other experts; any that are new start with weight 0.
     """
     options = {"cache": cache, "cache_gb": cache_gb}
     assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
@@ -109,22 +121,33 @@ def train(
 
 @click.group()
 def bench() -> None:
-    """Make the figures of the README again."""
+    """Run the benchmarks behind the README's figures."""
 
 
 @bench.command("step")
 @click.option(
-    "--batch", "batches", multiple=True, type=AT_LEAST_1, help="Windows a step; default: 1 and 4, on a GPU 16."
+    "--batch",
+    "batches",
+    multiple=True,
+    type=AT_LEAST_1,
+    help="Crops per step; repeatable. Default: 1 and 4, or 16 on a GPU.",
 )
-@click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True, help="Side of a window, LR pixels.")
-@click.option("--profile", "profiles", multiple=True, default=("direct", "paper", "swift"), show_default=True)
-@click.option("--rounds", type=AT_LEAST_1, default=3, show_default=True, help="The medians of so many are given.")
-@click.option("--live/--no-live", default=True, help="Measure the four full-size experts too.")
+@click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True, help="Side of a crop in LR pixels.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    default=("direct", "paper", "swift"),
+    show_default=True,
+    help="Profile to measure; repeatable.",
+)
+@click.option("--rounds", type=AT_LEAST_1, default=3, show_default=True, help="Rounds whose medians are reported.")
+@click.option("--live/--no-live", default=True, help="Whether to measure the four full-size experts too.")
 @device_option
-@click.option("--trace", type=click.Path(path_type=Path), help="Write torch.profiler's trace of a step to this file.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write a torch.profiler trace of one step to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def bench_step(batches, crop, profiles, rounds, live, device, trace, as_json) -> None:
-    """What a training step costs in each profile, and what it would cost with the experts in it."""
+    """Measure the cost of a training step in each profile, with and without running the experts in it."""
     from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.step import bench_step as run
     from championship_sr.train.bench.step import table
@@ -135,15 +158,15 @@ def bench_step(batches, crop, profiles, rounds, live, device, trace, as_json) ->
 
 
 @bench.command("loader")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the stores are written, about 6 GB.")
-@click.option("--rounds", type=AT_LEAST_1, default=5, show_default=True, help="The medians of so many are given.")
-@click.option("--seconds", default=1.0, show_default=True, help="That each contender is measured in a round.")
-@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True)
-@click.option("--threads", type=AT_LEAST_1, default=2, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder for the stores, which take about 6 GB.")
+@click.option("--rounds", type=AT_LEAST_1, default=5, show_default=True, help="Rounds whose medians are reported.")
+@click.option("--seconds", default=1.0, show_default=True, help="Seconds each reader is measured in each round.")
+@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, help="Crops per batch.")
+@click.option("--threads", type=AT_LEAST_1, default=2, show_default=True, help="Threads of each reader.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def bench_loader(folder, rounds, seconds, batch_size, threads, device, as_json) -> None:
-    """How fast a store is read, beside a plain copy of the same bytes and what people use instead."""
+    """Measure how fast a store is read, compared with a plain copy of the same bytes and with other formats."""
     from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.loader import bench_loader as run
 

@@ -36,13 +36,24 @@ T = TypeVar("T")
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="The demo's folder.")
-@click.option("--container", type=click.Choice(sorted(CONTAINERS)), default="zarr", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps; default: those of configs/demo.yaml.")
-@click.option("--fresh", is_flag=True, help="Start over; without it, whatever is there is reused.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="demo", show_default=True, help="Folder for the demo's files."
+)
+@click.option(
+    "--container",
+    type=click.Choice(sorted(CONTAINERS)),
+    default="zarr",
+    show_default=True,
+    help="Container of the stores.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: as in configs/demo.yaml.")
+@click.option("--fresh", is_flag=True, help="Start over instead of reusing earlier results.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def demo(out: Path, container: str, steps: int | None, fresh: bool, as_json: bool) -> None:
-    """The main job on photographs that are installed with scikit-image: extract, train, evaluate, report."""
+    """Run everything once on photographs that come with scikit-image: extract, train, evaluate, report.
+
+    It takes minutes on two CPU cores.
+    """
     job = Demo(out, container, steps)
     if fresh:
         job.clear()

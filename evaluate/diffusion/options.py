@@ -16,12 +16,12 @@ def diffusion_options(command: Callable) -> Callable:
     folder = click.option(
         "--diffusion",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Refine by TSD-SR's diffusion model, whose weights lie in this folder (docs/track-b.md says which).",
+        help="Refine with TSD-SR's diffusion model, loading its weights from this folder (see docs/track-b.md).",
     )
     alpha = click.option(
         "--alpha",
         type=click.FloatRange(0, 1),
-        help="Share of the image without diffusion in the output, 0..1; 0.5 unless configured.",
+        help="Share of the unrefined image in the output, from 0 to 1. Default: 0.5.",
     )
     return folder(alpha(command))
 

@@ -9,22 +9,39 @@ import click
 from championship_sr.extract.commands.options import (
     device_option,
     json_option,
+    precision_option,
+    scale_option,
 )
-from championship_sr.extract.config import FULL_SIZE, PRECISIONS, expert_configs
+from championship_sr.extract.config import FULL_SIZE, expert_configs
 
 
 @click.command("extract")
 @click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
-@click.option("--tile-px", default=64, show_default=True, help="Side of a tile, LR pixels.")
-@click.option("--tiles", type=click.IntRange(min=1), default=2, show_default=True, help="Tiles a shard.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Shards, each bare and whole.")
-@click.option("--scale", default=4)
-@click.option("--container", type=click.Choice(["zarr", "hdf5"]), default="zarr")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32")
+@click.option("--tile-px", default=64, show_default=True, help="Side of a tile in LR pixels.")
+@click.option("--tiles", type=click.IntRange(min=1), default=2, show_default=True, help="Tiles in each shard.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Rounds; each times the forward passes alone and a whole shard.",
+)
+@scale_option
+@click.option(
+    "--container",
+    type=click.Choice(["zarr", "hdf5"]),
+    default="zarr",
+    show_default=True,
+    help="Container of the store that is written.",
+)
+@precision_option
 @device_option
 @json_option
 def bench_extract(entries, tile_px, tiles, rounds, scale, container, precision, device, as_json):
-    """The whole extraction over the bare forward passes of the same tiles; random weights where files are missing."""
+    """Measure the time of a whole extraction relative to the forward passes alone on the same tiles.
+
+    Experts whose weights files are missing run with random weights.
+    """
     from championship_sr.extract.bench.overhead import BenchConfig, opened
     from championship_sr.extract.device import pick_device
 

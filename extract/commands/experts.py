@@ -13,14 +13,15 @@ from championship_sr.extract.commands.options import (
     device_option,
     expert_option,
     json_option,
+    precision_option,
     random_option,
+    scale_option,
     set_option,
     table,
     trust_option,
 )
 from championship_sr.extract.config import (
     FULL_SIZE,
-    PRECISIONS,
     entry_names,
     expert_configs,
 )
@@ -46,10 +47,10 @@ def chosen(entries: tuple[str, ...], path: Path | None, assignments: tuple[str, 
 @click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
 @config_option
 @set_option
-@click.option("--scale", default=4)
+@scale_option
 @json_option
 def list_experts(entries, path, assignments, scale, as_json):
-    """What is configured and what of it is on disk."""
+    """List the configured experts and whether their weights are on disk."""
     from championship_sr.extract.experts.check import listed
 
     found = [listed(config, scale) for config in chosen(entries, path, assignments, tuple(entry_names()))]
@@ -73,15 +74,20 @@ def list_experts(entries, path, assignments, scale, as_json):
 @click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
 @config_option
 @set_option
-@click.option("--scale", default=4)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32")
-@click.option("--equivariance", "turned", is_flag=True, help="Measure how far each is from commuting with flips.")
-@click.option("--image", type=click.Path(path_type=Path), help="LR image for --equivariance; noise without it.")
+@scale_option
+@precision_option
+@click.option(
+    "--equivariance",
+    "turned",
+    is_flag=True,
+    help="Measure how far each expert is from commuting with flips and rotations.",
+)
+@click.option("--image", type=click.Path(path_type=Path), help="LR image for --equivariance. Default: noise.")
 @random_option
 @device_option
 @json_option
 def check(entries, path, assignments, scale, precision, turned, image, random_weights, device, as_json):
-    """Load each expert, run a small image, and check scale, taps, finiteness and determinism."""
+    """Load each expert, run it on a small image, and check scale, taps, finiteness and determinism."""
     import torch
 
     from championship_sr.extract.device import pick_device
@@ -126,13 +132,13 @@ def check_text(result: dict[str, Any]) -> str:
 
 @experts.command()
 @click.argument("root", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--images", "n_images", default=2, help="How many, from all over the store.")
+@click.option("--images", "n_images", default=2, show_default=True, help="Number of images, spread over the store.")
 @expert_option
 @trust_option
 @device_option
 @json_option
 def live(root, n_images, names, trusted, device, as_json):
-    """Run a store's experts again on some of its images, and compare within what their codecs change."""
+    """Run a store's experts again on some of its images and compare with what is stored, within codec error."""
     from championship_sr.extract.experts.recorded import check_live
 
     checks = check_live(root, n_images, names or None, device or "auto", trusted)
@@ -149,13 +155,19 @@ def live(root, n_images, names, trusted, device, as_json):
 @experts.command()
 @click.argument("entries", nargs=-1, required=True, metavar="[NAME | FILE.yaml]...")
 @click.option("--images", "folder", required=True, type=click.Path(path_type=Path), help="Folder of LR images.")
-@click.option("--limit", default=3, help="Only the first of them that are larger than a tile.")
-@click.option("--tile-px", default=64, help="Side of a tile.")
-@click.option("--halo", "halos", default="0,4,8,16,24", help="Halos to measure.")
-@click.option("--scale", default=4)
+@click.option(
+    "--limit",
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Use only the first N images that are larger than a tile.",
+)
+@click.option("--tile-px", default=64, show_default=True, help="Side of a tile in LR pixels.")
+@click.option("--halo", "halos", default="0,4,8,16,24", show_default=True, help="Halos to measure, in LR pixels.")
+@scale_option
 @device_option
 def tiling(entries, folder, limit, tile_px, halos, scale, device):
-    """How far an expert's tiled answer is from its answer to the whole image: a Markdown table."""
+    """Measure how tiling changes an expert's output, as a Markdown table."""
     import torch
 
     from championship_sr.extract.bench.tiling_error import tiling_errors

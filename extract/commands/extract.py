@@ -29,16 +29,37 @@ if TYPE_CHECKING:
 @data_options
 @expert_option
 @features_option
-@click.option("--rebuild", multiple=True, metavar="NAME", help="Make this expert anew, then swap it in; repeatable.")
-@click.option("--part", metavar="I/N", help="Only this part of the shards, for N machines.")
-@click.option("--limit", type=click.IntRange(min=1), help="A store of only the first images.")
-@click.option("--staging", metavar="DIR", help="Through which the shards of a store at s3:// or gs:// pass.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Run here, or on a Ray cluster.")
-@click.option("--address", help="Of the Ray cluster; without it RAY_ADDRESS, else one on this machine.")
-@click.option("--actors", type=click.IntRange(min=1), help="Ray: how many hold an expert; as many as have room.")
-@click.option("--gpus-per-actor", type=click.FloatRange(min=0), help="Ray: 1 where there are GPUs, else 0.")
-@click.option("--cpus-per-actor", type=click.IntRange(min=1), help="Ray: a GPU's part of its node, or all of a node.")
-@click.option("--variants", help="Flips and rotations to store, such as identity,mirror.")
+@click.option(
+    "--rebuild",
+    multiple=True,
+    metavar="NAME",
+    help="Extract this expert again and replace it once that is complete; repeatable.",
+)
+@click.option(
+    "--part", metavar="I/N", help="Extract only part I of N of the shards, to divide the work among N machines."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Put only the first N images into the store.")
+@click.option(
+    "--staging", metavar="DIR", help="Local folder for the shards of an s3:// or gs:// store before they are uploaded."
+)
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", help="Run on this machine or on a Ray cluster."
+)
+@click.option(
+    "--address", help="Address of the Ray cluster. Default: RAY_ADDRESS, or a cluster started on this machine."
+)
+@click.option("--actors", type=click.IntRange(min=1), help="Ray: number of actors. Default: as many as fit.")
+@click.option(
+    "--gpus-per-actor",
+    type=click.FloatRange(min=0),
+    help="Ray: GPUs for each actor. Default: 1 if the cluster has GPUs, otherwise 0.",
+)
+@click.option(
+    "--cpus-per-actor",
+    type=click.IntRange(min=1),
+    help="Ray: CPU cores for each actor. Default: the node's cores divided by its GPUs, or all of them.",
+)
+@click.option("--variants", help="Flips and rotations to store, for example identity,mirror.")
 @random_option
 @device_option
 @set_option
@@ -68,7 +89,7 @@ def extract(
 ):
     """Run the frozen experts once over all images and fill the feature store.
 
-    Goes on where it stopped: what the store's records say is done stays.
+    An interrupted extraction continues where it stopped: shards that the store records as done are kept.
     """
     from championship_sr.extract.run.extraction import extract as run
     from championship_sr.extract.run.shares import Part, Rank

@@ -6,28 +6,42 @@ from typing import Any
 
 import click
 
-from championship_sr.extract.config import ExtractConfig
+from championship_sr.extract.config import PRECISIONS, ExtractConfig
 from championship_sr.store.config import load_section
 from championship_sr.store.errors import ConfigError
 
 config_option = click.option(
-    "--config", "path", type=click.Path(path_type=Path), help="YAML file with an extract section."
+    "--config", "path", type=click.Path(path_type=Path), help="YAML file with an `extract` section."
 )
-set_option = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value.")
+set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one configuration value; repeatable."
+)
 expert_option = click.option(
-    "--expert", "names", multiple=True, metavar="NAME|FILE.yaml", help="Only this expert; repeatable."
+    "--expert", "names", multiple=True, metavar="NAME|FILE.yaml", help="Use only this expert; repeatable."
 )
-features_option = click.option("--without-features", is_flag=True, help="Keep only the experts' SR images.")
-random_option = click.option("--random-weights", is_flag=True, help="Run without the weights files, to size a run.")
-device_option = click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+features_option = click.option("--without-features", is_flag=True, help="Store only the experts' SR images.")
+random_option = click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Run with random weights, to estimate time and size without the weights files.",
+)
+device_option = click.option("--device", help="Device to run on: auto, cpu, cuda, cuda:N or mps.")
 trust_option = click.option(
     "--trust-architecture",
     "trusted",
     multiple=True,
     metavar="MODULE",
-    help="Let the store or run name this Python module as a network of its own: its code is run. Repeatable.",
+    help="Allow the store or run to load its network from this Python module, whose code is then run; repeatable.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="End with one JSON object.")
+scale_option = click.option("--scale", default=4, show_default=True, help="Upscaling factor of the experts.")
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic the experts run in.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 def data_options(command: Any) -> Any:
@@ -37,11 +51,22 @@ def data_options(command: Any) -> Any:
             "--lr",
             multiple=True,
             metavar="DIR",
-            help="LR images, one folder for each --hr, or LR images alone.",
+            help="Folder of LR images: one for each --hr, or LR images without HR; repeatable.",
         ),
-        click.option("--hr", multiple=True, metavar="DIR", help="HR images; without --lr the LR images are made."),
-        click.option("--root", "roots", multiple=True, metavar="DIR", help="A data set in a known layout."),
-        click.option("--store", metavar="DIR|URL", help="The feature store; s3:// and gs:// too."),
+        click.option(
+            "--hr",
+            multiple=True,
+            metavar="DIR",
+            help="Folder of HR images; without --lr, LR images are downscaled from them. Repeatable.",
+        ),
+        click.option(
+            "--root",
+            "roots",
+            multiple=True,
+            metavar="DIR",
+            help="Root folder of a data set in a known layout (see docs/images.md); repeatable.",
+        ),
+        click.option("--store", metavar="DIR|URL", help="The feature store: a folder, or an s3:// or gs:// URL."),
     ):
         command = option(command)
     return command

@@ -36,19 +36,22 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 def cluster_options(command: Any) -> Any:
     """The options that describe a cluster; all but --px-per-second need --nodes or --gpus-per-node."""
     for option in (
-        click.option("--seed", default=0, help="Of the simulation."),
-        click.option("--price", type=click.FloatRange(min=0), help="Of a GPU for an hour."),
+        click.option("--seed", default=0, help="Random seed of the simulation."),
+        click.option("--price", type=click.FloatRange(min=0), help="Price of one GPU hour, for the cost estimate."),
         click.option("--shard-seconds", type=click.FloatRange(min=0), default=2, show_default=True,
-                     help="What a shard costs beside its forwards: opening, syncing, uploading."),
+                     help="Seconds each shard takes besides its forward passes: opening, syncing, uploading."),
         click.option("--restart-minutes", type=click.FloatRange(min=0), default=10, show_default=True,
-                     help="Until a failed node computes again and its shards are free."),
-        click.option("--mtbf-hours", type=POSITIVE, help="Mean time between a node's failures. Default: none fails."),
+                     help="Minutes until a failed node is back and its shards are released."),
+        click.option("--mtbf-hours", type=POSITIVE,
+                     help="Mean time between failures of one node. Default: nodes never fail."),
         click.option("--speed-spread", type=click.FloatRange(0, 1), default=0.05, show_default=True,
-                     help="Standard deviation of a node's speed, as a share of it."),
+                     help="Standard deviation of the nodes' speeds, as a fraction of the mean."),
         click.option("--px-per-second", "speeds", multiple=True, metavar="NAME=N|FILE",
-                     help="An expert's LR pixels a second there, or what `bench extract --json` printed there."),
-        click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True),
-        click.option("--nodes", type=click.IntRange(min=1), help="Plan for a cluster of so many nodes."),
+                     help="An expert's speed on that machine in LR pixels per second, or a file with the output of "
+                          "`bench extract --json`; repeatable."),
+        click.option("--gpus-per-node", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="GPUs on each node."),
+        click.option("--nodes", type=click.IntRange(min=1), help="Plan for a cluster of this many nodes."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -59,8 +62,10 @@ def cluster_options(command: Any) -> Any:
 @data_options
 @expert_option
 @features_option
-@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images instead of reading any.")
-@click.option("--lr-size", default="339x510", metavar="HxW", help="Their mean LR size (default: DF2K's, 339x510).")
+@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images without reading any.")
+@click.option(
+    "--lr-size", default="339x510", metavar="HxW", help="Mean LR size for --images (default: that of DF2K, 339x510)."
+)
 @cluster_options
 @random_option
 @device_option
@@ -90,10 +95,10 @@ def plan(
     assignments,
     as_json,
 ):
-    """What an extraction will cost: bytes for each expert and codec, disk free, hours.
+    """Estimate what an extraction will cost: bytes for each expert and codec, free disk space and hours.
 
-    Writes nothing. The hours are from one measured forward of each expert on this machine, or from --px-per-second.
-    With --nodes a cluster is simulated, with slow and failing nodes, for each number of images in a shard.
+    Nothing is written. The hours come from one timed forward pass of each expert on this machine, or from
+    --px-per-second. With --nodes, a cluster with slow and failing nodes is simulated for several shard sizes.
     """
     from championship_sr.extract.cost.cluster import plan_cluster
     from championship_sr.extract.cost.estimate import plan as make

@@ -26,8 +26,15 @@ log = logging.getLogger(__name__)
 @click.argument("root", metavar="STORE", type=FOLDER)
 @REPAIR
 @DRY_RUN
-@click.option("--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those of this folder.")
-@click.option("--lr", multiple=True, metavar="DIR", help="Their LR images, one folder for each --hr; or these alone.")
+@click.option(
+    "--hr", multiple=True, metavar="DIR", help="Compare the store's HR images with those in this folder; repeatable."
+)
+@click.option(
+    "--lr",
+    multiple=True,
+    metavar="DIR",
+    help="Folder of the LR images: one for each --hr, or LR images without HR; repeatable.",
+)
 @click.option("--live", type=click.IntRange(min=1), metavar="N", help="Also run the experts again on N images.")
 @trust_option
 @JSON
@@ -43,7 +50,7 @@ def verify(
     trusted: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Read every byte and report every fault; exit status 1 if there is one."""
+    """Read every byte and report every fault; exit with status 1 if there is one."""
     check_options(repair, dry_run)
     hashes = source_hashes(DataConfig(hr=hr, lr=lr), survey(root).manifest) if hr or lr else None
     context.invoke(verify_bytes, root=root, repair=repair, dry_run=dry_run, as_json=as_json, hashes=hashes)

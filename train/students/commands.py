@@ -15,19 +15,25 @@ __all__ = ["experts", "pretrain"]
 
 @experts.command()
 @click.option(
-    "--config", "entry", required=True, metavar="NAME | FILE.yaml", help="An expert entry with a pretrain section."
+    "--config", "entry", required=True, metavar="NAME | FILE.yaml", help="Expert entry with a `pretrain` section."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights (default: runs/NAME).")
-@click.option("--hr", multiple=True, metavar="DIR", help="Folders of HR images instead of the entry's.")
-@click.option("--store", metavar="DIR|URL", help="Train from this feature store in place of folders.")
-@click.option("--teacher", metavar="fitted|mean|RUN", help="Learn from this too, as in train; needs --store.")
-@click.option("--teacher-x8", is_flag=True, help="The teacher is the mean over the eight stored variants.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for checkpoints and weights. Default: runs/NAME.")
+@click.option(
+    "--hr", multiple=True, metavar="DIR", help="Folder of HR images, instead of those in the entry; repeatable."
+)
+@click.option("--store", metavar="DIR|URL", help="Train from this feature store instead of folders.")
+@click.option("--teacher", metavar="fitted|mean|RUN", help="Also learn from a teacher, as in `train`; needs --store.")
+@click.option("--teacher-x8", is_flag=True, help="Average the teacher over the eight stored variants.")
 @device_option
 @click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override one value, such as pretrain.steps=100."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one value, for example pretrain.steps=100; repeatable.",
 )
 def pretrain(entry, out, hr, store, teacher, teacher_x8, device, assignments):
-    """Train a small expert of your own; the same command goes on from the last checkpoint."""
+    """Train a small expert of your own; the same command continues from the last checkpoint."""
     from championship_sr.train.config import TeacherConfig
     from championship_sr.train.students.pretrain import pretrain as run
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.scoring.evaluation import Wanted
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions
 from championship_sr.evaluate.session import Results, evaluate_sets, write_results
 from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run import extraction
@@ -82,7 +82,7 @@ def evaluate(
         lr=_paths(lr),
         benchmarks=Path(benchmarks) if benchmarks else None,
         experts=experts,
-        wanted=Wanted(self_ensemble),
+        options=ScoringOptions(self_ensemble),
         config=_section(EvaluateConfig, config, "evaluate"),
         with_gallery=report is not None,
     )

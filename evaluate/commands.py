@@ -105,16 +105,16 @@ def evaluate(
     if ctx.invoked_subcommand:
         return
     from championship_sr.evaluate.inference.pictures import check_writable
-    from championship_sr.evaluate.scoring.evaluation import Wanted
+    from championship_sr.evaluate.scoring.evaluation import ScoringOptions
     from championship_sr.evaluate.session import evaluate_sets, write_results
 
     if given["run"] is None and ablation:
         raise click.UsageError("--ablation needs a --run")
-    wanted = Wanted(self_ensemble, ablation, fit_store)
+    options = ScoringOptions(self_ensemble, ablation, fit_store)
     config = section(config_path, assignments)
     if report:
         check_writable(report)
-    results = evaluate_sets(wanted=wanted, config=config, with_gallery=report is not None, **given)
+    results = evaluate_sets(options=options, config=config, with_gallery=report is not None, **given)
     files = write_results(report, results) if report else []
     if as_json:
         sets = {name: scored.scores.described() for name, scored in results.sets.items()}

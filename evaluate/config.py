@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Literal
 
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
-from championship_sr.evaluate.inference.tiles import Tiling
+from championship_sr.evaluate.inference.tiles import FadedTiling
 from championship_sr.evaluate.metrics import METRICS
 from championship_sr.store.config import config_dataclass
 
@@ -54,6 +54,6 @@ class EvaluateConfig:
         return scale + (NTIRE2017_BORDER if self.protocol == "ntire2017" else 0)
 
     @property
-    def tiling(self) -> Tiling:
+    def tiling(self) -> FadedTiling:
         """How large images are cut."""
-        return Tiling(self.tile_px, self.halo_px, self.blend_px)
+        return FadedTiling(self.tile_px, self.halo_px, self.blend_px)

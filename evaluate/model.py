@@ -16,7 +16,7 @@ from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion import Refiner
 from championship_sr.evaluate.inference.given import array_back, as_batch
 from championship_sr.evaluate.inference.inputs import Inputs, LiveInputs, chw, hwc, must_run
-from championship_sr.evaluate.inference.passes import Progress, Result, run, run_ensemble
+from championship_sr.evaluate.inference.passes import PassOutputs, PixelsDone, run, run_ensemble
 from championship_sr.evaluate.inference.pictures import to_pil
 from championship_sr.evaluate.methods import FUSION
 from championship_sr.extract.config import ExpertConfig, load_expert_config
@@ -120,7 +120,7 @@ class Model:
         *,
         given: Sequence[GivenImage] = (),
         self_ensemble: bool = False,
-        progress: Progress | None = None,
+        progress: PixelsDone | None = None,
     ) -> Picture:
         """The SR picture with the same depth; transparency is enlarged bicubically.
 
@@ -135,7 +135,7 @@ class Model:
         *,
         given: Sequence[GivenImage] = (),
         self_ensemble: bool = False,
-        progress: Progress | None = None,
+        progress: PixelsDone | None = None,
     ) -> dict[str, Picture]:
         """Expert -> its own SR picture."""
         lr = chw(filled(picture))
@@ -149,8 +149,8 @@ class Model:
         given: Sequence[GivenImage] = (),
         self_ensemble: bool = False,
         networks: bool = True,
-        progress: Progress | None = None,
-    ) -> Result:
+        progress: PixelsDone | None = None,
+    ) -> PassOutputs:
         """What the fusion, or with `networks=False` each expert, makes of an image (1, 3, h, w) in 0..1.
 
         given   the images of the experts that are not run
@@ -171,8 +171,8 @@ class Model:
         *,
         self_ensemble: bool = False,
         networks: bool = True,
-        progress: Progress | None = None,
-    ) -> Result:
+        progress: PixelsDone | None = None,
+    ) -> PassOutputs:
         """The same from what the experts say of an image, wherever it comes from.
 
         Out of memory on a GPU, it goes on with tiles of half the size.
@@ -201,12 +201,12 @@ class Model:
         return [answers[name] for name in self.expert_names]
 
     def _image(
-        self, lr: Tensor, self_ensemble: bool, progress: Progress | None = None, given: Sequence[GivenImage] = ()
+        self, lr: Tensor, self_ensemble: bool, progress: PixelsDone | None = None, given: Sequence[GivenImage] = ()
     ) -> Tensor:
         """The image (3, H, W) in 0..1 of one (1, 3, h, w)."""
         return self.finished(self.run(lr.cpu(), given=given, self_ensemble=self_ensemble, progress=progress))
 
-    def finished(self, result: Result) -> Tensor:
+    def finished(self, result: PassOutputs) -> Tensor:
         """The fusion's image (3, H, W) in 0..1, refined where the model has a refiner."""
         image = result.images[FUSION].clamp_(0, 1)
         return self.refiner(image[None])[0] if self.refiner else image

@@ -10,9 +10,9 @@ from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
 from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
 from championship_sr.evaluate.scoring.complementarity_table import text
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
-from championship_sr.extract.config import DataConfig, ExpertConfig, expert_configs
+from championship_sr.extract.config import ExpertConfig, ImagesConfig, expert_configs
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
@@ -66,7 +66,7 @@ def evaluate_sets(
     benchmarks: Path | None = None,
     experts: Sequence[str] = (),
     expert_images: Mapping[str, Path] | None = None,
-    wanted: Wanted,
+    options: ScoringOptions,
     config: EvaluateConfig,
     with_gallery: bool,
     trusted: Sequence[str] = (),
@@ -87,11 +87,11 @@ def evaluate_sets(
     scale = model.scale if model else SCALE
     if model and experts:
         entries = expert_configs(tuple(experts))
-        wanted = replace(wanted, singles=tuple(_loaded(entries, scale, config)))
+        options = replace(options, singles=tuple(_loaded(entries, scale, config)))
     if store:
-        gallery, seen = _gallery(scale, wanted, config, with_gallery)
+        gallery, seen = _gallery(scale, options, config, with_gallery)
         named = store if model or not experts else Store(store, experts)
-        scores = evaluate_store(model, named, images or None, wanted=seen, config=config, trusted=trusted)
+        scores = evaluate_store(model, named, images or None, options=seen, config=config, trusted=trusted)
         return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
     left_out: list[str] = []
     names = model.expert_names if model else ()
@@ -101,20 +101,22 @@ def evaluate_sets(
     for name, pairs in _file_sets(hr, lr, benchmarks, scale, left_out).items():
         if not pairs:
             raise StoreError(f"{name}: no image can be scored: {joined(left_out)}")
-        gallery, seen = _gallery(scale, wanted, config, with_gallery)
+        gallery, seen = _gallery(scale, options, config, with_gallery)
         asked = asked_of(pairs)
         given = model.results(asked, name) if model else _results_of(entries, asked, scale, name)
         answering = {expert.name: expert for expert in (*run_here, *given)}
         ordered = [answering[expert] for expert in names or [entry.name for entry in entries]]
-        scores = evaluate_pairs(model, pairs, experts=ordered, wanted=seen, config=config)
+        scores = evaluate_pairs(model, pairs, experts=ordered, options=seen, config=config)
         left_out += scores.left_out
         sets[name] = Scored(scores, gallery)
     return Results(sets, model, tuple(left_out))
 
 
-def _gallery(scale: int, wanted: Wanted, config: EvaluateConfig, with_gallery: bool) -> tuple[Gallery | None, Wanted]:
+def _gallery(
+    scale: int, options: ScoringOptions, config: EvaluateConfig, with_gallery: bool
+) -> tuple[Gallery | None, ScoringOptions]:
     gallery = Gallery(scale, config.border(scale)) if with_gallery else None
-    return gallery, replace(wanted, observe=gallery)
+    return gallery, replace(options, observe=gallery)
 
 
 def _file_sets(
@@ -122,7 +124,7 @@ def _file_sets(
 ) -> dict[str, list[Pair]]:
     if benchmarks:
         return find_benchmarks(benchmarks, scale, left_out)
-    data = DataConfig(hr=tuple(map(str, hr)), lr=tuple(map(str, lr)))
+    data = ImagesConfig(hr=tuple(map(str, hr)), lr=tuple(map(str, lr)))
     return {hr[0].resolve().name: find_pairs(data, scale, left_out)}
 
 

@@ -118,7 +118,7 @@ class ExpertConfig:
 
 
 @config_dataclass
-class DataConfig:
+class ImagesConfig:
     """Where the images are: data sets in a known layout, or folders of HR images, of LR images, or of both."""
 
     roots: tuple[PathText, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
@@ -147,7 +147,7 @@ class ExtractConfig:
     """One extraction: images, experts, store, and everything that decides the bytes."""
 
     store: PathText
-    data: DataConfig
+    data: ImagesConfig
     experts: tuple[str | dict[str, Any], ...] = FULL_SIZE  # names in configs/experts, YAML files or entries
     scale: int = 4
     container: Literal["zarr", "hdf5"] = "zarr"

@@ -18,7 +18,7 @@ DIV2K_RGB_MEAN = (0.4488, 0.4371, 0.4040)  # Lim et al. 2017, the published chec
 OFFICIAL_IMG_RANGE = 255.0  # both layouts' published checkpoints work on 0..255
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlockNoBN(nn.Module):
     """Two 3x3 convolutions without normalisation, their sum scaled before it is added."""
 
     def __init__(self, num_feat: int, res_scale: float) -> None:
@@ -72,7 +72,7 @@ class EDSR(nn.Module):
         self.img_range = img_range
         self.register_buffer("mean", torch.tensor(rgb_mean).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, num_feat, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(num_feat, res_scale) for _ in range(num_block)))
+        self.body = nn.Sequential(*(ResidualBlockNoBN(num_feat, res_scale) for _ in range(num_block)))
         self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsample = Upsample(upscale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, 3, 3, padding=1)

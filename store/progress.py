@@ -2,13 +2,20 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 LINE = "{desc}: {unit} {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
 _seconds = 30.0
+
+# takes the bytes that were moved or read since the last call; fewer than 0 if they were lost
+BytesDone = Callable[[int], Any]
+
+
+def silent(n_bytes: int) -> None:
+    """A `BytesDone` that shows nothing."""
 
 
 def tell_every(seconds: float) -> None:

@@ -15,7 +15,16 @@ from championship_sr.train.data.sampler import Weighting
 from championship_sr.train.data.variants import Augment
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.losses.combined import LOSSES, TEACHER
-from championship_sr.train.schedule import LearningRate, Span, Stages, constant, cosine, parse_length, restarts, stages
+from championship_sr.train.schedule import (
+    Curriculum,
+    LearningRate,
+    RunLength,
+    constant,
+    cosine,
+    parse_length,
+    restarts,
+    stages,
+)
 
 
 def _length(value: int | str) -> int | str:
@@ -269,16 +278,16 @@ class TrainConfig:
         return self.student
 
 
-def span(config: TrainConfig, samples_per_epoch: int) -> Span:
+def span(config: TrainConfig, samples_per_epoch: int) -> RunLength:
     """The run's length, given how many windows an epoch has."""
     per_epoch = samples_per_epoch / config.data.batch_size
-    steps = Span(0, per_epoch).in_steps(config.steps)
+    steps = RunLength(0, per_epoch).in_steps(config.steps)
     if steps < 1:
         raise ValueError(f"train.steps={config.steps}: less than one step")
-    return Span(steps, per_epoch)
+    return RunLength(steps, per_epoch)
 
 
-def learning_rate(config: TrainConfig, run: Span) -> LearningRate:
+def learning_rate(config: TrainConfig, run: RunLength) -> LearningRate:
     """The learning rate of each step."""
     schedule = config.schedule
     rates = {
@@ -292,6 +301,6 @@ def learning_rate(config: TrainConfig, run: Span) -> LearningRate:
     return {"cosine": cosine, "constant": constant}[schedule.kind](run, warmup=schedule.warmup, **rates)
 
 
-def loss_stages(config: TrainConfig, run: Span) -> Stages:
+def loss_stages(config: TrainConfig, run: RunLength) -> Curriculum:
     """Which of `config.losses.stages` each step belongs to."""
     return stages(run, [stage.length for stage in config.losses.stages])

@@ -10,7 +10,7 @@ END_TOLERANCE = 0.01  # of the way from the lowest to the peak learning rate: wh
 
 
 @dataclass(frozen=True)
-class Span:
+class RunLength:
     """How long a run is: what lengths in epochs and per cent are measured by."""
 
     steps: int
@@ -77,18 +77,18 @@ class LearningRate:
         return self.lowest + (self.peak - self.lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def cosine(span: Span, *, warmup: int | str, **rates: float) -> LearningRate:
+def cosine(span: RunLength, *, warmup: int | str, **rates: float) -> LearningRate:
     """One cosine over the whole run."""
     return LearningRate(warmup_steps=_warmup_steps(span, warmup), cycle_ends=(span.steps,), **rates)
 
 
-def constant(span: Span, *, warmup: int | str, **rates: float) -> LearningRate:
+def constant(span: RunLength, *, warmup: int | str, **rates: float) -> LearningRate:
     """The peak after warm-up."""
     return LearningRate(warmup_steps=_warmup_steps(span, warmup), cycle_ends=(), **rates)
 
 
 def restarts(
-    span: Span, *, warmup: int | str, first_cycle: int | str, cycle_factor: float, **rates: float
+    span: RunLength, *, warmup: int | str, first_cycle: int | str, cycle_factor: float, **rates: float
 ) -> LearningRate:
     """Cosines after warm-up, each `cycle_factor` times as long as the one before.
 
@@ -108,7 +108,7 @@ def restarts(
     return rate
 
 
-def _unfinished(span: Span, warmup: int, ends: Sequence[float], height: float, factor: float) -> str:
+def _unfinished(span: RunLength, warmup: int, ends: Sequence[float], height: float, factor: float) -> str:
     """What the cycles add up to, and the first cycle that would end with the run."""
     shapes = [factor**index for index in range(len(ends))]
     fitting = (span.steps - warmup) / sum(shapes)
@@ -120,11 +120,11 @@ def _unfinished(span: Span, warmup: int, ends: Sequence[float], height: float, f
     )
 
 
-def _shown(span: Span, steps: float) -> str:
+def _shown(span: RunLength, steps: float) -> str:
     return f"{steps:.10g} steps ({steps / span.steps_per_epoch:.6g} epochs)"
 
 
-def _warmup_steps(span: Span, warmup: int | str) -> int:
+def _warmup_steps(span: RunLength, warmup: int | str) -> int:
     steps = span.in_steps(warmup)
     if steps >= span.steps:
         raise ConfigError(f"schedule.warmup={warmup}: {steps} steps of warm-up leave nothing of {span.steps} steps")
@@ -132,7 +132,7 @@ def _warmup_steps(span: Span, warmup: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Stages:
+class Curriculum:
     """Which stage of the curriculum a step belongs to."""
 
     ends: tuple[int, ...]
@@ -148,7 +148,7 @@ class Stages:
         return (step - begin) / max(1, self.ends[stage] - begin - 1)
 
 
-def stages(span: Span, lengths: Sequence[int | str]) -> Stages:
+def stages(span: RunLength, lengths: Sequence[int | str]) -> Curriculum:
     """The stages of the given lengths, one after another.
 
     raises  ConfigError with the arithmetic if they don't fill the run
@@ -162,4 +162,4 @@ def stages(span: Span, lengths: Sequence[int | str]) -> Stages:
             f"({span.steps / span.steps_per_epoch:.6g} epochs): the stages must fill it"
         )
     ends = [round(sum(exact[: index + 1])) for index in range(len(exact))]
-    return Stages((*ends[:-1], span.steps))
+    return Curriculum((*ends[:-1], span.steps))

@@ -28,7 +28,7 @@ MADE = "made.jsonl"
 
 
 @dataclass(frozen=True)
-class Origin:
+class PictureOrigin:
     """What decides the pixels of one picture."""
 
     input: str
@@ -40,11 +40,11 @@ class Origin:
 class Made:
     """A picture that was made, and how long it took."""
 
-    origin: Origin
+    origin: PictureOrigin
     picture: str
     seconds: float
 
-    def is_of(self, origin: Origin, picture: Path) -> bool:
+    def is_of(self, origin: PictureOrigin, picture: Path) -> bool:
         """Whether the picture in this file is this one, made from just that."""
         return self.origin == origin and self.picture == sha256_of(picture)
 
@@ -65,10 +65,10 @@ def fingerprint(model: Model, *, self_ensemble: bool) -> str:
     return hashlib.sha256(canonical(decides)).hexdigest()
 
 
-def origin_of(path: Path, of_experts: Sequence[ResultImages], by: str) -> Origin:
+def origin_of(path: Path, of_experts: Sequence[ResultImages], by: str) -> PictureOrigin:
     """What the picture of this input is made from now."""
     given = {images.name: sha256_of(images.files[str(path)]) for images in of_experts}
-    return Origin(sha256_of(path), given, by)
+    return PictureOrigin(sha256_of(path), given, by)
 
 
 def read_made(out: Path) -> dict[str, Made]:
@@ -81,7 +81,7 @@ def read_made(out: Path) -> dict[str, Made]:
     for line in lines:
         try:
             content = parse_json(line)
-            origin = Origin(content["input"], dict(content["given"]), content["by"])
+            origin = PictureOrigin(content["input"], dict(content["given"]), content["by"])
             made = Made(origin, content["picture"], float(content["seconds"]))
             if math.isfinite(made.seconds):
                 found[content["image"]] = made

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from championship_sr.evaluate.deliver.made import Made, Origin, fingerprint, note_made, origin_of, read_made
+from championship_sr.evaluate.deliver.made import Made, PictureOrigin, fingerprint, note_made, origin_of, read_made
 from championship_sr.evaluate.inference.pictures import check_writable, write_picture
 from championship_sr.evaluate.model import Model
 from championship_sr.extract.images.decode import UnreadableImage, read_header, read_picture
@@ -81,7 +81,7 @@ def _result_of(path: Path, results: Path) -> Path:
     return results / f"{path.stem}.png"
 
 
-def _taken_over(out: Path, origins: dict[Path, Origin]) -> dict[str, Made]:
+def _taken_over(out: Path, origins: dict[Path, PictureOrigin]) -> dict[str, Made]:
     """Name of the input -> its picture, where that is the one that would be made now."""
     there = {path: _result_of(path, out / RESULTS) for path in origins}
     there = {path: result for path, result in there.items() if result.exists()}

@@ -14,11 +14,11 @@ import click
 from championship_sr.evaluate.bundled import installed_run, trained_on
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.demo.photographs import write_photographs
-from championship_sr.evaluate.demo.progress import Stages
+from championship_sr.evaluate.demo.progress import DemoStages
 from championship_sr.evaluate.methods import BUNDLED, FUSION
 from championship_sr.evaluate.model import load
 from championship_sr.evaluate.report.report import REPORT
-from championship_sr.evaluate.scoring.evaluation import Wanted
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.evaluate.session import Results, evaluate_sets, write_results
 from championship_sr.extract.config import ExtractConfig
@@ -76,7 +76,7 @@ class Demo:
     out: Path
     container: str = "zarr"
     steps: int | None = None  # of training; None: configs/demo.yaml's
-    stages: Stages = field(default_factory=Stages)
+    stages: DemoStages = field(default_factory=DemoStages)
 
     def __post_init__(self) -> None:
         steps, full = (
@@ -116,8 +116,8 @@ class Demo:
         """The scores on the held-out photographs, and the report."""
         with self.stages.running("evaluate"):
             bundled = installed_run()
-            wanted = Wanted(self_ensemble=False, bundled=load(bundled) if bundled else None)
-            results = evaluate_sets(run=run, store=store, wanted=wanted, config=EvaluateConfig(), with_gallery=True)
+            options = ScoringOptions(self_ensemble=False, bundled=load(bundled) if bundled else None)
+            results = evaluate_sets(run=run, store=store, options=options, config=EvaluateConfig(), with_gallery=True)
             [scored] = results.sets.values()
             if bundled:
                 scored = replace(scored, scores=replace(scored.scores, notes=(*scored.scores.notes, told_of(bundled))))

@@ -19,7 +19,7 @@ REUSED = 0.3  # a stage that takes less than this share of its typical time has 
 
 
 @dataclass
-class Stages:
+class DemoStages:
     """The demo's stages as they pass.
 
     training  share of the full number of training steps that are run

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
-from championship_sr.evaluate.inference.tiles import Span, Tiling, even_spans
+from championship_sr.evaluate.inference.tiles import FadedSpan, FadedTiling, even_spans
 from championship_sr.extract.device import float32_products
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
-Progress = Callable[[int], object]  # called with the number of LR pixels that were done
+PixelsDone = Callable[[int], object]  # called with the number of LR pixels that were done
 
 
 @dataclass(frozen=True)
-class Result:
+class PassOutputs:
     """What came out of one pass: name -> image (3, H, W) in float32 on the CPU; and where the time went."""
 
     images: dict[str, Tensor]
@@ -29,11 +29,11 @@ class Result:
 def run(
     inputs: Inputs,
     networks: Mapping[str, nn.Module],
-    tiling: Tiling,
+    tiling: FadedTiling,
     *,
     keep_experts: bool,
-    progress: Progress | None = None,
-) -> Result:
+    progress: PixelsDone | None = None,
+) -> PassOutputs:
     """The networks' outputs for a whole image, not clipped, and the experts' images with `keep_experts`.
 
     The memory used is that of the outputs and of one tile, on the device until all tiles are there.
@@ -41,7 +41,7 @@ def run(
     height, width = (n * inputs.scale for n in inputs.size)
     images: dict[str, Tensor] = {}
 
-    def add(name: str, tile: Tensor, ys: Span, xs: Span) -> None:
+    def add(name: str, tile: Tensor, ys: FadedSpan, xs: FadedSpan) -> None:
         if name not in images:  # a network may return further channels
             images[name] = torch.zeros(len(tile), height, width, device=tile.device)
         _add(images[name], tile, ys, xs, inputs.scale)
@@ -60,7 +60,7 @@ def run(
             add(name, sr[0, index], ys, xs)
         if progress:
             progress(ys.kept * xs.kept)
-    return Result({name: image.cpu() for name, image in images.items()}, seconds)
+    return PassOutputs({name: image.cpu() for name, image in images.items()}, seconds)
 
 
 def _elapsed(started: float, device: torch.device) -> float:
@@ -69,7 +69,7 @@ def _elapsed(started: float, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _add(total: Tensor, tile: Tensor, ys: Span, xs: Span, scale: int) -> None:
+def _add(total: Tensor, tile: Tensor, ys: FadedSpan, xs: FadedSpan, scale: int) -> None:
     weight = (ys.weight[:, None] * xs.weight).to(tile.device)
     total[:, ys.start * scale : ys.stop * scale, xs.start * scale : xs.stop * scale] += tile.float() * weight
 
@@ -77,11 +77,11 @@ def _add(total: Tensor, tile: Tensor, ys: Span, xs: Span, scale: int) -> None:
 def run_ensemble(
     inputs_of: Callable[[str], Inputs],
     networks: Mapping[str, nn.Module],
-    tiling: Tiling,
+    tiling: FadedTiling,
     *,
     keep_experts: bool,
-    progress: Progress | None = None,
-) -> Result:
+    progress: PixelsDone | None = None,
+) -> PassOutputs:
     """The mean over the eight flips and turns of the image, each turned back (x8 self-ensemble).
 
     inputs_of   variant -> the inputs of the image in that variant
@@ -95,4 +95,4 @@ def run_ensemble(
             images[name] = images[name].add_(turned) if name in images else turned.contiguous()
         for name, value in result.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-    return Result(images, seconds)
+    return PassOutputs(images, seconds)

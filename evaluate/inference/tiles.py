@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Tiling:
+class FadedTiling:
     """How an image is cut, in LR pixels: tiles of at most `tile_px`, read with a halo, faded over `blend_px`."""
 
     tile_px: int
@@ -23,7 +23,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Span:
+class FadedSpan:
     """One tile along one axis: what is read, and how much of each output pixel of it counts."""
 
     start: int  # units of the input
@@ -32,7 +32,7 @@ class Span:
     weight: Tensor  # (output pixels a unit * (stop - start),)
 
 
-def even_spans(length: int, scale: int, tiling: Tiling) -> list[Span]:
+def even_spans(length: int, scale: int, tiling: FadedTiling) -> list[FadedSpan]:
     """As few tiles of even sizes as `tile_px` allows, each with its halo; weights add up to 1 at every pixel."""
     count = -(-length // tiling.tile_px)
     edges = [round(i * length / count) for i in range(count + 1)]
@@ -40,21 +40,21 @@ def even_spans(length: int, scale: int, tiling: Tiling) -> list[Span]:
     return _faded(places, edges, tiling.blend_px, scale)
 
 
-def full_spans(length: int, tile: int, overlap: int, unit_out: int) -> list[Span]:
+def full_spans(length: int, tile: int, overlap: int, unit_out: int) -> list[FadedSpan]:
     """As few tiles of the full size as overlap by `overlap` or more; weights add up to 1 at every pixel.
 
     Neighbours fade into each other around the middle of what they share, over half of `overlap`: where a tile sees its
     own border it does not count. An axis shorter than a tile is one tile.
     """
     if length <= tile:
-        return [Span(0, length, length, torch.ones(length * unit_out))]
+        return [FadedSpan(0, length, length, torch.ones(length * unit_out))]
     count = -(-(length - overlap) // (tile - overlap))
     starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
     edges = [0, *((left + tile + right) / 2 for left, right in pairwise(starts)), length]
     return _faded([(start, start + tile) for start in starts], edges, overlap / 2, unit_out)
 
 
-def _faded(places: list[tuple[int, int]], edges: Sequence[float], width: float, unit_out: int) -> list[Span]:
+def _faded(places: list[tuple[int, int]], edges: Sequence[float], width: float, unit_out: int) -> list[FadedSpan]:
     """The tiles at these places, each rising and falling over `width` around the edges between them."""
     result = []
     for i, (start, stop) in enumerate(places):
@@ -64,7 +64,7 @@ def _faded(places: list[tuple[int, int]], edges: Sequence[float], width: float, 
             weight = weight * _risen(place - edges[i], width)
         if i + 1 < len(places):
             weight = weight * (1 - _risen(place - edges[i + 1], width))
-        result.append(Span(start, stop, round(edges[i + 1] - edges[i]), weight))
+        result.append(FadedSpan(start, stop, round(edges[i + 1] - edges[i]), weight))
     return result
 
 
@@ -95,5 +95,5 @@ def run_in_full_tiles(
     return whole
 
 
-def _place(span: Span, unit: int) -> slice:
+def _place(span: FadedSpan, unit: int) -> slice:
     return slice(span.start * unit, span.stop * unit)

@@ -27,7 +27,7 @@ WINS_BLUR = 9  # HR pixels over which an expert must be nearer on average to win
 ERROR_PERCENTILE = 99.5  # of the errors in a region is the brightest colour
 THUMBNAIL_PX = 112
 
-Place = tuple[slice, slice]  # rows and columns, HR pixels
+Box = tuple[slice, slice]  # rows and columns, HR pixels
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ShownImage:
             for y, x, value in _peaks(sign * means, size):
                 yield y * self.scale, x * self.scale, size * self.scale, sign * value
 
-    def decibels(self, place: Place) -> float:
+    def decibels(self, place: Box) -> float:
         """How much the fusion, or what stands for it, is better than the best expert at this place."""
         with np.errstate(divide="ignore"):
             return float(10 * np.log10(self.best_squares[place].mean() / self.squares[place].mean()))
@@ -117,7 +117,7 @@ class ShownImage:
         region = self.region((slice(0, self.height), slice(0, self.width)))
         return region if region.bytes <= most_bytes else None
 
-    def region(self, place: Place) -> Region:
+    def region(self, place: Box) -> Region:
         """The part of the image at this place, encoded."""
         rows, cols = place
         height, width = rows.stop - rows.start, cols.stop - cols.start
@@ -134,15 +134,15 @@ class ShownImage:
             layers=(*self._pictures(place), *self._maps(place)),
         )
 
-    def thumbnail(self, place: Place) -> str:
+    def thumbnail(self, place: Box) -> str:
         """The place in HR, small."""
         return data_uri(self.shown[HR][place], lossless=False, longest=THUMBNAIL_PX)
 
-    def _pictures(self, place: Place) -> Iterator[Layer]:
+    def _pictures(self, place: Box) -> Iterator[Layer]:
         for method, image in self.shown.items():
             yield Layer(method, title_of(method), "picture", data_uri(np.ascontiguousarray(image[place])))
 
-    def _maps(self, place: Place) -> Iterator[Layer]:
+    def _maps(self, place: Box) -> Iterator[Layer]:
         yield Layer("nearest expert", "nearest expert", "nearest", data_uri(categories(self.nearest[place])))
         for name, layers in self.pictures.maps.items():
             part = layers[:, *place]
@@ -153,7 +153,7 @@ class ShownImage:
                 source = data_uri(np.repeat(grey[..., None], 3, axis=2), lossless=False)
                 yield Layer(title, title, "map", source, low, high)
 
-    def _brightest(self, place: Place) -> float:
+    def _brightest(self, place: Box) -> float:
         squares = np.stack([self.best_squares[place], self.squares[place]])
         return max(1.0, float(np.sqrt(np.percentile(squares, ERROR_PERCENTILE))))
 
@@ -183,7 +183,7 @@ def _peaks(means: Tensor, size: int) -> Iterator[tuple[int, int, float]]:
         yield y, x, value.item()
 
 
-def square(y: int, x: int, size: int) -> Place:
+def square(y: int, x: int, size: int) -> Box:
     return slice(y, y + size), slice(x, x + size)
 
 

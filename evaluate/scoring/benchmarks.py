@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from championship_sr.extract.config import DataConfig
+from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.decode import is_image
 from championship_sr.extract.images.pairs import LAYOUTS, Pair, find_pairs, joined
 from championship_sr.store.errors import StoreError
@@ -42,15 +42,15 @@ def find_benchmarks(folder: Path, scale: int, left_out: list[str]) -> dict[str, 
 def benchmark_pairs(folder: Path, scale: int, left_out: list[str]) -> list[Pair]:
     """The pairs of one benchmark's folder; none if it is in no known layout."""
     if any((folder / hr).is_dir() for split, hr, _ in LAYOUTS if split != "train"):
-        return find_pairs(DataConfig(roots=(str(folder),), split="val"), scale, left_out)
+        return find_pairs(ImagesConfig(roots=(str(folder),), split="val"), scale, left_out)
     same = folder / SAME_FOLDER.format(s=scale)
     if same.is_dir():
-        return find_pairs(DataConfig(hr=(str(same),), lr=(str(same),)), scale, left_out)
+        return find_pairs(ImagesConfig(hr=(str(same),), lr=(str(same),)), scale, left_out)
     for hr, lr in _more_layouts(folder, scale):
         if hr.is_dir() and (lr is None or lr.is_dir()):
-            return find_pairs(DataConfig(hr=(str(hr),), lr=(str(lr),) if lr else ()), scale, left_out)
+            return find_pairs(ImagesConfig(hr=(str(hr),), lr=(str(lr),) if lr else ()), scale, left_out)
     if folder.is_dir() and any(is_image(path) for path in folder.iterdir()):
-        return find_pairs(DataConfig(hr=(str(folder),)), scale, left_out, nested=False)
+        return find_pairs(ImagesConfig(hr=(str(folder),)), scale, left_out, nested=False)
     return []
 
 

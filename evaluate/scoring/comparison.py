@@ -16,7 +16,7 @@ from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8,
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from championship_sr.evaluate.scoring.baselines import images_of, products_of
 from championship_sr.evaluate.scoring.cases import Case
-from championship_sr.evaluate.scoring.complementarity import Complementarity, Cost, Evidence, complementarity
+from championship_sr.evaluate.scoring.complementarity import Complementarity, Evidence, ExpertCost, complementarity
 from championship_sr.evaluate.scoring.scores import Scores, best_per_image, mean_of
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.images.decode import UnreadableImage
@@ -49,7 +49,7 @@ Observer = Callable[[Pictures], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What is scored: the baselines of these experts, and the networks.
 
     ensemble   whose x8 self-ensemble is scored: "all" also that of every expert, in the same pass over the images;
@@ -68,13 +68,13 @@ class Plan:
     fusion_x8: bool
     weights: Mapping[str, float] | None
     fitted: np.ndarray | None = None
-    costs: Mapping[str, Cost] = field(default_factory=dict)
+    costs: Mapping[str, ExpertCost] = field(default_factory=dict)
     notes: Sequence[str] = ()
     observe: Observer | None = None
     used: Mapping[str, str | None] | None = None
 
 
-def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: EvaluateConfig) -> Scores:
+def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: ComparisonPlan, config: EvaluateConfig) -> Scores:
     """The scores of all methods on all images that can be read; the others are named in `left_out`.
 
     lr      where the LR images come from, in words
@@ -100,7 +100,7 @@ def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: Plan, config: 
 class _Comparison:
     """All methods on one image after the other."""
 
-    def __init__(self, scale: int, plan: Plan, config: EvaluateConfig) -> None:
+    def __init__(self, scale: int, plan: ComparisonPlan, config: EvaluateConfig) -> None:
         self.scale, self.plan, self.config = scale, plan, config
         self.border, self.tiling = config.border(scale), config.tiling
         self.device = pick_device(config.device)
@@ -183,7 +183,7 @@ class _Comparison:
 class _Together:
     """What is needed to say what the experts are worth together, as images come in."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ComparisonPlan) -> None:
         self.plan = plan
         self.products: list[np.ndarray] = []
         self.lr_px: list[int] = []

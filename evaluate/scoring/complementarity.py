@@ -20,16 +20,16 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True)
-class Cost:
+class ExpertCost:
     """What an expert costs for one LR pixel, or as `of` gives it for an image; None where it is not known."""
 
     parameters: int | None = None
     seconds: float | None = None
     stored_bytes: float | None = None  # of its SR image and features
 
-    def of(self, lr_px: float) -> "Cost":
+    def of(self, lr_px: float) -> "ExpertCost":
         """The cost of an image of so many LR pixels."""
-        return Cost(self.parameters, _times(self.seconds, lr_px), _times(self.stored_bytes, lr_px))
+        return ExpertCost(self.parameters, _times(self.seconds, lr_px), _times(self.stored_bytes, lr_px))
 
 
 def _times(value: float | None, count: float) -> float | None:
@@ -68,7 +68,7 @@ class Complementarity:
     adds: dict[str, Gain]
     self_ensemble: dict[str, Gain]
     oracles: dict[str, Gain]
-    costs: dict[str, Cost]
+    costs: dict[str, ExpertCost]
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,7 +138,7 @@ def complementarity(
     experts: Sequence[str],
     evidence: Evidence,
     *,
-    costs: Mapping[str, Cost] | None = None,
+    costs: Mapping[str, ExpertCost] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Complementarity:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from championship_sr.evaluate.methods import row
-from championship_sr.evaluate.scoring.complementarity import Complementarity, Cost, Subset
+from championship_sr.evaluate.scoring.complementarity import Complementarity, ExpertCost, Subset
 from championship_sr.evaluate.scoring.scores import aligned
 from championship_sr.train.gains import Gain
 
@@ -38,7 +38,7 @@ def interval(gain: Gain) -> str:
     return f"{gain.low:+.{DIGITS}f} .. {gain.high:+.{DIGITS}f}"
 
 
-def cost_cells(cost: Cost) -> list[str]:
+def cost_cells(cost: ExpertCost) -> list[str]:
     """Parameters, seconds and stored bytes, empty where they are not known."""
     return [
         "" if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
@@ -55,7 +55,7 @@ def expert_rows(found: Complementarity) -> list[list[str]]:
         gains = [found.adds.get(name), found.self_ensemble.get(name)]
         cells = [cell for gain in gains for cell in ((signed(gain), interval(gain)) if gain else ("", ""))]
         own = f"{100 * found.own_error[name]:.1f} %" if len(found.experts) > 1 else ""
-        rows.append([name, own, *cells, *cost_cells(found.costs.get(name, Cost()))])
+        rows.append([name, own, *cells, *cost_cells(found.costs.get(name, ExpertCost()))])
     kept = [i for i in range(len(rows[0])) if any(cells[i] for cells in rows[1:])]
     return [[cells[i] for i in kept] for cells in rows]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from championship_sr.evaluate.inference.inputs import Device
-from championship_sr.evaluate.scoring.complementarity import Cost
+from championship_sr.evaluate.scoring.complementarity import ExpertCost
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.operations.info import info
@@ -16,10 +16,10 @@ from championship_sr.store.shards.reader import Store
 TIMED_PX = 64  # side of the window that an expert is timed on, LR pixels
 
 
-def live_costs(experts: Sequence[LoadedExpert | ResultImages], device: Device) -> dict[str, Cost]:
+def live_costs(experts: Sequence[LoadedExpert | ResultImages], device: Device) -> dict[str, ExpertCost]:
     """Expert -> its cost for one LR pixel, timed on a small window; not of those whose images are given."""
     return {
-        expert.name: Cost(expert.n_parameters, seconds_of(expert, torch.device(device)) / TIMED_PX**2)
+        expert.name: ExpertCost(expert.n_parameters, seconds_of(expert, torch.device(device)) / TIMED_PX**2)
         for expert in experts
         if isinstance(expert, LoadedExpert)
     }
@@ -36,7 +36,9 @@ def seconds_of(expert: LoadedExpert, device: torch.device) -> float:
     return taken
 
 
-def stored_costs(store: Store, names: Sequence[str], live: Sequence[LoadedExpert], device: Device) -> dict[str, Cost]:
+def stored_costs(
+    store: Store, names: Sequence[str], live: Sequence[LoadedExpert], device: Device
+) -> dict[str, ExpertCost]:
     """The same of a store's experts, with what a pixel takes on its disk; seconds of those that are loaded.
 
     live  the experts that can be run, or none
@@ -47,5 +49,5 @@ def stored_costs(store: Store, names: Sequence[str], live: Sequence[LoadedExpert
     costs = {}
     for name in names:
         parameters = store.experts[name].notes.get("parameters")
-        costs[name] = Cost(parameters, timed.get(name, Cost()).seconds, bytes_of.get(name) or None)
+        costs[name] = ExpertCost(parameters, timed.get(name, ExpertCost()).seconds, bytes_of.get(name) or None)
     return costs

@@ -24,7 +24,7 @@ from championship_sr.evaluate.scoring.cases import (
     stored_cases,
     stored_variants,
 )
-from championship_sr.evaluate.scoring.comparison import Observer, Plan, score_cases
+from championship_sr.evaluate.scoring.comparison import ComparisonPlan, Observer, score_cases
 from championship_sr.evaluate.scoring.costs import live_costs, stored_costs
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.evaluate.single import Beside, cost_lines
@@ -52,7 +52,7 @@ BICUBIC_LR, PUBLISHED_LR = "made by MATLAB's bicubic", "as published"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScoringOptions:
     """What is scored besides the baselines.
 
     self_ensemble  None: the best expert's, where its eight answers can be had; True: the fusion's too; False: none
@@ -77,7 +77,7 @@ def evaluate_store(
     store: Path | Store,
     images: Sequence[str] | None = None,
     *,
-    wanted: Wanted | None = None,
+    options: ScoringOptions | None = None,
     config: EvaluateConfig | None = None,
     trusted: Sequence[str] = (),
 ) -> Scores:
@@ -87,35 +87,35 @@ def evaluate_store(
     trusted  modules that the run and the store may name as their experts' networks
     raises   StoreError if the store lacks an expert of the run, or has it with other weights
     """
-    wanted, config = wanted or Wanted(), config or EvaluateConfig()
+    options, config = options or ScoringOptions(), config or EvaluateConfig()
     model = load(run, config=config, trusted=trusted) if isinstance(run, (str, Path)) else run
     names = model.expert_names if model else None
     store = store if isinstance(store, Store) else Store(store, names)
     names = names or tuple(store.experts)
     if model:
         check_experts(model.fusion, store)
-    if wanted.bundled:
-        _check_bundled(wanted.bundled, store, names)
+    if options.bundled:
+        _check_bundled(options.bundled, store, names)
     device = pick_device(config.device)
     live = cache(lambda: _live_experts(store, names, device, trusted))
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live, features=model is not None)
     known = {image.id: (image.hr_sha256, image.lr_sha256) for image in map(store.images.__getitem__, chosen)}
-    fit = _fitted(wanted, model, store, names, {hr for hr, _lr in known.values()}, config.border(store.scale))
-    notes = [fit.note, *_single_costs(model, wanted)]
+    fit = _fitted(options, model, store, names, {hr for hr, _lr in known.values()}, config.border(store.scale))
+    notes = [fit.note, *_single_costs(model, options)]
     used = _used(model, known, notes)
     held = len(stored_variants(store)) == len(VARIANTS)
-    ensemble = _can_ensemble(wanted, lambda: held or live(), notes)
-    plan = Plan(
+    ensemble = _can_ensemble(options, lambda: held or live(), notes)
+    plan = ComparisonPlan(
         experts=names,
-        networks=_networks(model, wanted),
-        ensemble=("all" if held or wanted.self_ensemble else "best") if ensemble else "none",
-        fusion_x8=bool(wanted.self_ensemble),
+        networks=_networks(model, options),
+        ensemble=("all" if held or options.self_ensemble else "best") if ensemble else "none",
+        fusion_x8=bool(options.self_ensemble),
         weights=fit.weights,
         fitted=fit.products,
-        costs=stored_costs(store, names, _loadable(live) if wanted.self_ensemble is not False else (), device),
+        costs=stored_costs(store, names, _loadable(live) if options.self_ensemble is not False else (), device),
         notes=notes,
-        observe=wanted.observe,
+        observe=options.observe,
         used=used,
     )
     made = {store.images[index].lr_source for index in chosen}
@@ -134,34 +134,34 @@ def evaluate_pairs(
     pairs: Sequence[Pair],
     *,
     experts: Sequence[LoadedExpert | ResultImages] = (),
-    wanted: Wanted | None = None,
+    options: ScoringOptions | None = None,
     config: EvaluateConfig | None = None,
 ) -> Scores:
     """The scores of a run on image files, its experts being run on them; without a run, those of `experts`.
 
     experts  in the run's order, where not all of them are to be run as the run says
     """
-    wanted, config = wanted or Wanted(), config or EvaluateConfig()
+    options, config = options or ScoringOptions(), config or EvaluateConfig()
     model = load(run, config=config) if isinstance(run, (str, Path)) else run
     experts = tuple(experts) or (model.experts if model else ())
     if not experts:
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
     known = _digests(pairs)
-    fit = _fitted(wanted, model, None, names, {hr for _lr, hr in known.values()}, config.border(scale))
-    device, notes = pick_device(config.device), [fit.note, *_single_costs(model, wanted)]
+    fit = _fitted(options, model, None, names, {hr for _lr, hr in known.values()}, config.border(scale))
+    device, notes = pick_device(config.device), [fit.note, *_single_costs(model, options)]
     used = _used(model, {image: (hr, lr) for image, (lr, hr) in known.items()}, notes)
-    ensemble = _can_ensemble(wanted, lambda: must_run(experts), notes)
-    plan = Plan(
+    ensemble = _can_ensemble(options, lambda: must_run(experts), notes)
+    plan = ComparisonPlan(
         experts=names,
-        networks=_networks(model, wanted),
-        ensemble=("all" if wanted.self_ensemble else "best") if ensemble else "none",
-        fusion_x8=bool(wanted.self_ensemble),
+        networks=_networks(model, options),
+        ensemble=("all" if options.self_ensemble else "best") if ensemble else "none",
+        fusion_x8=bool(options.self_ensemble),
         weights=fit.weights,
         fitted=fit.products,
         costs=live_costs(experts, device),
         notes=notes,
-        observe=wanted.observe,
+        observe=options.observe,
         used=used,
     )
     cases = paired_cases(pairs, experts, device)
@@ -169,12 +169,12 @@ def evaluate_pairs(
     return score_cases(cases, scale, lr, plan, config)
 
 
-def _single_costs(model: Model | None, wanted: Wanted) -> list[str]:
+def _single_costs(model: Model | None, options: ScoringOptions) -> list[str]:
     """What the single networks cost beside the fusion; without its experts where they cannot be loaded here."""
     if model is None:
         return []
     try:
-        return cost_lines(model, wanted.singles)
+        return cost_lines(model, options.singles)
     except RefusedArchitecture:
         raise
     except (WeightsError, ConfigError, StoreError) as error:
@@ -198,14 +198,14 @@ def _check_bundled(bundled: Model, store: Store, names: Sequence[str]) -> None:
     check_experts(bundled.fusion, store)
 
 
-def _networks(model: Model | None, wanted: Wanted) -> dict[str, nn.Module]:
+def _networks(model: Model | None, options: ScoringOptions) -> dict[str, nn.Module]:
     if model is None:
         return {}
     networks: dict[str, nn.Module] = {FUSION: model.network}
-    if wanted.bundled:
-        networks[BUNDLED] = wanted.bundled.network
-    networks |= {SINGLE + single.name: Beside(single) for single in wanted.singles}
-    if wanted.ablation:
+    if options.bundled:
+        networks[BUNDLED] = options.bundled.network
+    networks |= {SINGLE + single.name: Beside(single) for single in options.singles}
+    if options.ablation:
         networks |= {SWITCHED_OFF + name: network for name, network in _ablations(model.network).items()}
     return networks
 
@@ -232,16 +232,16 @@ class Without(nn.Module):
             return self.network(lr, images, features)
 
 
-def _can_ensemble(wanted: Wanted, ready: Callable[[], object], notes: list[str]) -> bool:
+def _can_ensemble(options: ScoringOptions, ready: Callable[[], object], notes: list[str]) -> bool:
     """Whether the eight answers of each expert can be had; where they are not insisted on, a note says why not."""
-    if wanted.self_ensemble is False:
+    if options.self_ensemble is False:
         return False
     try:
         ready()
     except RefusedArchitecture:
         raise  # what a store tries is said, and not left out
     except (WeightsError, ConfigError, StoreError) as error:
-        if wanted.self_ensemble:
+        if options.self_ensemble:
             raise
         notes.append(f"x8 self-ensemble left out: {error}")
         return False
@@ -270,7 +270,7 @@ class _Fit:
 
 
 def _fitted(
-    wanted: Wanted,
+    options: ScoringOptions,
     model: Model | None,
     scored_store: Store | None,
     names: Sequence[str],
@@ -279,7 +279,7 @@ def _fitted(
 ) -> _Fit:
     if len(names) == 1:
         return _Fit({names[0]: 1.0}, "one expert alone: there are no weights to fit")
-    own = _fit_store(wanted, model, names)
+    own = _fit_store(options, model, names)
     store = own or scored_store
     images = fit_images(store, scored) if store else []
     if store and images:
@@ -299,10 +299,10 @@ def _equal_in_words(names: Sequence[str], products: np.ndarray) -> str:
     return "".join(f"; {names[a]} and {names[b]} have equal images and get equal weights" for a, b in pairs)
 
 
-def _fit_store(wanted: Wanted, model: Model | None, names: Sequence[str]) -> Store | None:
+def _fit_store(options: ScoringOptions, model: Model | None, names: Sequence[str]) -> Store | None:
     """The store that was asked for, or the run's where it is still there and whole."""
-    if wanted.fit_store:
-        return Store(wanted.fit_store, names)
+    if options.fit_store:
+        return Store(options.fit_store, names)
     if model is None or not (model.root / RUN_FILE).exists():
         return None
     try:

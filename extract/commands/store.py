@@ -7,7 +7,7 @@ import click
 
 from championship_sr.extract.commands.experts import live as check_live
 from championship_sr.extract.commands.options import trust_option
-from championship_sr.extract.config import DataConfig
+from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.identify import digests
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.commands import DRY_RUN, FOLDER, JSON, REPAIR, check_options, store
@@ -52,13 +52,13 @@ def verify(
 ) -> None:
     """Read every byte and report every fault; exit with status 1 if there is one."""
     check_options(repair, dry_run)
-    hashes = source_hashes(DataConfig(hr=hr, lr=lr), survey(root).manifest) if hr or lr else None
+    hashes = source_hashes(ImagesConfig(hr=hr, lr=lr), survey(root).manifest) if hr or lr else None
     context.invoke(verify_bytes, root=root, repair=repair, dry_run=dry_run, as_json=as_json, hashes=hashes)
     if live:
         context.invoke(check_live, root=root, n_images=live, names=(), trusted=trusted, device=None, as_json=as_json)
 
 
-def source_hashes(data: DataConfig, manifest: Manifest) -> Hashes:
+def source_hashes(data: ImagesConfig, manifest: Manifest) -> Hashes:
     """What the files' images hash to now, for `store.operations.verify`; (None, None) for images that are not there."""
     pairs = {pair.id: pair for pair in find_pairs(data, manifest.scale)}
     absent = [image.id for image in manifest.images if image.id not in pairs]

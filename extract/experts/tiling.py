@@ -32,7 +32,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Span:
+class TileSpan:
     """One tile along one axis: where it lies, and the part of it that is kept."""
 
     start: int
@@ -41,7 +41,7 @@ class Span:
     keep_to: int
 
 
-def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list[Span]:
+def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list[TileSpan]:
     """The tiles along one axis: as few as cover it, of one size, no larger than they must be.
 
     Starts and sizes are multiples of `multiple_px`, so that a network's windows lie where they lie in the whole image;
@@ -51,14 +51,14 @@ def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list
     whole, overlap = -(-length // multiple_px), -(-2 * halo_px // multiple_px)
     largest = max(tile_px // multiple_px, overlap + 1)
     if length <= tile_px or whole <= largest:
-        return [Span(0, length, 0, length)]
+        return [TileSpan(0, length, 0, length)]
     n = -(-(whole - overlap) // (largest - overlap))
     size = -(-(whole - overlap) // n) + overlap
     starts = [i * (whole - size) // max(1, n - 1) * multiple_px for i in range(n)]
     size *= multiple_px
     # cut each overlap in its middle, where both tiles are equally far from their borders
     cuts = [0, *((left + size + right) // 2 for left, right in pairwise(starts)), length]
-    return [Span(start, min(size, length - start), cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+    return [TileSpan(start, min(size, length - start), cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
 def as_input(lr: np.ndarray) -> Tensor:
@@ -119,8 +119,11 @@ def is_tiled(size: tuple[int, int], tiling: Tiling, align_px: int) -> bool:
 
 
 def _tile_outputs(
-    run: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]], lr: Tensor, places: list[tuple[Span, Span]], batch: int
-) -> Iterator[tuple[tuple[Span, Span], dict[str, Tensor]]]:
+    run: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
+    lr: Tensor,
+    places: list[tuple[TileSpan, TileSpan]],
+    batch: int,
+) -> Iterator[tuple[tuple[TileSpan, TileSpan], dict[str, Tensor]]]:
     for group in _equal_groups(places, batch):
         crops = [lr[..., r.start : r.start + r.size, c.start : c.start + c.size] for r, c in group]
         sr, features = run(torch.cat(crops) if len(crops) > 1 else crops[0])
@@ -128,14 +131,14 @@ def _tile_outputs(
             yield place, {"sr": sr[i]} | {name: tensor[i] for name, tensor in features.items()}
 
 
-def _equal_groups(places: list[tuple[Span, Span]], batch: int) -> Iterator[list[tuple[Span, Span]]]:
+def _equal_groups(places: list[tuple[TileSpan, TileSpan]], batch: int) -> Iterator[list[tuple[TileSpan, TileSpan]]]:
     """Runs of at most `batch` tiles of one shape."""
     for _, same in groupby(places, key=lambda place: (place[0].size, place[1].size)):
         run = list(same)
         yield from (run[first : first + batch] for first in range(0, len(run), batch))
 
 
-def _paste(whole: Tensor, tile: Tensor, place: tuple[Span, Span], factor: int) -> None:
+def _paste(whole: Tensor, tile: Tensor, place: tuple[TileSpan, TileSpan], factor: int) -> None:
     inside, outside = [], []
     for span in place:
         inside.append(slice((span.keep_from - span.start) * factor, (span.keep_to - span.start) * factor))

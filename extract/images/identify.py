@@ -13,7 +13,7 @@ import numpy as np
 
 from championship_sr.extract.images.decode import UnreadableImage
 from championship_sr.extract.images.pairs import Pair
-from championship_sr.extract.images.results import Result, look_at, stamp_of
+from championship_sr.extract.images.results import ResultFile, look_at, stamp_of
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import SOURCES_FILE
@@ -27,14 +27,14 @@ Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFiles:
     """What was found in a pair's files, and by which sizes and times they are known to be unchanged."""
 
     stamps: list[list]  # [path, bytes, time of change in ns] of each file
     lr_size: tuple[int, int]
     lr_sha256: str
     hr_sha256: str | None  # None where there is no HR
-    results: dict[str, Result] = field(default_factory=dict)  # expert -> what another program made of the image
+    results: dict[str, ResultFile] = field(default_factory=dict)  # expert -> what another program made of the image
 
 
 def sha256_of(array: np.ndarray) -> str:
@@ -62,14 +62,14 @@ def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
 
 
 def identify(
-    pairs: list[Pair], files: dict[str, dict[str, Path]], known: dict[str, Source], faults: list[str], first: bool
-) -> dict[str, Source]:
+    pairs: list[Pair], files: dict[str, dict[str, Path]], known: dict[str, SourceFiles], faults: list[str], first: bool
+) -> dict[str, SourceFiles]:
     """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read.
 
     files  expert -> image id -> the result of it that another program made
     """
 
-    def work(pair: Pair) -> tuple[Source | None, list[str]]:
+    def work(pair: Pair) -> tuple[SourceFiles | None, list[str]]:
         own = {expert: paths[pair.id] for expert, paths in files.items() if pair.id in paths}
         stamps, there = [stamp_of(path) for path in pair.files], known.get(pair.id)
         # of another size where a photograph was not turned as its EXIF data says
@@ -81,7 +81,7 @@ def identify(
             lr, hr = pair.read()
         except UnreadableImage as error:
             return None, [str(error)]
-        source = there or Source(stamps, lr.shape[:2], *digests(lr, hr))
+        source = there or SourceFiles(stamps, lr.shape[:2], *digests(lr, hr))
         seen, unreadable = _results(new, lr, pair.scale)
         return replace(source, results=source.results | seen), unreadable
 
@@ -90,7 +90,7 @@ def identify(
     return {pair.id: source for pair, (source, _) in zip(pairs, found, strict=True) if source}
 
 
-def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[str, Result], list[str]]:
+def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[str, ResultFile], list[str]]:
     """What is known of each expert's result of one image, and what is wrong with those that cannot be read."""
     seen, unreadable = {}, []
     for expert, path in files.items():
@@ -101,18 +101,18 @@ def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[s
     return seen, unreadable
 
 
-def _is_known(result: Result | None, path: Path) -> bool:
+def _is_known(result: ResultFile | None, path: Path) -> bool:
     return result is not None and result.stamp == stamp_of(path)
 
 
-def _source(lr_size: Sequence[int], results: dict[str, dict] | None = None, **values: Any) -> Source:
+def _source(lr_size: Sequence[int], results: dict[str, dict] | None = None, **values: Any) -> SourceFiles:
     rows, cols = lr_size
-    return Source(
-        **values, lr_size=(rows, cols), results={name: Result(**result) for name, result in (results or {}).items()}
+    return SourceFiles(
+        **values, lr_size=(rows, cols), results={name: ResultFile(**result) for name, result in (results or {}).items()}
     )
 
 
-def read_sources(root: Path) -> dict[str, Source]:
+def read_sources(root: Path) -> dict[str, SourceFiles]:
     try:
         content = parse_json(read_small(root / SOURCES_FILE))
         return {name: _source(**source) for name, source in content.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from championship_sr.extract.config import DataConfig
+from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.decode import IMAGE_SUFFIXES, UnreadableImage, decode, is_image, read_header
 from championship_sr.extract.images.ids import ids_of
@@ -87,7 +87,7 @@ class Pair:
         return lr, hr
 
 
-def find_pairs(data: DataConfig, scale: int, left_out: list[str] | None = None, *, nested: bool = True) -> list[Pair]:
+def find_pairs(data: ImagesConfig, scale: int, left_out: list[str] | None = None, *, nested: bool = True) -> list[Pair]:
     """Every pair of the data, in the order of the folders, then of the names.
 
     nested    also the images in the folders under those that are named
@@ -124,7 +124,7 @@ def joined(faults: Sequence[str]) -> str:
     return many + "; ".join(faults[:SHOWN_FAULTS]) + more
 
 
-def _folders(data: DataConfig, scale: int) -> list[tuple[Path, Path | None]]:
+def _folders(data: ImagesConfig, scale: int) -> list[tuple[Path, Path | None]]:
     """(HR folder, LR folder, None where there is none) of everything that the configuration names."""
     folders: list[tuple[Path, Path | None]] = []
     for root in map(Path, data.roots):

@@ -53,7 +53,7 @@ class GivenImage:
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultFile:
     """What is known of a result's file.
 
     stamp       see `stamp_of`
@@ -186,7 +186,7 @@ def _size_fault(path: Path, lr_size: tuple[int, int], scale: int) -> str | None:
     return f"{path}: {size[0]} x {size[1]} is {why}, expected {wanted}"
 
 
-def look_at(path: Path, lr: np.ndarray, scale: int) -> Result:
+def look_at(path: Path, lr: np.ndarray, scale: int) -> ResultFile:
     """What is to be known of a result, whose file is read to its end.
 
     raises  UnreadableImage
@@ -198,7 +198,7 @@ def look_at(path: Path, lr: np.ndarray, scale: int) -> Result:
     closeness, of_bicubic = (_closeness(image, small, scale) for image in (eight_bit(large), upscale(small, scale)))
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Result(stamp, digest, closeness, of_bicubic)
+    return ResultFile(stamp, digest, closeness, of_bicubic)
 
 
 def stamp_of(path: Path) -> list:
@@ -217,7 +217,7 @@ def _closeness(sr: np.ndarray, lr: np.ndarray, scale: int) -> float | None:
     return float(10 * np.log10(255**2 / error)) if error else None
 
 
-def warn_of_artefacts(results: Mapping[str, Mapping[str, Result]]) -> None:
+def warn_of_artefacts(results: Mapping[str, Mapping[str, ResultFile]]) -> None:
     """Names the folders, and the images in them, that are further from LR than the others' when they are reduced.
 
     results  expert -> image id -> result
@@ -247,7 +247,7 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, Result]]) -> None:
             )  # fmt: skip
 
 
-def _behind(result: Result, others: Sequence[Result]) -> float | None:
+def _behind(result: ResultFile, others: Sequence[ResultFile]) -> float | None:
     """By how many dB a result is further from LR than the others', or than a bicubic one where there are none."""
     values = [other.closeness for other in others] or [result.of_bicubic]
     known = [value for value in values if value is not None]

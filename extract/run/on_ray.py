@@ -59,7 +59,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Place:
+class ActorPlace:
     """Where an actor runs."""
 
     node: str
@@ -122,8 +122,8 @@ class Worker:
         self._folder, self._config, self._entry, self._rebuild, self._staging = folder, config, entry, rebuild, staging
         self._stack = ExitStack()
 
-    def place(self) -> Place:
-        return Place(platform.node(), os.getpid())
+    def place(self) -> ActorPlace:
+        return ActorPlace(platform.node(), os.getpid())
 
     def begin(self, tiling: Tiling | None) -> Tiling:
         """Loads the expert; without a tiling yet, settles on one and makes room for the expert in the store."""
@@ -164,8 +164,8 @@ class _Member:
     """One actor: where it is, once that is known, and the shard that it makes."""
 
     actor: Any
-    where: Any  # a reference to its Place
-    place: Place | None = None
+    where: Any  # a reference to its ActorPlace
+    place: ActorPlace | None = None
     shard: int | None = None
 
 

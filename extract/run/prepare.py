@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from championship_sr.extract.config import DataConfig, ExpertConfig
-from championship_sr.extract.images.identify import Source, digests, identify, in_threads, read_sources
+from championship_sr.extract.config import ExpertConfig, ImagesConfig
+from championship_sr.extract.images.identify import SourceFiles, digests, identify, in_threads, read_sources
 from championship_sr.extract.images.pairs import Pair, find_pairs, joined
 from championship_sr.extract.images.results import (
     ResultImages,
@@ -51,7 +51,7 @@ class Prepared(NamedTuple):
 
 def prepare(
     root: Path,
-    data: DataConfig,
+    data: ImagesConfig,
     *,
     scale: int,
     container: str,
@@ -89,13 +89,13 @@ def prepare(
     return Prepared(manifest, {pair.id: pair for pair in pairs}, made)
 
 
-def _save_sources(root: Path, sources: dict[str, Source]) -> None:
+def _save_sources(root: Path, sources: dict[str, SourceFiles]) -> None:
     content = {name: asdict(source) for name, source in sources.items()}
     with leases.held(root / LOCK_FILE, wait=True):  # of many processes that begin at once
         write_atomic(root / SOURCES_FILE, json.dumps(content).encode())
 
 
-def _image(pair: Pair, source: Source) -> Image:
+def _image(pair: Pair, source: SourceFiles) -> Image:
     return Image(
         id=pair.id,
         name=pair.name,

@@ -40,7 +40,7 @@ class Sink:
         self._encoders = ThreadPoolExecutor(THREADS, thread_name_prefix="encoder")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._waiting: deque[Future] = deque()
-        self._open: _Shard | None = None
+        self._open: _OpenShard | None = None
         self.published: list[int] = []
 
     def open(self, shard: int) -> None:
@@ -48,7 +48,7 @@ class Sink:
 
         raises  ShardBusy if another process has it
         """
-        self._open = _Shard(self._manifest, self._source, shard, self._rebuild, self._made_on)
+        self._open = _OpenShard(self._manifest, self._source, shard, self._rebuild, self._made_on)
 
     def made_from(self, files: dict[str, str]) -> None:
         """Says of which files the open shard's images are read: image id -> sha256."""
@@ -65,7 +65,7 @@ class Sink:
         self._submit(self._publish, shard)
 
     @property
-    def _current(self) -> "_Shard":
+    def _current(self) -> "_OpenShard":
         assert self._open is not None, "no shard is open"
         return self._open
 
@@ -86,7 +86,7 @@ class Sink:
                 raise
         self._abandon(kind, error, traceback)
 
-    def _publish(self, shard: "_Shard") -> None:
+    def _publish(self, shard: "_OpenShard") -> None:
         shard.close()
         if not shard.lost:
             self.published.append(shard.number)
@@ -106,7 +106,7 @@ class Sink:
             self._open.close(kind, error, traceback)
 
 
-class _Shard:
+class _OpenShard:
     """One shard's writer, until another process takes the shard over: from then on, what comes is dropped."""
 
     def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool, made_on: dict[str, Any]) -> None:

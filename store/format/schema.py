@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from championship_sr.store.errors import StoreError
 
 Count = Annotated[int, Field(gt=0)]
-Place = Annotated[int, Field(ge=0)]
+Index = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(gt=0, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Shape = Annotated[list[Side], Field(min_length=3, max_length=3)]
@@ -40,7 +40,7 @@ class ImageLine(_Model):
     lr_size: Annotated[list[Side], Field(min_length=2, max_length=2)]
     lr_sha256: str
     hr_sha256: str | None
-    shard: Place
+    shard: Index
     lr_source: str
 
 
@@ -77,7 +77,7 @@ class StoredEntry(_Model):
     max: Finite
     finite: Literal[True]
     chunk: Shape | None
-    offset: Place | None
+    offset: Index | None
     file_bytes: Count
     params: dict[str, list[Finite]]
 
@@ -87,7 +87,7 @@ class RecordFile(_Model):
 
     format_version: int
     source: str
-    shard: Place
+    shard: Index
     fingerprint: str
     images: dict[str, str]
     files: dict[str, str] = {}

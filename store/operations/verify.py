@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
@@ -20,15 +19,15 @@ from championship_sr.store.format.layout import CONTAINERS, PAIRS, lock_path, sh
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.survey import survey
+from championship_sr.store.progress import BytesDone, silent
 from championship_sr.store.shards.metadata import metadata_faults
 from championship_sr.store.shards.reader import Store, StoredArray
-from championship_sr.store.shards.record import Wanted, read_record, wanted_arrays
+from championship_sr.store.shards.record import WantedArray, read_record, wanted_arrays
 
 SIGN = 0x8000  # of a 16-bit float
 THREADS = min(8, os.cpu_count() or 1)
 
 Hashes = Callable[[Image], tuple[str | None, str | None]]  # sha256 of LR and HR as they are now; None: not known
-Progress = Callable[[int], Any]  # takes the bytes that were read since the last call
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Report:
 def verify(
     root: Path,
     hashes: Hashes | None = None,
-    progress: Progress = lambda n_bytes: None,
+    progress: BytesDone = silent,
     threads: int = THREADS,
 ) -> Report:
     """Read every recorded byte of a store and say what is wrong with it; nothing is changed.
@@ -91,9 +90,7 @@ class _RawStore(Store):
 class SourceCheck:
     """The faults of one source's shards; `arrays` and `n_bytes` count what was read to find them."""
 
-    def __init__(
-        self, manifest: Manifest, source: str, pool: ThreadPoolExecutor, progress: Progress = lambda n_bytes: None
-    ):
+    def __init__(self, manifest: Manifest, source: str, pool: ThreadPoolExecutor, progress: BytesDone = silent):
         self.arrays = self.n_bytes = 0
         self._manifest, self._source, self._pool, self._progress = manifest, source, pool, progress
         self._store = _RawStore(manifest.root, [] if source == PAIRS else [source], whole=False, manifest=manifest)
@@ -146,7 +143,7 @@ class SourceCheck:
             return [Fault(str(error), self._source, unread=isinstance(error, Unreadable))]
         return []
 
-    def _content_fault(self, wanted: Wanted) -> tuple[StoreError | None, int]:
+    def _content_fault(self, wanted: WantedArray) -> tuple[StoreError | None, int]:
         try:
             array = self._store.array(wanted.image, self._source, wanted.name, wanted.variant)
             array.read_through()

@@ -8,13 +8,14 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from championship_sr.store.disk.small_files import JSON_MIB
 from championship_sr.store.errors import StoreError
+from championship_sr.store.progress import BytesDone, silent
 from championship_sr.store.remote.service import Lost, connect, explained, no_bucket
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ PARTS_IN_MEMORY = 128 << 20  # bytes, of one file: so many parts are on their wa
 READ_BYTES = 4 << 20
 TRIES = 5  # of one file, after what obstore tries for each request
 PAUSE_SECONDS = 1.0  # before the second try, doubled each time
-
-Progress = Callable[[int], Any]  # takes the bytes that were moved since the last call; fewer than 0 if they were lost
 
 
 def is_remote(store: str | Path) -> TypeGuard[str]:
@@ -45,10 +44,6 @@ def cache_folder(url: str, purpose: str) -> Path:
     """A folder for a store's copies if nobody names one: below the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "championship-sr" / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def silent(n_bytes: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 class Bucket:
@@ -121,7 +116,7 @@ class Bucket:
         self._conditional = False
         return self.create(key, content)
 
-    def upload(self, key: str, path: Path, progress: Progress = silent) -> None:
+    def upload(self, key: str, path: Path, progress: BytesDone = silent) -> None:
         """Put a file, in parts if it is large; sent again from its beginning if a part fails for good."""
         import obstore
 
@@ -136,7 +131,7 @@ class Bucket:
                 if last:
                     raise
 
-    def download(self, key: str, path: Path, n_bytes: int, sha256: str, progress: Progress = silent) -> None:
+    def download(self, key: str, path: Path, n_bytes: int, sha256: str, progress: BytesDone = silent) -> None:
         """Write the object into a file, which goes on where an earlier call stopped; synced by whoever publishes it.
 
         raises  StoreError if what came is not of this size and checksum, twice
@@ -153,7 +148,7 @@ class Bucket:
                     "store push from a whole copy, or extract --rebuild"
                 )
 
-    def _fetch(self, key: str, path: Path, n_bytes: int, progress: Progress) -> str:
+    def _fetch(self, key: str, path: Path, n_bytes: int, progress: BytesDone) -> str:
         digest = _digest(path, n_bytes)
         progress(path.stat().st_size if path.exists() else 0)
         for last in _tries(f"{self.url}/{key}"):

@@ -30,8 +30,9 @@ from championship_sr.store.format.entries import (
 )
 from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_stem, source_dir
 from championship_sr.store.format.manifest import LOCK_FILE, Manifest
-from championship_sr.store.remote.bucket import Bucket, Progress, silent
-from championship_sr.store.remote.parts import DIGEST_DIGITS, Part, keep_only, parts_of
+from championship_sr.store.progress import BytesDone, silent
+from championship_sr.store.remote.bucket import Bucket
+from championship_sr.store.remote.parts import DIGEST_DIGITS, ShardFile, keep_only, parts_of
 from championship_sr.store.shards.record import (
     OBJECTS,
     check_arrays,
@@ -229,7 +230,7 @@ class RemoteStore:
         files_of_shards = ((key.removeprefix(f"{folder}/"), size) for key, size in sizes.items())
         return sum(size for key, size in files_of_shards if "-" in key[6:] and _number(key) in wanted)
 
-    def record(self, manifest: Manifest, source: str, shard: int) -> tuple[dict[str, Any], list[Part]]:
+    def record(self, manifest: Manifest, source: str, shard: int) -> tuple[dict[str, Any], list[ShardFile]]:
         """A shard's record as it lies in a folder, and its files.
 
         raises  StoreError if it is missing, or not of this store as `manifest` has it
@@ -241,7 +242,7 @@ class RemoteStore:
             raise StoreError(f"{where}: missing, so that its shard isn't whole")
         try:
             record = parse_json(content)
-            parts = [Part(name, name.partition("/")[2], *place) for name, place in record.pop(OBJECTS).items()]
+            parts = [ShardFile(name, name.partition("/")[2], *place) for name, place in record.pop(OBJECTS).items()]
         except (ValueError, TypeError, KeyError, AttributeError):
             raise StoreError(f"{where}: doesn't say which its files are; put the shard with store push") from None
         record = parsed(json.dumps(record).encode(), where)
@@ -261,7 +262,7 @@ class RemoteStore:
         pool: Executor,
         *,
         rebuild: bool = False,
-        progress: Progress = silent,
+        progress: BytesDone = silent,
     ) -> bool:
         """Put a recorded shard's files, those that are not there yet, and then its record.
 
@@ -282,15 +283,15 @@ class RemoteStore:
         return False
 
     def _sent(
-        self, manifest: Manifest, source: str, shard: int, pool: Executor, rebuild: bool, progress: Progress
-    ) -> tuple[list[Part], dict[str, Any]]:
+        self, manifest: Manifest, source: str, shard: int, pool: Executor, rebuild: bool, progress: BytesDone
+    ) -> tuple[list[ShardFile], dict[str, Any]]:
         """A shard's files, which are in the bucket now, and its record, which is not."""
         path = manifest.shard_path(source, shard, rebuild)
         folder = self.folder(source, rebuild)
         parts = parts_of(path, shard, CONTAINERS[manifest.container], pool)
         there = self.bucket.sizes(f"{folder}/{parts[0].name.partition('/')[0]}") if parts[0].below else {}
 
-        def send(part: Part) -> None:
+        def send(part: ShardFile) -> None:
             if there.get(f"{folder}/{part.name}") == part.n_bytes:
                 progress(part.n_bytes)
             else:
@@ -303,7 +304,7 @@ class RemoteStore:
         return parts, record
 
     def get_shard(
-        self, manifest: Manifest, source: str, shard: int, pool: Executor, progress: Progress = silent
+        self, manifest: Manifest, source: str, shard: int, pool: Executor, progress: BytesDone = silent
     ) -> None:
         """Bring a shard into the copy, where it appears whole and verified or not at all.
 
@@ -313,7 +314,7 @@ class RemoteStore:
         folder = self.folder(source)
         unfinished = manifest.root / UNFINISHED / source / manifest.shard_path(source, shard).name
 
-        def fetch(part: Part) -> None:
+        def fetch(part: ShardFile) -> None:
             path = unfinished / part.below if part.below else unfinished
             path.parent.mkdir(parents=True, exist_ok=True)
             self.bucket.download(f"{folder}/{part.name}", path, part.n_bytes, part.sha256, progress)

@@ -13,7 +13,7 @@ from championship_sr.store.remote.bucket import READ_BYTES
 DIGEST_DIGITS = 16
 
 
-class Part(NamedTuple):
+class ShardFile(NamedTuple):
     """One file of a shard; `name` is relative to the record's folder, `below` to the shard."""
 
     name: str
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     sha256: str
 
 
-def parts_of(path: Path, shard: int, suffix: str, pool: Executor) -> list[Part]:
+def parts_of(path: Path, shard: int, suffix: str, pool: Executor) -> list[ShardFile]:
     """The shard's files with their checksums; their names hold the checksum of them all."""
     paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     below = ["" if each == path else each.relative_to(path).as_posix() for each in paths]
@@ -31,7 +31,7 @@ def parts_of(path: Path, shard: int, suffix: str, pool: Executor) -> list[Part]:
     digest = hashlib.sha256(json.dumps([below, sums]).encode()).hexdigest()[:DIGEST_DIGITS]
     name = f"{shard_stem(shard)}-{digest}{suffix}"
     return [
-        Part(f"{name}/{rest}" if rest else name, rest, size, sha256)
+        ShardFile(f"{name}/{rest}" if rest else name, rest, size, sha256)
         for rest, size, sha256 in zip(below, sizes, sums, strict=True)
     ]
 

@@ -36,7 +36,7 @@ class Staging:
     def __init__(self, url: str, folder: Path | None = None):
         self.url, self.root = url, folder or cache_folder(url, "staging")
         self._remote = RemoteStore(url)
-        self._uploads: Uploads | None = None
+        self._uploads: ShardUploads | None = None
 
     def __enter__(self) -> "Staging":
         return self
@@ -62,7 +62,7 @@ class Staging:
         self._remote.begin(manifest)
         if (self.root / SOURCES_FILE).exists():
             self._remote.bucket.create(SOURCES_FILE, (self.root / SOURCES_FILE).read_bytes())
-        self._uploads = Uploads(manifest, self._remote)
+        self._uploads = ShardUploads(manifest, self._remote)
         self._uploads.resume()
         return StagedManifest(manifest, self._remote, self._uploads)
 
@@ -73,7 +73,7 @@ class StagedManifest(Manifest):
     here  the folder's own manifest
     """
 
-    def __init__(self, here: Manifest, remote: RemoteStore, uploads: "Uploads"):
+    def __init__(self, here: Manifest, remote: RemoteStore, uploads: "ShardUploads"):
         super().__init__(here.root, here.about, here.images, here.experts)
         self._here, self._remote, self._uploads = here, remote, uploads
 
@@ -132,7 +132,7 @@ class StagedManifest(Manifest):
         self.experts[name] = read_expert(self.root, name)
 
 
-class Uploads:
+class ShardUploads:
     """One thread that puts shards into the bucket, a few at most behind their writer, and clears the folder."""
 
     def __init__(self, here: Manifest, remote: RemoteStore):

@@ -12,7 +12,7 @@ from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.remote.bucket import Progress, silent
+from championship_sr.store.progress import BytesDone, silent
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
 from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.record import read_record
@@ -37,7 +37,7 @@ def pull(
     experts: Sequence[str] = (),
     *,
     jobs: int = JOBS,
-    progress: Progress = silent,
+    progress: BytesDone = silent,
     total: Total = silent,
 ) -> Moved:
     """Bring a store, or the pairs and only these of its experts, into a folder.
@@ -72,7 +72,7 @@ def push(
     experts: Sequence[str] = (),
     *,
     jobs: int = JOBS,
-    progress: Progress = silent,
+    progress: BytesDone = silent,
     total: Total = silent,
 ) -> Moved:
     """Put a store, or the pairs and only these of its experts, into object storage.
@@ -105,7 +105,7 @@ def push(
     return Moved(len(places), {source: len(manifest.missing_shards(source)) for source in sources})
 
 
-def _one_at_a_time(progress: Progress) -> Progress:
+def _one_at_a_time(progress: BytesDone) -> BytesDone:
     lock = threading.Lock()
 
     def counted(n_bytes: int) -> None:

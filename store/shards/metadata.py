@@ -9,7 +9,7 @@ from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import listed
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.shards.record import Wanted, read_record, wanted_arrays
+from championship_sr.store.shards.record import WantedArray, read_record, wanted_arrays
 
 
 def check_metadata(manifest: Manifest, source: str, shard: int, keys: Iterable[str] | None = None) -> None:
@@ -46,7 +46,7 @@ def metadata_faults(
 
 
 def _disagreement(
-    key: str, entry: Mapping[str, Any], wanted: Wanted, described: Described, image_name: str
+    key: str, entry: Mapping[str, Any], wanted: WantedArray, described: Described, image_name: str
 ) -> str | None:
     """In what the container's description of an array is not the record's; None if they agree."""
     codec = wanted.codec_of(entry["dtype"])

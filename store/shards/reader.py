@@ -18,7 +18,7 @@ from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS, array_key
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.metadata import check_metadata
-from championship_sr.store.shards.record import Wanted, _remedy, read_record, replaced, state_of, wanted_arrays
+from championship_sr.store.shards.record import WantedArray, _remedy, read_record, replaced, state_of, wanted_arrays
 from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
@@ -97,15 +97,15 @@ class Store:
     def _basis(self, name: str) -> dict[str, Params]:
         return self.manifest.basis(name)
 
-    def _shard(self, source: str, shard: int) -> "_Shard":
+    def _shard(self, source: str, shard: int) -> "_RecordedShard":
         return self._records.get((source, shard), partial(self._read_shard, source, shard))
 
-    def _read_shard(self, source: str, shard: int) -> "_Shard":
+    def _read_shard(self, source: str, shard: int) -> "_RecordedShard":
         state = self._state(source, shard)  # first: a record that is replaced meanwhile is noticed later
         record = self._record(source, shard)
         wanted = wanted_arrays(self.manifest, source, shard)
         entries = {key: self._entry(source, wanted[key], content) for key, content in record["arrays"].items()}
-        return _Shard(entries, state)
+        return _RecordedShard(entries, state)
 
     def _record(self, source: str, shard: int) -> dict[str, Any]:
         return read_record(self.manifest, source, shard)
@@ -113,7 +113,7 @@ class Store:
     def _state(self, source: str, shard: int) -> tuple[int, ...] | None:
         return state_of(self.manifest.record_path(source, shard))
 
-    def _entry(self, source: str, wanted: Wanted, content: dict[str, Any]) -> "Entry":
+    def _entry(self, source: str, wanted: WantedArray, content: dict[str, Any]) -> "Entry":
         codec, params = wanted.codec_of(content["dtype"]), {}
         if source != PAIRS:
             own = {part: np.asarray(value, np.float32) for part, value in content["params"].items()}
@@ -159,7 +159,7 @@ class Store:
         return Tiles(mapped, entry, entry.offset)
 
 
-class _Shard(NamedTuple):
+class _RecordedShard(NamedTuple):
     entries: dict[str, Entry]  # array key -> what the record says about it
     state: tuple[int, ...] | None  # of the record's file when it was read
 

@@ -26,7 +26,7 @@ CHECKSUM = "checksum"
 OBJECTS = "data"  # the key that a record has in object storage alone; its checksum is that of the record in a folder
 
 
-class Wanted(NamedTuple):
+class WantedArray(NamedTuple):
     """What an array of a shard must be."""
 
     image: int
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
         return self.codec or get_codec(dtype)
 
 
-def wanted_arrays(manifest: Manifest, source: str, shard: int) -> dict[str, Wanted]:
+def wanted_arrays(manifest: Manifest, source: str, shard: int) -> dict[str, WantedArray]:
     """Array key -> what the shard must hold under it."""
     specs, variants = manifest.specs(source), manifest.variants(source)
     result = {}
@@ -56,7 +56,7 @@ def wanted_arrays(manifest: Manifest, source: str, shard: int) -> dict[str, Want
                 rows, cols = variant_size(image.lr_size, variant)
                 size = rows * spec.resolution, cols * spec.resolution
                 index, key = manifest.index_of(image.id), array_key(image.id, spec.name, variant)
-                result[key] = Wanted(index, spec.name, variant, codec, spec.channels, size)
+                result[key] = WantedArray(index, spec.name, variant, codec, spec.channels, size)
     return result
 
 
@@ -141,7 +141,7 @@ def check_place(record: Mapping[str, Any], manifest: Manifest, source: str, shar
         raise StoreError(f"{where}: a shard of a store that is not described as {manifest.root} is: from another store")
 
 
-def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, Wanted], where: object) -> None:
+def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, WantedArray], where: object) -> None:
     """Refuse a record of other arrays than these, or of arrays that cannot be.
 
     raises  StoreError naming the first
@@ -159,7 +159,7 @@ def _different_keys(recorded: Mapping, wanted: Mapping) -> str:
     return ", ".join([f"no {key}" for key in lacking[:3]] + [f"an unexpected {key}" for key in extra[:3]])
 
 
-def _entry_faults(entry: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
+def _entry_faults(entry: Mapping[str, Any], wanted: WantedArray) -> Iterator[str]:
     if tuple(entry["shape"]) != wanted.shape:
         yield f"the shape is {tuple(entry['shape'])}, expected {wanted.shape}"
     kinds = (wanted.codec.raw_dtype.name,) if wanted.codec else ("uint8", "uint16")
@@ -178,7 +178,7 @@ def _entry_faults(entry: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
     yield from _param_faults(entry["params"], wanted)
 
 
-def _param_faults(params: Mapping[str, list[float]], wanted: Wanted) -> Iterator[str]:
+def _param_faults(params: Mapping[str, list[float]], wanted: WantedArray) -> Iterator[str]:
     expected = wanted.codec.own_params(wanted.channels) if wanted.codec else {}
     if {name: len(numbers) for name, numbers in params.items()} != expected:
         told = ", ".join(f"{count} of {name}" for name, count in expected.items()) or "none"

@@ -11,7 +11,7 @@ from torch import nn
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.metrics import METRICS, Scorer, check_learned, learned_metric
-from championship_sr.evaluate.scoring.comparison import Plan, score_cases
+from championship_sr.evaluate.scoring.comparison import ComparisonPlan, score_cases
 from championship_sr.store.errors import WeightsError
 
 
@@ -112,7 +112,9 @@ def test_weights_that_cannot_be_had_are_one_line_before_any_image_is_run(name, e
     pytest.importorskip("lpips" if name == "lpips" else "pyiqa")
     expected = rf"metric {name}: its weights can't be loaded \(.*no network.*learned_metric\('{name}'\).*{empty_cache}"
     with pytest.raises(WeightsError, match=expected) as caught:
-        score_cases([None], 4, "as published", Plan((), {}, False, False, None), EvaluateConfig(metrics=(name,)))
+        score_cases(
+            [None], 4, "as published", ComparisonPlan((), {}, False, False, None), EvaluateConfig(metrics=(name,))
+        )
     assert "\n" not in str(caught.value) and capsys.readouterr().out == ""
 
 

@@ -11,16 +11,16 @@ from PIL import Image
 
 from championship_sr import load
 from championship_sr.evaluate.deliver.export import export_run
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import benchmarks_table
 from championship_sr.evaluate.session import evaluate_sets, write_results
-from championship_sr.extract.config import DataConfig
+from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import StoreError
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.run.images import Seen, read_seen, write_seen
 
-WANTED = Wanted(self_ensemble=False)
+OPTIONS = ScoringOptions(self_ensemble=False)
 SAID = "* 2 of the 4 scored images were trained on, 1 of the 4 chose the checkpoint: no measure of other images"
 
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory, make_run, store_root):
 
 @pytest.fixture(scope="module")
 def scores(run, store_root, config):
-    return evaluate_store(run, store_root, wanted=WANTED, config=config)
+    return evaluate_store(run, store_root, options=OPTIONS, config=config)
 
 
 def test_the_table_says_how_many_images_were_trained_on_and_marks_the_runs_rows(scores):
@@ -61,7 +61,7 @@ def test_csv_and_json_say_it_of_each_image(scores):
 
 
 def test_the_report_says_it_where_it_says_what_the_fusion_is_worth(run, store_root, config, tmp_path):
-    results = evaluate_sets(run=run, store=store_root, wanted=WANTED, config=config, with_gallery=True)
+    results = evaluate_sets(run=run, store=store_root, options=OPTIONS, config=config, with_gallery=True)
     page = write_results(tmp_path, results)[-1].read_text()
     lead = page[page.index('class="lead"') :].partition("</p>")[0]
     assert SAID.removeprefix("* ") in lead
@@ -71,8 +71,8 @@ def test_the_report_says_it_where_it_says_what_the_fusion_is_worth(run, store_ro
 def test_the_images_are_known_again_as_files_of_other_names(run, hr_folder, tmp_path, config):
     for number in range(4):
         Image.open(hr_folder / f"photo{number}.png").save(tmp_path / f"{9 - number}.tif")
-    pairs = find_pairs(DataConfig(hr=(str(tmp_path),)), 4, [])
-    scores = evaluate_pairs(run, pairs, wanted=WANTED, config=config)
+    pairs = find_pairs(ImagesConfig(hr=(str(tmp_path),)), 4, [])
+    scores = evaluate_pairs(run, pairs, options=OPTIONS, config=config)
     assert dict(zip(scores.images, scores.used, strict=True)) == {
         **{"9": "training", "8": "training"},
         **{"7": "validation", "6": None},
@@ -92,7 +92,7 @@ def test_an_image_is_known_by_its_lr_alone_and_training_outweighs_validation():
 
 
 def test_other_images_are_said_to_be_others(run, store_root, config):
-    scores = evaluate_store(run, store_root, ["photo3"], wanted=WANTED, config=config)
+    scores = evaluate_store(run, store_root, ["photo3"], options=OPTIONS, config=config)
     assert "none of these images was trained on, or chose the checkpoint (sha256 of HR and LR)" in scores.notes
     assert "*" not in scores.table()
 
@@ -106,9 +106,9 @@ def test_a_run_from_before_the_record_has_its_stores_images(run, make_run, store
     old = make_run(tmp_path / "old", store_root)
     settings = (old / "config.yaml").read_text()
     (old / "config.yaml").write_text(settings.replace("hold_out: 4", "hold_out: 1"))
-    assert evaluate_store(old, store_root, ["photo0"], wanted=WANTED, config=config).used == ("training",)
+    assert evaluate_store(old, store_root, ["photo0"], options=OPTIONS, config=config).used == ("training",)
     (old / "run.yaml").write_text((old / "run.yaml").read_text().replace(str(store_root), str(tmp_path / "gone")))
-    scores = evaluate_store(old, store_root, ["photo0"], wanted=WANTED, config=config)
+    scores = evaluate_store(old, store_root, ["photo0"], options=OPTIONS, config=config)
     assert scores.used is None and any("not known" in note for note in scores.notes)
 
 

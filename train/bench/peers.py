@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from championship_sr.store.format.layout import PAIRS, array_key
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.data.batch import fields_of
-from championship_sr.train.data.sampler import Place
+from championship_sr.train.data.sampler import WindowPlace
 from championship_sr.train.data.slots import Field
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ PEERS = {"litdata": "litdata", "mosaicml_streaming": "streaming"}  # name -> mod
 CHUNK_BYTES = "64MB"  # the default of both, and what their guides advise
 
 
-def raw_sample(store: Store, place: Place, crop_px: int) -> Sample:
+def raw_sample(store: Store, place: WindowPlace, crop_px: int) -> Sample:
     """The raw numbers of one window of every array, as a peer would hold them."""
     result = {}
     for field in fields_of(store, store.experts):
@@ -69,7 +69,7 @@ class PatchFiles(Dataset):
 class Slices(Dataset):
     """Windows of the store, sliced by zarr-python or h5py; each process opens an array once."""
 
-    def __init__(self, store: Store, places: Sequence[Place], crop_px: int):
+    def __init__(self, store: Store, places: Sequence[WindowPlace], crop_px: int):
         self.store, self.places, self.crop_px = store, places, crop_px
         self.opened: dict[tuple[Field, int], Any] = {}
 
@@ -156,7 +156,7 @@ def installed_peers() -> list[str]:
 
 
 def contenders(
-    folder: Path, store: Store, hdf5: Store, places: Sequence[Place], crop_px: int
+    folder: Path, store: Store, hdf5: Store, places: Sequence[WindowPlace], crop_px: int
 ) -> Iterator[tuple[str, Contender]]:
     """Name and contender of each, once its samples are written below the folder."""
 

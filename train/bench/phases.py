@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from championship_sr.train.fusion.config import PHASES
 from championship_sr.train.fusion.network import FusionNetwork
 
-Inputs = tuple[Tensor, Tensor, dict[str, Tensor]]
+NetworkInputs = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Cost:
+class PhaseCost:
     """One phase, or the whole network; seconds_step is forward and backward."""
 
     name: str
@@ -33,7 +33,7 @@ class Cost:
 
 def describe(
     network: nn.Module, channels: Mapping[str, int], scale: int = 4, *, crop: int = 64, batch: int = 1, rounds: int = 3
-) -> list[Cost]:
+) -> list[PhaseCost]:
     """The cost of each phase alone, on its own inputs, and of the whole network, on random images.
 
     channels  expert -> channels of its features, as given to `build_fusion`
@@ -47,7 +47,7 @@ def describe(
     return [*costs, measure("network", network, lambda: network(*inputs), rounds)]
 
 
-def table(costs: list[Cost]) -> str:
+def table(costs: list[PhaseCost]) -> str:
     """The costs as lines of text."""
     lines = [f"{'phase':<14} {'parameters':>10} {'GFLOP':>8} {'forward s':>10} {'step s':>8} {'saved MiB':>10}"]
     lines += [
@@ -58,14 +58,14 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines)
 
 
-def plain(costs: list[Cost]) -> list[dict[str, Any]]:
+def plain(costs: list[PhaseCost]) -> list[dict[str, Any]]:
     """The costs for JSON."""
     return [asdict(cost) for cost in costs]
 
 
 def example(
     channels: Mapping[str, int], scale: int, *, batch: int, crop: int, device: torch.device | str = "cpu"
-) -> Inputs:
+) -> NetworkInputs:
     """Random inputs of a network: LR, images of the experts that differ a little, features with channels last."""
     generator = torch.Generator().manual_seed(0)
     lr = torch.rand(batch, 3, crop, crop, generator=generator)
@@ -78,7 +78,7 @@ def example(
     return lr.to(device), (images + 0.02 * noise).to(device), features
 
 
-def measure(name: str, module: nn.Module, call: Callable[[], Any], rounds: int) -> Cost:
+def measure(name: str, module: nn.Module, call: Callable[[], Any], rounds: int) -> PhaseCost:
     """The cost of `call`, which runs `module`; times are medians."""
     with FlopCounterMode(display=False) as counter:
         call()
@@ -87,7 +87,7 @@ def measure(name: str, module: nn.Module, call: Callable[[], Any], rounds: int) 
     module.zero_grad()
     forward, step = (statistics.median(column) for column in zip(*times, strict=True))
     parameters = sum(p.numel() for p in module.parameters())
-    return Cost(name, parameters, counter.get_total_flops() / 1e9, forward, step, saved)
+    return PhaseCost(name, parameters, counter.get_total_flops() / 1e9, forward, step, saved)
 
 
 def timed_step(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
@@ -130,7 +130,7 @@ def _first_differentiable(output: Any) -> Tensor:
     return sum(x.sum() for x in output if x.requires_grad)
 
 
-def _phase_inputs(network: FusionNetwork, inputs: Inputs) -> dict[str, tuple[Any, ...]]:
+def _phase_inputs(network: FusionNetwork, inputs: NetworkInputs) -> dict[str, tuple[Any, ...]]:
     """What each phase is given, cut off from the phases before it."""
     seen: dict[str, tuple[Any, ...]] = {}
     with _each_phase(network, lambda name, arguments: seen.update({name: tuple(map(_leaf, arguments))})):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
-from championship_sr.train.bench.phases import Inputs, example, now, saved_mib
+from championship_sr.train.bench.phases import NetworkInputs, example, now, saved_mib
 from championship_sr.train.fusion import FusionConfig, build_fusion
 from championship_sr.train.run.step import pick_precision
 
@@ -130,7 +130,7 @@ def _counts_line(profile: str, counts: Mapping[str, Any]) -> str:
     )
 
 
-def _dispatched(network: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _dispatched(network: nn.Module, inputs: NetworkInputs) -> dict[str, Any]:
     """What forward, loss and backward hand to a GPU, counted without one."""
     counts = count_step(network, inputs)
     return {
@@ -146,7 +146,7 @@ def _built(profile: str, channels: Mapping[str, int], scale: int) -> nn.Module:
     return build_fusion(build(FusionConfig, {"profile": profile}, "bench step"), channels, scale)
 
 
-def _timed_step(network: nn.Module, inputs: Inputs) -> tuple[float, float]:
+def _timed_step(network: nn.Module, inputs: NetworkInputs) -> tuple[float, float]:
     """Seconds of the forward pass; and of forward, L1 loss, backward and AdamW."""
     device, optimiser = inputs[0].device, torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
     start = now(device)
@@ -176,7 +176,7 @@ def peak_tflops(device: torch.device) -> float:
     return 2 * PEAK_SIDE**3 * PEAK_PRODUCTS / (now(device) - start) / 1e12
 
 
-def write_trace(path: Path, networks: Mapping[str, nn.Module], inputs: Inputs) -> None:
+def write_trace(path: Path, networks: Mapping[str, nn.Module], inputs: NetworkInputs) -> None:
     """Writes one step of each network as torch.profiler sees it."""
     with torch.profiler.profile() as profiler:
         for profile, network in networks.items():
@@ -186,7 +186,7 @@ def write_trace(path: Path, networks: Mapping[str, nn.Module], inputs: Inputs) -
     profiler.export_chrome_trace(str(path))
 
 
-def _gflop(network: nn.Module, inputs: Inputs) -> float:
+def _gflop(network: nn.Module, inputs: NetworkInputs) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() / 1e9

@@ -23,7 +23,14 @@ from championship_sr.store.format.variants import inverse, variant_size, window_
 from championship_sr.store.remote.cache import ShardCache
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.batch import Batch, decoded, fields_of
-from championship_sr.train.data.sampler import Place, Sampler, Weighting, node_share, samples_per_epoch, window_weights
+from championship_sr.train.data.sampler import (
+    Sampler,
+    Weighting,
+    WindowPlace,
+    node_share,
+    samples_per_epoch,
+    window_weights,
+)
 from championship_sr.train.data.slots import Field, Layout, Raw, Slot, Windows
 from championship_sr.train.data.uploads import Constants, Sent, Uploads, one_ahead, uploads
 from championship_sr.train.data.variants import Augment, variants_for
@@ -172,14 +179,14 @@ class Loader:
             shards_at_once=sampling.shards_at_once,
         )
 
-    def places(self, step: int) -> list[Place]:
+    def places(self, step: int) -> list[WindowPlace]:
         """This rank's share of the step's windows, images by their index in the store."""
         return self._own(self.sampler.places(step))
 
-    def _own(self, batch: list[Place]) -> list[Place]:
-        return [Place(self.images[image], y, x, variant) for image, y, x, variant in batch[self.share]]
+    def _own(self, batch: list[WindowPlace]) -> list[WindowPlace]:
+        return [WindowPlace(self.images[image], y, x, variant) for image, y, x, variant in batch[self.share]]
 
-    def _drawn(self, start: int, stop: int | None) -> Iterator[tuple[int, list[Place]]]:
+    def _drawn(self, start: int, stop: int | None) -> Iterator[tuple[int, list[WindowPlace]]]:
         """Each step and its places."""
         size = self.sampler.batch_size
         for first in count(start, DRAWN_STEPS) if stop is None else range(start, stop, DRAWN_STEPS):
@@ -239,10 +246,10 @@ class Loader:
             return nullcontext()
         return self.cache.fetching(self.shards_of, set(self._shards()), start)
 
-    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[tuple[int, list[Place]]]:
+    def _steps(self, start: int, stop: int | None, advise: Submit) -> Iterator[tuple[int, list[WindowPlace]]]:
         """Each step and its places; the kernel has then been asked for those of the steps that follow."""
         distance = min(-(-self.ahead_mib * MIB // self.batch_bytes), MOST_AHEAD)
-        ahead: deque[tuple[int, list[Place]]] = deque()
+        ahead: deque[tuple[int, list[WindowPlace]]] = deque()
         for drawn in self._drawn(start, stop):
             ahead.append(drawn)
             if distance:
@@ -251,7 +258,7 @@ class Loader:
                 yield ahead.popleft()
         yield from ahead
 
-    def _prefetch(self, step: int, places: list[Place]) -> None:
+    def _prefetch(self, step: int, places: list[WindowPlace]) -> None:
         if self.cache and not self.cache.has(step):
             return
         # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
@@ -261,7 +268,7 @@ class Loader:
                 asked = [self._ask_for(field, place, cols) for field in self.fields]
                 self.in_memory *= not any(asked)
 
-    def _ask_for(self, field: Field, place: Place, cols: int) -> bool:
+    def _ask_for(self, field: Field, place: WindowPlace, cols: int) -> bool:
         array, y, x = self._window(field, place)
         return array.prefetch(y, x, self.crop_px * field.resolution, cols * field.resolution)
 
@@ -279,7 +286,7 @@ class Loader:
         array = self._array(field, self.images[0])
         return {} if field.source == PAIRS else {name: len(array.params[name]) for name in array.codec.own}
 
-    def _fill(self, submit: Submit, slot: Slot, step: int, places: list[Place]) -> tuple[Slot, list[Future]]:
+    def _fill(self, submit: Submit, slot: Slot, step: int, places: list[WindowPlace]) -> tuple[Slot, list[Future]]:
         slot.places = places
         shares = max(self.threads, 1)  # one task a thread: one a sample costs more than it evens out
         rows = [range(first, len(places), shares) for first in range(shares)]
@@ -295,7 +302,7 @@ class Loader:
             for row in rows:
                 slot.read(field, row, *self._window(field, slot.places[row]))
 
-    def _window(self, field: Field, place: Place) -> tuple[StoredArray, int, int]:
+    def _window(self, field: Field, place: WindowPlace) -> tuple[StoredArray, int, int]:
         """The array that holds this field of the place, and where the place begins in it."""
         y, x, variant = place.y, place.x, place.variant
         if variant == "identity" or field not in self.turned:
@@ -325,9 +332,9 @@ class Loader:
         return decoded(raw, ids, self.turned, self.constants, self.teacher)
 
 
-def joined(places: Sequence[Place], crop_px: int) -> list[tuple[Place, int]]:
+def joined(places: Sequence[WindowPlace], crop_px: int) -> list[tuple[WindowPlace, int]]:
     """Windows of the same rows that touch each other taken together: the first of them, and their columns in all."""
-    runs: list[tuple[Place, int]] = []
+    runs: list[tuple[WindowPlace, int]] = []
     for place in sorted(places, key=lambda place: (place.image, place.y, place.x)):
         first, cols = runs[-1] if runs else (place, 0)
         if runs and (first.image, first.y) == (place.image, place.y) and place.x <= first.x + cols:

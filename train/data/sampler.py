@@ -33,7 +33,7 @@ PURPOSES = (
 )  # each draws from a key of its own
 
 
-class Place(NamedTuple):
+class WindowPlace(NamedTuple):
     """One window: `crop_px` LR pixels square at (y, x) of the upright image, then transformed by `variant`."""
 
     image: int
@@ -167,7 +167,7 @@ class Sampler:
         """How many epochs lie before the step."""
         return step * self.batch_size / self.samples_per_epoch
 
-    def places(self, step: int, steps: int = 1) -> list[Place]:
+    def places(self, step: int, steps: int = 1) -> list[WindowPlace]:
         """The whole batch of a step, or of so many one after the other, the same whatever ranks share it.
 
         Numpy takes as long for the few windows of one batch as for those of ten.
@@ -179,7 +179,7 @@ class Sampler:
         y, x = self._window(epoch, visit, crop, self.free[image])
         variant = self._draw("variant", epoch, visit * self.crops + crop) % np.uint64(len(self.variants))
         rows = zip(image.tolist(), y.tolist(), x.tolist(), variant.tolist(), strict=True)
-        return [Place(i, top, left, self.variants[v]) for i, top, left, v in rows]
+        return [WindowPlace(i, top, left, self.variants[v]) for i, top, left, v in rows]
 
     def _visit(self, epoch: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pool, inside = np.divmod(slot, self.pool * self.crops)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from championship_sr.store.disk.maps import prefer_large_pages
 from championship_sr.store.shards.reader import StoredArray
-from championship_sr.train.data.sampler import Place
+from championship_sr.train.data.sampler import WindowPlace
 
 LINE = 64  # bytes that the processor's caches hold together
 LEVELS_OF_8_IN_16_BITS = 257  # 255 * 257 == 65535
@@ -141,7 +141,7 @@ class Raw:
     memory: Tensor
     begins: dict[Field, list[int]]
     arrays: dict[Field, list[StoredArray]]
-    places: list[Place]
+    places: list[WindowPlace]
 
     def cut(self) -> tuple[dict[Field, Tensor], dict[Field, dict[str, Tensor]]]:
         """The windows (B, rows, cols, raw channels), which may share the block's memory, and their parameters."""
@@ -160,7 +160,7 @@ class Slot:
         self._params = {of: {name: own.numpy() for name, own in by_name.items()} for of, by_name in params.items()}
         self._begins = {of: [0] * layout.samples for of in layout.windows}
         self._arrays: dict[Field, list] = {of: [None] * layout.samples for of in layout.windows}
-        self.places: list[Place] = []
+        self.places: list[WindowPlace] = []
         self.left: Any = None  # the event of the device's copy
 
     def read(self, of: Field, row: int, array: StoredArray, y: int, x: int) -> None:

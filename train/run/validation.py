@@ -25,7 +25,7 @@ from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_
 from championship_sr.train.run.processes import World
 
 if TYPE_CHECKING:
-    from championship_sr.extract.experts.tiling import Span
+    from championship_sr.extract.experts.tiling import TileSpan
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores:
+class ValidationScores:
     """The score of each image, and windows of some to look at: (3, H, W) in 0..1."""
 
     images: dict[str, Score]
@@ -98,7 +98,7 @@ class Validation:
             if min(image.lr_size) * store.scale < least:
                 raise StoreError(f"{store.root}: validation image {image.id} has sides below {least} HR pixels")
 
-    def references(self, fitted: Mapping[str, float]) -> dict[str, Scores]:
+    def references(self, fitted: Mapping[str, float]) -> dict[str, ValidationScores]:
         """What each expert, the experts' mean and fitted weights score: the lines that the fusion has to pass.
 
         fitted  expert -> weight, fitted to images that are not scored here
@@ -115,7 +115,7 @@ class Validation:
         methods["fitted"] = lambda whole: combined(whole.images, weights)
         return self._scores(methods)
 
-    def score(self, network: nn.Module) -> Scores:
+    def score(self, network: nn.Module) -> ValidationScores:
         """What the network scores, in float32."""
         was_training = network.training
         network.eval()
@@ -138,7 +138,7 @@ class Validation:
 
     @torch.no_grad()
     @float32_products()  # whole images of many sizes, in float32
-    def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, Scores]:
+    def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, ValidationScores]:
         found = []
         for index in self.images[self.world.rank :: self.world.size]:
             whole = self.read(index)
@@ -150,13 +150,15 @@ class Validation:
         everybodys = sorted((each for part in self.world.gather(found) for each in part), key=lambda each: each[0])
         return {method: self._of(method, everybodys) for method in methods}
 
-    def _of(self, method: str, found: Sequence[tuple]) -> Scores:
+    def _of(self, method: str, found: Sequence[tuple]) -> ValidationScores:
         mine = [
             (self.store.images[self.images[place]].id, score, pic)
             for place, name, score, pic in found
             if name == method
         ]
-        return Scores({name: score for name, score, _ in mine}, {name: pic for name, _, pic in mine if pic is not None})
+        return ValidationScores(
+            {name: score for name, score, _ in mine}, {name: pic for name, _, pic in mine if pic is not None}
+        )
 
     def _one(self, sr: Tensor, hr: Tensor) -> Score:
         sr, hr = rgb_to_y(round_to_8bit(sr)), rgb_to_y(round_to_8bit(hr))
@@ -187,14 +189,16 @@ def in_tiles(network: Callable[..., Tensor], whole: WholeImage, scale: int, tile
     return image
 
 
-def _window(whole: WholeImage, rows: "Span", cols: "Span", scale: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _window(
+    whole: WholeImage, rows: "TileSpan", cols: "TileSpan", scale: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     lr = slice(rows.start, rows.start + rows.size), slice(cols.start, cols.start + cols.size)
     down, across = (slice(part.start * scale, part.stop * scale) for part in lr)
     features = {name: x[..., *lr] for name, x in whole.features.items()}
     return whole.lr[..., *lr], whole.images[..., down, across], features
 
 
-def _kept(rows: "Span", cols: "Span", scale: int, inside: bool = False) -> tuple[slice, slice]:
+def _kept(rows: "TileSpan", cols: "TileSpan", scale: int, inside: bool = False) -> tuple[slice, slice]:
     """The kept part of a tile in HR pixels, of the whole image or inside the tile."""
     firsts = (rows.start, cols.start) if inside else (0, 0)
     down, across = (

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from championship_sr.evaluate.demo.progress import STAGES, Stages, spoken
+from championship_sr.evaluate.demo.progress import STAGES, DemoStages, spoken
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def clock(monkeypatch):
 
 
 def test_each_stage_is_announced_with_what_is_left_at_the_pace_so_far(clock, capsys):
-    stages = Stages()
+    stages = DemoStages()
     for stage, (_, typical) in STAGES.items():
         with stages.running(stage):
             clock[0] += 3 * typical
@@ -28,7 +28,7 @@ def test_each_stage_is_announced_with_what_is_left_at_the_pace_so_far(clock, cap
 
 
 def test_a_stage_that_found_its_work_done_says_nothing_about_the_pace(clock):
-    stages = Stages(training=0.5)
+    stages = DemoStages(training=0.5)
     with stages.running("extract"):
         clock[0] += 0.2
     assert stages.pace() == 1.0

@@ -9,10 +9,10 @@ from torch import nn
 
 from championship_sr.evaluate.inference.inputs import LiveInputs, hwc
 from championship_sr.evaluate.inference.passes import run, run_ensemble
-from championship_sr.evaluate.inference.tiles import Tiling, even_spans
+from championship_sr.evaluate.inference.tiles import FadedTiling, even_spans
 
 SCALE = 2
-WHOLE = Tiling(tile_px=1000, halo_px=0, blend_px=0)
+WHOLE = FadedTiling(tile_px=1000, halo_px=0, blend_px=0)
 
 
 class Expert:
@@ -52,7 +52,7 @@ EXPERTS = (Expert("a", 0.0), Expert("b", 0.5))
 def test_weights_of_all_tiles_add_up_to_one_everywhere(length, tile, halo, data):
     blend = data % (min(2 * halo, tile // 2) + 1)
     total = torch.zeros(length * SCALE)
-    for span in even_spans(length, SCALE, Tiling(tile, halo, blend)):
+    for span in even_spans(length, SCALE, FadedTiling(tile, halo, blend)):
         total[span.start * SCALE : span.stop * SCALE] += span.weight
     assert torch.allclose(total, torch.ones_like(total), atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_weights_of_all_tiles_add_up_to_one_everywhere(length, tile, halo, data)
 def test_tiles_with_a_halo_as_wide_as_the_context_equal_the_whole_image(blend):
     inputs = LiveInputs(image(), EXPERTS)
     whole = run(inputs, {"fusion": Mean()}, WHOLE, keep_experts=True)
-    tiled = run(inputs, {"fusion": Mean()}, Tiling(16, 4, blend), keep_experts=True)
+    tiled = run(inputs, {"fusion": Mean()}, FadedTiling(16, 4, blend), keep_experts=True)
     for name in ("fusion", "a", "b"):
         assert torch.allclose(tiled.images[name], whole.images[name], atol=1e-6), name
 
@@ -87,7 +87,7 @@ def test_windows_begin_where_extractions_tiles_may_begin():
 def test_tiles_without_a_halo_do_not():
     inputs = LiveInputs(image(), EXPERTS)
     whole = run(inputs, {"fusion": Mean()}, WHOLE, keep_experts=False).images["fusion"]
-    tiled = run(inputs, {"fusion": Mean()}, Tiling(16, 0, 0), keep_experts=False).images["fusion"]
+    tiled = run(inputs, {"fusion": Mean()}, FadedTiling(16, 0, 0), keep_experts=False).images["fusion"]
     assert not torch.allclose(tiled, whole, atol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_a_seam_is_faded_over_the_blend_width():
             return torch.full_like(images[:, 0], self.calls - 1.0)
 
     inputs = LiveInputs(image(16, 32), EXPERTS)
-    row = run(inputs, {"fusion": Constant()}, Tiling(16, 8, 8), keep_experts=False).images["fusion"][0, 0]
+    row = run(inputs, {"fusion": Constant()}, FadedTiling(16, 8, 8), keep_experts=False).images["fusion"][0, 0]
     assert row[:24].tolist() == [0] * 24 and row[-24:].tolist() == [1] * 24
     assert torch.allclose(row[24:40], (torch.arange(16) + 0.5) / 16)
 

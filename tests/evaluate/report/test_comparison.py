@@ -16,7 +16,7 @@ from championship_sr.evaluate.metrics import to_tensor
 from championship_sr.evaluate.model import load
 from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import write_report
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_store
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_store
 from championship_sr.train.metrics import psnr, rgb_to_y
 
 SCALE = 4
@@ -65,8 +65,8 @@ def report(tmp_path_factory, run_root, store_root, config):
         seen[pictures.case.name] = pictures.images | {"HR": pictures.hr}
 
     model = load(run_root, config=config)
-    wanted = Wanted(self_ensemble=False, observe=observe)
-    scores = evaluate_store(model, store_root, wanted=wanted, config=config)
+    options = ScoringOptions(self_ensemble=False, observe=observe)
+    scores = evaluate_store(model, store_root, options=options, config=config)
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_report(path.with_name("windows.html"), scores, narrow, model, "photographs")
     return write_report(path, scores, gallery, model, "photographs"), scores, seen

@@ -20,7 +20,7 @@ from championship_sr.evaluate.report.headline import sentence
 from championship_sr.evaluate.report.regions import HR, WINDOW_LR_PX, nearest_expert
 from championship_sr.evaluate.scoring.cases import Case
 from championship_sr.evaluate.scoring.comparison import Pictures
-from championship_sr.evaluate.scoring.evaluation import Wanted
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.evaluate.session import evaluate_sets, write_results
 from championship_sr.store.format.layout import PAIRS
@@ -63,8 +63,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, run_root, store_root, config):
     (run_root / METRICS_FILE).write_text(LOG)
-    wanted = Wanted(self_ensemble=False)
-    results = evaluate_sets(run=run_root, store=store_root, wanted=wanted, config=config, with_gallery=True)
+    options = ScoringOptions(self_ensemble=False)
+    results = evaluate_sets(run=run_root, store=store_root, options=options, config=config, with_gallery=True)
     folder = tmp_path_factory.mktemp("report")
     write_results(folder, results)
     return results.sets["plain"].scores, folder / "report.html"
@@ -285,8 +285,8 @@ def test_the_experts_together_are_a_heat_map_and_tables(written):
 
 
 def test_experts_alone_have_a_report_that_says_first_what_they_are_worth(store_root, config, tmp_path):
-    wanted = Wanted(self_ensemble=False)
-    results = evaluate_sets(store=store_root, wanted=wanted, config=config, with_gallery=True)
+    options = ScoringOptions(self_ensemble=False)
+    results = evaluate_sets(store=store_root, options=options, config=config, with_gallery=True)
     paths = write_results(tmp_path, results)
     assert {path.name for path in paths} == {"report.html", "scores.csv", "scores.json", "scores.md"}
     text = (tmp_path / "report.html").read_text()

@@ -8,9 +8,9 @@ import torch
 
 from championship_sr.evaluate.methods import EXPERT, PER_IMAGE, PER_PIXEL
 from championship_sr.evaluate.scoring.baselines import products_of
-from championship_sr.evaluate.scoring.complementarity import Cost, Evidence, complementarity
+from championship_sr.evaluate.scoring.complementarity import Evidence, ExpertCost, complementarity
 from championship_sr.evaluate.scoring.complementarity_table import text
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_store
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_store
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.train.combination import PULL
 
@@ -117,7 +117,7 @@ def test_what_an_expert_adds_is_what_is_lost_without_it(found):
 
 def test_an_expert_that_adds_nothing_is_to_be_left_out_and_its_price_is_told(made):
     doubled = products(made)[:, [0, 1, 1]][:, :, [0, 1, 1]]
-    costs = {"hat": Cost(10, 3.0), "drct": Cost(10, 1.0), "copy": Cost(30, 2.0)}
+    costs = {"hat": ExpertCost(10, 3.0), "drct": ExpertCost(10, 1.0), "copy": ExpertCost(30, 2.0)}
     found = complementarity(("hat", "drct", "copy"), Evidence(doubled), costs=costs, resamples=200)
     assert "drct and copy have equal images" in found.notes
     assert found.own_error["copy"] == pytest.approx(0, abs=1e-9)
@@ -125,7 +125,7 @@ def test_an_expert_that_adds_nothing_is_to_be_left_out_and_its_price_is_told(mad
     name, more = ("copy", 50) if "Adding copy" in found.sentence else ("drct", 20)
     assert found.sentence.startswith(f"Adding {name} to the other two brings ")
     assert found.sentence.endswith(f" for {more} % more time; leave it out.")
-    untimed = {name: Cost(cost.parameters) for name, cost in costs.items()}
+    untimed = {name: ExpertCost(cost.parameters) for name, cost in costs.items()}
     found = complementarity(("hat", "drct", "copy"), Evidence(doubled), costs=untimed, resamples=200)
     assert "% more parameters; leave it out." in found.sentence
     assert "more" not in complementarity(("hat", "drct", "copy"), Evidence(doubled), resamples=200).sentence
@@ -195,7 +195,7 @@ def test_the_text_has_a_row_for_every_subset_of_four_and_the_best_of_each_size_b
 
 
 def test_a_store_without_a_run_says_what_its_experts_are_worth(store_root, config):
-    scores = evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    scores = evaluate_store(None, store_root, options=ScoringOptions(self_ensemble=False), config=config)
     together = scores.complementarity
     assert together.experts == ("one", "two") and together.images == 4
     for name in together.experts:
@@ -229,5 +229,5 @@ def test_without_a_run_no_features_are_read(store_root, config, monkeypatch):
         return array(self, image, source, name, *others)
 
     monkeypatch.setattr(Store, "array", counted)
-    evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    evaluate_store(None, store_root, options=ScoringOptions(self_ensemble=False), config=config)
     assert read == {"lr", "hr", "sr"}

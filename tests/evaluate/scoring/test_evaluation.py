@@ -24,8 +24,8 @@ from championship_sr.evaluate.methods import (
     SWITCHED_OFF,
 )
 from championship_sr.evaluate.model import load
-from championship_sr.evaluate.scoring.evaluation import Wanted, evaluate_pairs, evaluate_store
-from championship_sr.extract.config import DataConfig
+from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_pairs, evaluate_store
+from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
@@ -53,7 +53,9 @@ def psnr_y(sr: torch.Tensor, hr: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def scores(run_root, store_root, config):
-    return evaluate_store(run_root, store_root, wanted=Wanted(self_ensemble=True, ablation=True), config=config)
+    return evaluate_store(
+        run_root, store_root, options=ScoringOptions(self_ensemble=True, ablation=True), config=config
+    )
 
 
 def test_every_value_is_that_of_the_stored_image(scores, run_root, store_root):
@@ -93,7 +95,7 @@ def test_stored_variants_and_live_experts_give_the_same_self_ensemble(
     scores, tmp_path, run_root, hr_folder, expert_entries, make_store_of, config
 ):
     eight = make_store_of(tmp_path / "eight.store", hr_folder, expert_entries, variants=list(VARIANTS))
-    stored = evaluate_store(run_root, eight, wanted=Wanted(self_ensemble=True), config=config)
+    stored = evaluate_store(run_root, eight, options=ScoringOptions(self_ensemble=True), config=config)
     for method in (BEST_X8, FUSION_X8):  # live: from float32; stored: rounded to float16
         live = scores.values["psnr_y"][method]
         assert stored.values["psnr_y"][method] == pytest.approx(live, abs=0.02)
@@ -101,8 +103,8 @@ def test_stored_variants_and_live_experts_give_the_same_self_ensemble(
 
 
 def test_files_score_as_their_store_does(scores, run_root, hr_folder, config):
-    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
-    live = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
+    pairs = find_pairs(ImagesConfig(hr=(str(hr_folder),)), 4)
+    live = evaluate_pairs(run_root, pairs, options=ScoringOptions(self_ensemble=False), config=config)
     assert live.images == scores.images and "made by MATLAB's bicubic" in live.protocol
     for method in (BICUBIC, MEAN, EXPERT + "one", FUSION):
         assert live.values["psnr_y"][method] == pytest.approx(scores.values["psnr_y"][method], abs=0.02), method
@@ -112,7 +114,7 @@ def test_tiles_change_the_fusion_little_and_the_stored_experts_not_at_all(scores
     tiled = evaluate_store(
         run_root,
         store_root,
-        wanted=Wanted(self_ensemble=False),
+        options=ScoringOptions(self_ensemble=False),
         config=replace(config, tile_px=16, halo_px=4, blend_px=2),
     )
     for method in (EXPERT + "one", MEAN, PER_PIXEL):
@@ -142,7 +144,7 @@ def least_squares(store: Store, images: list[int]) -> list[float]:
 
 
 def test_weights_are_fitted_to_images_that_are_not_scored(run_root, store_root, config):
-    part = evaluate_store(run_root, store_root, ["photo1"], wanted=Wanted(self_ensemble=False), config=config)
+    part = evaluate_store(run_root, store_root, ["photo1"], options=ScoringOptions(self_ensemble=False), config=config)
     assert part.images == ("photo1",) and FITTED in part.methods
     store = Store(store_root)
     others = [index for index, image in enumerate(store.images) if image.id != "photo1"]
@@ -151,22 +153,22 @@ def test_weights_are_fitted_to_images_that_are_not_scored(run_root, store_root, 
     mixed = sum(weight * images[:, i] for i, weight in enumerate(part.weights.values()))
     assert part.values["psnr_y"][FITTED] == pytest.approx([psnr_y(mixed, hr)], abs=1e-3)
     assert any("from 3 images of plain.store that are not scored" in note for note in part.notes)
-    everything = evaluate_store(run_root, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    everything = evaluate_store(run_root, store_root, options=ScoringOptions(self_ensemble=False), config=config)
     assert FITTED not in everything.methods and any("left out" in note for note in everything.notes)
 
 
 def test_weights_are_not_fitted_to_files_that_the_runs_own_store_has(run_root, hr_folder, config):
-    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
-    some = evaluate_pairs(run_root, pairs[:1], wanted=Wanted(self_ensemble=False), config=config)
+    pairs = find_pairs(ImagesConfig(hr=(str(hr_folder),)), 4)
+    some = evaluate_pairs(run_root, pairs[:1], options=ScoringOptions(self_ensemble=False), config=config)
     assert any("from 3 images of plain.store" in note for note in some.notes)
-    every = evaluate_pairs(run_root, pairs, wanted=Wanted(self_ensemble=False), config=config)
+    every = evaluate_pairs(run_root, pairs, options=ScoringOptions(self_ensemble=False), config=config)
     assert FITTED not in every.methods
 
 
 def test_a_run_without_its_store_has_the_weights_that_it_started_from(tmp_path, run_root, store_root, config):
     moved = shutil.copytree(run_root, tmp_path / "moved")
     (moved / "run.yaml").unlink()
-    found = evaluate_store(moved, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    found = evaluate_store(moved, store_root, options=ScoringOptions(self_ensemble=False), config=config)
     assert found.weights == {"one": 0.5, "two": 0.5} and any("that the run started from" in n for n in found.notes)
     assert found.over_fitted().mean == found.gain("psnr_y", FUSION, MEAN).mean
 
@@ -176,14 +178,14 @@ def test_one_expert_alone_has_no_weights_to_fit(hr_folder, expert_entries, confi
     from championship_sr.extract.experts.expert import load_expert
 
     expert = load_expert(load_expert_config(expert_entries[0]), torch.device("cpu"), 4)
-    pairs = find_pairs(DataConfig(hr=(str(hr_folder),)), 4)
-    found = evaluate_pairs(None, pairs, experts=[expert], wanted=Wanted(self_ensemble=False), config=config)
+    pairs = find_pairs(ImagesConfig(hr=(str(hr_folder),)), 4)
+    found = evaluate_pairs(None, pairs, experts=[expert], options=ScoringOptions(self_ensemble=False), config=config)
     assert found.weights == {"one": 1.0} and any("one expert alone" in note for note in found.notes)
     assert found.values["psnr_y"][FITTED] == found.values["psnr_y"][EXPERT + "one"]
 
 
 def test_without_a_run_the_experts_are_scored(store_root, config):
-    found = evaluate_store(None, store_root, wanted=Wanted(self_ensemble=False), config=config)
+    found = evaluate_store(None, store_root, options=ScoringOptions(self_ensemble=False), config=config)
     assert FUSION not in found.methods and EXPERT + "two" in found.methods
     assert "fusion" not in found.table()
 
@@ -191,7 +193,11 @@ def test_without_a_run_the_experts_are_scored(store_root, config):
 def test_pictures_are_shown_to_whoever_asks(run_root, store_root, config):
     seen = []
     evaluate_store(
-        run_root, store_root, ["photo0"], wanted=Wanted(self_ensemble=False, observe=seen.append), config=config
+        run_root,
+        store_root,
+        ["photo0"],
+        options=ScoringOptions(self_ensemble=False, observe=seen.append),
+        config=config,
     )
     assert [pictures.case.name for pictures in seen] == ["photo0"]
     assert seen[0].images[FUSION].shape == seen[0].hr.shape
@@ -200,7 +206,7 @@ def test_pictures_are_shown_to_whoever_asks(run_root, store_root, config):
 def test_perfect_images_are_infinitely_good_and_stay(tmp_path, run_root, expert_entries, make_store_of, config):
     Image.fromarray(np.full((48, 48, 3), 128, np.uint8)).save(tmp_path / "grey.png")
     store = make_store_of(tmp_path / "grey.store", tmp_path, expert_entries)
-    found = evaluate_store(run_root, store, wanted=Wanted(self_ensemble=False), config=config)
+    found = evaluate_store(run_root, store, options=ScoringOptions(self_ensemble=False), config=config)
     assert found.mean("psnr_y", BICUBIC) == math.inf and "inf" in found.table()
 
 
@@ -235,18 +241,18 @@ def test_experts_whose_files_are_gone_leave_a_note_or_fail_where_they_are_insist
     found = evaluate_store(run, store, config=config)
     assert BEST_X8 not in found.methods and any("x8 self-ensemble left out" in note for note in found.notes)
     with pytest.raises(WeightsError, match=r"one\.safetensors"):
-        evaluate_store(run, store, wanted=Wanted(self_ensemble=True), config=config)
+        evaluate_store(run, store, options=ScoringOptions(self_ensemble=True), config=config)
 
 
 def test_a_network_without_phases_has_no_ablation(tmp_path, store_root, make_run, config):
     run = make_run(tmp_path / "cnn", store_root, profile="cnn")
     with pytest.raises(ConfigError, match="no phases to switch off"):
-        evaluate_store(run, store_root, wanted=Wanted(ablation=True), config=config)
+        evaluate_store(run, store_root, options=ScoringOptions(ablation=True), config=config)
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["fusion"]["profile"] == "cnn"
 
 
 def test_the_bundled_fusion_has_a_row_of_its_own_and_says_what_it_gains(run_root, store_root, config):
-    scores = evaluate_store(run_root, store_root, wanted=Wanted(False, bundled=load(run_root)), config=config)
+    scores = evaluate_store(run_root, store_root, options=ScoringOptions(False, bundled=load(run_root)), config=config)
     for values in scores.values.values():
         assert values["bundled"] == values["fusion"]  # the same run stands in for it
     assert "bundled fusion over two, the best expert: " in scores.table()
@@ -257,4 +263,4 @@ def test_a_bundled_fusion_of_experts_in_another_order_is_refused(run_root, store
     bundled = load(run_root)
     bundled.expert_names = ("two", "one")
     with pytest.raises(StoreError, match=r"a fusion of two, one, in this order; .* is scored with one, two"):
-        evaluate_store(run_root, store_root, wanted=Wanted(False, bundled=bundled), config=config)
+        evaluate_store(run_root, store_root, options=ScoringOptions(False, bundled=bundled), config=config)

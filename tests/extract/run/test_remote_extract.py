@@ -12,6 +12,7 @@ from championship_sr.extract.run.shares import Part
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.verify import verify
+from championship_sr.store.progress import silent
 from championship_sr.store.remote import bucket as remote
 from championship_sr.store.remote import staging as remote_staging
 from championship_sr.store.remote.objects import RemoteStore
@@ -70,7 +71,7 @@ def test_the_store_in_the_bucket_is_the_one_of_a_folder(config, whole, pulled, t
 def test_the_folder_never_holds_more_than_a_few_shards(config, proxy, monkeypatch, tmp_path):
     most, upload = [0], remote.Bucket.upload
 
-    def look(self, key, path, progress=remote.silent):
+    def look(self, key, path, progress=silent):
         most.append(len(list((tmp_path / "staging").rglob("shard-*.h5"))))
         upload(self, key, path, progress)
 

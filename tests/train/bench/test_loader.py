@@ -11,7 +11,7 @@ from championship_sr.train.bench import loader as bench_loader
 from championship_sr.train.bench import peers as bench_peers
 from championship_sr.train.bench.loader import Runner, on_device, samples_per_second, useful_bytes, warm_figures
 from championship_sr.train.bench.peers import PEERS, PatchFiles, Slices, installed_peers, raw_sample
-from championship_sr.train.data.sampler import Place
+from championship_sr.train.data.sampler import WindowPlace
 from tests.train.loaders import loader_of
 
 
@@ -81,7 +81,9 @@ def test_figures_are_medians_of_the_better_number_of_workers():
 def test_bytes_that_windows_share_are_useful_once(random_store, monkeypatch):
     loader = loader_of(Store(random_store("zarr")), batch_size=2, crop_px=8, seed=1)
     sample_bytes = loader.batch_bytes // 2
-    monkeypatch.setattr(loader, "places", lambda step: [Place(0, 4, 4, "identity"), Place(0, 4, 8, "identity")])
+    monkeypatch.setattr(
+        loader, "places", lambda step: [WindowPlace(0, 4, 4, "identity"), WindowPlace(0, 4, 8, "identity")]
+    )
     assert useful_bytes(loader, 3) == sample_bytes * 12 // 8
 
 

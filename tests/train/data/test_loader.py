@@ -18,7 +18,7 @@ from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.data.loader import joined
-from championship_sr.train.data.sampler import Place
+from championship_sr.train.data.sampler import WindowPlace
 from tests.train.loaders import loader_of
 
 CROP, SCALE = 12, 2
@@ -118,7 +118,7 @@ def test_steps_end_where_they_are_told_to(written, stop):
 
 def test_windows_that_touch_in_the_same_rows_are_asked_for_together():
     found = [(0, 4, 30, "mirror"), (1, 4, 12, "identity"), (0, 4, 8, "identity"), (0, 4, 20, "rot90")]
-    places = [Place(*place) for place in [*found, (0, 5, 32, "identity"), (0, 4, 43, "identity")]]
+    places = [WindowPlace(*place) for place in [*found, (0, 5, 32, "identity"), (0, 4, 43, "identity")]]
     runs = [((first.image, first.y, first.x), cols) for first, cols in joined(places, CROP)]
     assert runs == [((0, 4, 8), 34), ((0, 4, 43), 12), ((0, 5, 32), 12), ((1, 4, 12), 12)]
 

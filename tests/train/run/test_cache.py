@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from championship_sr.store.errors import StoreError
+from championship_sr.store.progress import silent
 from championship_sr.store.remote import bucket as remote
 from championship_sr.store.remote.cache import GB, RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
@@ -80,7 +81,7 @@ def test_the_disk_never_holds_more_than_the_limit_and_evicted_maps_are_closed(op
     loader = loader_of(store, threads=2, cache=cache, **OPTIONS)
     published, most, fetched = RemoteStore.get_shard, [], []
 
-    def look(self, manifest, source, shard, pool, progress=remote.silent):
+    def look(self, manifest, source, shard, pool, progress=silent):
         published(self, manifest, source, shard, pool, progress)
         fetched.append((source, shard))
         most.append(sum(tree_bytes(path) for path in (tmp_path / "cache").rglob("shard-*.h5")))

@@ -204,11 +204,11 @@ def test_teachers_and_losses_that_do_not_fit_are_refused(make_config, changes, m
 
 def test_weights_change_evenly_to_those_at_the_end_of_a_stage(make_config):
     from championship_sr.train.config import loss_stages
-    from championship_sr.train.schedule import Span
+    from championship_sr.train.schedule import RunLength
 
     stage = {"length": "100 %", "weights": {"teacher": 1.0}, "to": {"teacher": 0.0, "l1": 1.0}}
     config = make_config(teacher={"of": "mean"}, losses={"stages": [stage]})
-    place = loss_stages(config, Span(5, 5))
+    place = loss_stages(config, RunLength(5, 5))
     weights = [config.losses.stages[0].weights_at(place.done(step)) for step in range(5)]
     assert [w["teacher"] for w in weights] == [1, 0.75, 0.5, 0.25, 0]
     assert [w["l1"] for w in weights] == [0, 0.25, 0.5, 0.75, 1]

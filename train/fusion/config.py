@@ -41,7 +41,7 @@ class FusionConfig:
 
     architecture: str | None = None  # package.module:factory, a network of one's own in place of a profile's
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # its further arguments
-    profile: Literal["swift", "paper", "direct", "cnn"] = "swift"
+    profile: Literal["swift", "paper", "direct", "cnn", "lean"] = "swift"
     start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md
     features: bool = True  # False: the experts' images take the place of their features, as for experts without any
     without: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class FusionConfig:
     @property
     def widths(self) -> Widths:
         """The profile's widths with this configuration's own in their place."""
-        default = SWIFT if self.profile in ("swift", "cnn") else PAPER
+        default = SWIFT if self.profile in ("swift", "cnn", "lean") else PAPER
         own = {name: getattr(self, name) for name in vars(default)}
         return Widths(
             **{name: default_width if own[name] is None else own[name] for name, default_width in vars(default).items()}

@@ -154,8 +154,9 @@ class LossConfig:
 
 @config_dataclass
 class OptimiserConfig:
-    """AdamW."""
+    """AdamW, or Muon for the weights of layers (timm's, AdamW for everything else): needs the extra `muon`."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: NotNegative = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.999)

@@ -329,7 +329,7 @@ def _restore_moments(network: nn.Module, optimiser: torch.optim.Optimizer, tenso
     for key, value in tensors.items():
         name, _, part = key.rpartition(":")
         number, parameter = index[name]
-        if part != "step":
+        if value.shape == parameter.shape and part != "step":
             # in the parameter's own memory format: the fused optimiser goes by addresses
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(number, {})[part] = value

@@ -38,13 +38,7 @@ class Trainer:
         self.network, self.criterion, self.world, self.accumulation = network.train(), criterion, world, accumulation
         self.ema = Ema(network, ema_decay)
         self.clip_norm = config.clip_norm or math.inf
-        self.optimiser = torch.optim.AdamW(
-            network.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimiser = build_optimiser(network, config)
         self.precision = pick_precision(precision, world.device)
         # static shapes: the windows of a run have one size
         self._forward = torch.compile(network, dynamic=False, fullgraph=True) if compiled else network
@@ -94,6 +88,23 @@ class Trainer:
         if self.precision is torch.float32:
             return nullcontext()
         return torch.autocast(self.world.device.type, dtype=self.precision)
+
+
+def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """The optimiser of all of the network's parameters.
+
+    source  Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), its steps as large as AdamW's by Liu et al.
+            2025, arXiv 2502.16982
+    raises  ConfigError if Muon is asked for and timm is missing
+    """
+    arguments = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.kind == "adamw":
+        return torch.optim.AdamW(network.parameters(), fused=True, **arguments)
+    try:
+        from timm.optim import Muon
+    except ImportError:
+        raise ConfigError("train.optimiser.kind=muon needs timm: pip install 'championship-sr[muon]'") from None
+    return Muon(network.parameters(), nesterov=True, **arguments)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

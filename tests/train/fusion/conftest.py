@@ -22,7 +22,7 @@ class Fusions:
         self, profile: str = "swift", *, channels: Mapping[str, int] | None = None, scale: int = 4, **options
     ) -> nn.Module:
         torch.manual_seed(0)
-        own = {} if profile == "cnn" else SMALL
+        own = {} if profile in ("cnn", "lean") else SMALL
         return build_fusion(FusionConfig(profile=profile, **{**own, **options}), channels or self.channels, scale)
 
     def inputs(

@@ -10,7 +10,7 @@ from championship_sr.train.fusion import PHASES, FusionConfig, build_fusion
 from championship_sr.train.fusion.phases.frequency import N_BANDS
 from championship_sr.train.fusion.start import start_from
 
-PROFILES = ["swift", "paper", "direct", "cnn"]
+PROFILES = ["swift", "paper", "direct", "cnn", "lean"]
 PHASED = ["swift", "paper", "direct"]
 
 
@@ -212,7 +212,7 @@ def test_an_exported_network_gives_the_same_image(fusions):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_training_and_inference_are_one_function_of_each_image(fusions, profile):
-    network = fusions.build(profile, **({} if profile == "cnn" else {"start": "document"}))
+    network = fusions.build(profile, **({"start": "document"} if profile in PHASED else {}))
     lr, images, features = fusions.inputs(batch=3)
     with torch.no_grad():
         together = network.train()(lr, images, features)
@@ -262,10 +262,11 @@ def test_a_phase_left_out_has_no_parameters_and_the_rest_start_as_before(fusions
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_default_sizes_are_the_documents_budget(profile):
+def test_default_sizes_are_the_documents_budget_and_lean_has_a_third(profile):
     channels = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}
     network = build_fusion(FusionConfig(profile=profile), channels, 4)
-    assert 1.1e6 <= sum(p.numel() for p in network.parameters()) <= 1.5e6
+    share = 0.3 if profile == "lean" else 1
+    assert 1.1e6 * share <= sum(p.numel() for p in network.parameters()) <= 1.5e6 * share
 
 
 @pytest.mark.parametrize("profile", ["paper", "direct"])

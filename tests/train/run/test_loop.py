@@ -87,6 +87,17 @@ def test_images_that_a_store_gets_later_do_not_change_a_run(make_learnable, make
     assert read_image_count(both) == 6
 
 
+def test_a_run_with_muon_goes_on_to_the_same_weights(make_config, shared_store, tmp_path):
+    pytest.importorskip("timm")
+    muon = {"optimiser": {"kind": "muon", "learning_rate": 2e-3}, "schedule": {"kind": "constant", "warmup": 1}}
+    whole = train(make_config(steps=6, **muon), shared_store, tmp_path / "whole")
+    half = train(make_config(steps=3, **muon), shared_store, tmp_path / "half")
+    train(make_config(steps=6, **muon), shared_store, half, resume=True, changes=True)
+    assert same(weights(whole, 6), weights(half, 6))
+    kept = {key.rpartition(":")[2] for key in weights(whole, 6) if key.startswith("optimiser.")}
+    assert {"momentum_buffer", "exp_avg_sq"} <= kept
+
+
 def runner(config, tmp_path: Path, *arguments: str | Path) -> list[str]:
     """The command of a run in a process of its own."""
     from championship_sr.store.config import dump_yaml, to_plain

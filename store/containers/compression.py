@@ -20,7 +20,11 @@ class Compression:
 
     name: str
 
-    def _codec(self) -> Any:
+    def codec(self) -> Any:
+        """The compressor of numcodecs.
+
+        raises  ImportError or AttributeError if it is not installed
+        """
         import numcodecs
 
         if self.name == "zstd":
@@ -29,7 +33,7 @@ class Compression:
 
     def encode(self, chunk: Any) -> bytes:
         """The compressed bytes of one contiguous array."""
-        return bytes(self._codec().encode(chunk))
+        return bytes(self.codec().encode(chunk))
 
     def decode(self, stored: Any, n_bytes: int, where: str) -> Any:
         """The bytes of a chunk, which must be so many.
@@ -40,7 +44,7 @@ class Compression:
         if told != n_bytes:  # looked at first: a few bytes may say that they stand for any number
             raise StoreError(f"{where}: a {self.name} chunk is damaged ({told} bytes, expected {n_bytes})")
         try:
-            return self._codec().decode(stored)
+            return self.codec().decode(stored)
         except (RuntimeError, ValueError) as error:
             raise StoreError(f"{where}: a {self.name} chunk is damaged ({error})") from None
 
@@ -88,7 +92,7 @@ def get_compression(name: str, codec: str) -> Compression:
         raise ConfigError(f"codec {codec!r}: compression {name!r} is neither zstd nor blosc")
     compression = Compression(name)
     try:
-        compression._codec()
+        compression.codec()
     except (ImportError, AttributeError):
         raise StoreError(
             f"codec {codec} needs numcodecs with {name}, which is not installed: pip install numcodecs"

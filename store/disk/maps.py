@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -129,12 +129,10 @@ class Cache:
     `make` may run twice for one key in two threads; both results are right, one is kept.
     """
 
-    _all: ClassVar["weakref.WeakSet[Cache]"] = weakref.WeakSet()
-
     def __init__(self, limit: int):
         self._limit = limit
         self.clear()
-        Cache._all.add(self)
+        _caches.add(self)
 
     def clear(self) -> None:
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
@@ -167,8 +165,11 @@ class Cache:
                 self._cost -= self._values.pop(key)[1]
 
 
+_caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+
 def _after_fork() -> None:
-    for cache in list(Cache._all):  # another thread may have held the lock, and will never let it go here
+    for cache in list(_caches):  # another thread may have held the lock, and will never let it go here
         cache.clear()
 
 

@@ -223,6 +223,10 @@ class Manifest:
                 _swap(old, new, doomed)
             name_experts(self.root, added=[name])
             files.remove(doomed)
+        self.take_swapped(name)
+
+    def take_swapped(self, name: str) -> None:
+        """Reads the expert that lies in the folder since a rebuild was swapped in."""
         self._rebuilt.pop(name, None)
         self.experts[name] = read_expert(self.root, name)
 

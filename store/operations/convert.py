@@ -15,10 +15,11 @@ from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import ArraySpec, Expert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.shards.claims import unless_done
 from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.record import read_record
-from championship_sr.store.shards.writer import ShardWriter, unless_done, write_shard
+from championship_sr.store.shards.writer import ShardWriter, write_shard
 
 SAMPLE_IMAGES = 32  # that a basis is fitted to, spread over the store
 SAMPLE_PX = 64  # side of the tile taken from the middle of each

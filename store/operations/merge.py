@@ -19,9 +19,9 @@ from championship_sr.store.format.entries import (
 )
 from championship_sr.store.format.layout import PAIRS, lock_path
 from championship_sr.store.format.manifest import LOCK_FILE, Manifest
+from championship_sr.store.shards.claims import claimed, take_away, unless_done
 from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.record import encoded, read_record, sealed, unchanged
-from championship_sr.store.shards.writer import claimed, take_away, unless_done
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from championship_sr.store.format.manifest import LOCK_FILE, Manifest
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import SourceCheck, strays
-from championship_sr.store.shards.writer import take_away
+from championship_sr.store.shards.claims import take_away
 
 DAMAGED = "damaged"  # the store's folder of what was moved away
 

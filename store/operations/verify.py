@@ -83,7 +83,7 @@ def recorded_bytes(root: Path) -> int:
 class _RawStore(Store):
     """A store whose arrays are compared as they lie: nothing is decoded, so that no basis is needed."""
 
-    def _basis(self, name: str) -> dict[str, Params]:
+    def basis(self, name: str) -> dict[str, Params]:
         return {}
 
 
@@ -134,7 +134,7 @@ class SourceCheck:
         unread = isinstance(error, Unreadable)
         return Fault(str(error), self._source, None if unread else shard, unread=unread)
 
-    def _basis_fault(self) -> list[Fault]:
+    def basis_fault(self) -> list[Fault]:
         if self._source == PAIRS:
             return []
         try:

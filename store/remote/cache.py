@@ -22,8 +22,8 @@ from championship_sr.store.format.layout import PAIRS, lock_path
 from championship_sr.store.progress import progress
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
 from championship_sr.store.remote.transfer import tree_bytes
+from championship_sr.store.shards.claims import take_away
 from championship_sr.store.shards.reader import Store
-from championship_sr.store.shards.writer import take_away
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ class RemoteStoreReader(Store):
                     f"the first is {missing[0]}. Run: pipeline.py extract"
                 )
 
-    def _record(self, source: str, shard: int) -> dict[str, Any]:
+    def record(self, source: str, shard: int) -> dict[str, Any]:
         if self.manifest.is_recorded(source, shard):
-            return super()._record(source, shard)
+            return super().record(source, shard)
         return self.remote.record(self.manifest, source, shard)[0]
 
-    def _state(self, source: str, shard: int) -> None:
+    def record_state(self, source: str, shard: int) -> None:
         """Nothing: shards come and go here, always the same; in the bucket their names have their checksum."""
 
 

@@ -33,6 +33,7 @@ from championship_sr.store.format.manifest import LOCK_FILE, Manifest
 from championship_sr.store.progress import BytesDone, silent
 from championship_sr.store.remote.bucket import Bucket
 from championship_sr.store.remote.parts import DIGEST_DIGITS, ShardFile, keep_only, parts_of
+from championship_sr.store.shards.claims import claimed
 from championship_sr.store.shards.record import (
     OBJECTS,
     check_arrays,
@@ -42,7 +43,6 @@ from championship_sr.store.shards.record import (
     unchanged,
     wanted_arrays,
 )
-from championship_sr.store.shards.writer import claimed
 
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt
 UNFINISHED = "pull" + files.TMP  # the folder of what is on its way into a copy; the next pull goes on with it

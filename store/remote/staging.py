@@ -17,7 +17,7 @@ from championship_sr.store.format.layout import PAIRS, SOURCES_FILE, lock_path, 
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import cache_folder
 from championship_sr.store.remote.objects import RemoteStore
-from championship_sr.store.shards.writer import take_away
+from championship_sr.store.shards.claims import take_away
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +128,7 @@ class StagedManifest(Manifest):
         for rebuild in (True, False):
             files.remove(source_dir(self.root, name, rebuild))
         self._remote.write_expert(self.root, name)
-        self._rebuilt.pop(name, None)
-        self.experts[name] = read_expert(self.root, name)
+        self.take_swapped(name)
 
 
 class ShardUploads:

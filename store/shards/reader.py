@@ -18,7 +18,7 @@ from championship_sr.store.format.entries import Expert
 from championship_sr.store.format.layout import PAIRS, array_key
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.metadata import check_metadata
-from championship_sr.store.shards.record import WantedArray, _remedy, read_record, replaced, state_of, wanted_arrays
+from championship_sr.store.shards.record import WantedArray, read_record, remedy, replaced, state_of, wanted_arrays
 from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
@@ -54,7 +54,7 @@ class Store:
         self.experts = _known_experts(self.manifest, names)
         if whole:
             _check_whole(self.manifest, names)
-        self._bases = {name: self._basis(name) for name in names}
+        self._bases = {name: self.basis(name) for name in names}
         self._records = maps.Cache(MAX_RECORDS)
         self._views = maps.Cache(MAX_VIEWS)
         self._chunks = maps.Cache(DECODED_MIB << 20)
@@ -94,24 +94,31 @@ class Store:
         ids = {image.id for image in self.manifest.images_of(shard)}
         self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
 
-    def _basis(self, name: str) -> dict[str, Params]:
+    def view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
+        """The array in its file, which is mapped now if it was not."""
+        return self._views.get((array.source, array.key), partial(self._open, array))
+
+    def basis(self, name: str) -> dict[str, Params]:
+        """What the codecs of an expert's arrays have in common: array -> what `decode` takes."""
         return self.manifest.basis(name)
+
+    def record(self, source: str, shard: int) -> dict[str, Any]:
+        """The record of a shard, read now."""
+        return read_record(self.manifest, source, shard)
+
+    def record_state(self, source: str, shard: int) -> tuple[int, ...] | None:
+        """By what a record that was replaced is told from the one that was read; None: it never is."""
+        return state_of(self.manifest.record_path(source, shard))
 
     def _shard(self, source: str, shard: int) -> "_RecordedShard":
         return self._records.get((source, shard), partial(self._read_shard, source, shard))
 
     def _read_shard(self, source: str, shard: int) -> "_RecordedShard":
-        state = self._state(source, shard)  # first: a record that is replaced meanwhile is noticed later
-        record = self._record(source, shard)
+        state = self.record_state(source, shard)  # first: a record that is replaced meanwhile is noticed later
+        record = self.record(source, shard)
         wanted = wanted_arrays(self.manifest, source, shard)
         entries = {key: self._entry(source, wanted[key], content) for key, content in record["arrays"].items()}
         return _RecordedShard(entries, state)
-
-    def _record(self, source: str, shard: int) -> dict[str, Any]:
-        return read_record(self.manifest, source, shard)
-
-    def _state(self, source: str, shard: int) -> tuple[int, ...] | None:
-        return state_of(self.manifest.record_path(source, shard))
 
     def _entry(self, source: str, wanted: WantedArray, content: dict[str, Any]) -> "Entry":
         codec, params = wanted.codec_of(content["dtype"]), {}
@@ -122,9 +129,6 @@ class Store:
         shape = (*wanted.size, wanted.channels)
         place = content["offset"], content["file_bytes"], content["sha256"]
         return Entry(shape, wanted.shape, np.dtype(content["dtype"]), codec, params, chunk, *place)
-
-    def _view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
-        return self._views.get((array.source, array.key), partial(self._open, array))
 
     def _open(self, array: "StoredArray") -> Rows | Tiles | Chunks:
         try:
@@ -137,7 +141,7 @@ class Store:
 
     def _check_same(self, source: str, shard: int) -> None:
         before = self._shard(source, shard).state
-        if before and self._state(source, shard) != before:
+        if before and self.record_state(source, shard) != before:
             raise replaced(self.manifest.record_path(source, shard))
 
     def _opened(self, array: "StoredArray") -> Rows | Tiles | Chunks:
@@ -200,7 +204,7 @@ class StoredArray:
         out  its rows may lie apart; the numbers of each lie side by side
         """
         self._inside(y, x, *out.shape[:2])
-        self._store._view(self).read_into(out, y, x)
+        self._store.view(self).read_into(out, y, x)
 
     @property
     def strip_cols(self) -> int | None:
@@ -215,7 +219,7 @@ class StoredArray:
         out  (strips, rows, strip_cols * raw channels); what lies beyond the last strip is left as it is
         """
         self._inside(y, x, out.shape[1], cols)
-        view = self._store._view(self)
+        view = self._store.view(self)
         if not isinstance(view, Tiles):
             raise ValueError(f"{self.source}: {self.key}: does not lie in strips")
         view.read_strips(out, y, x, cols)
@@ -236,7 +240,7 @@ class StoredArray:
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
         """Start reading exactly the window's pages from the disk, for windows that are needed soon; False: no need."""
         self._inside(y, x, rows, cols)
-        return self._store._view(self).prefetch(y, x, rows, cols)
+        return self._store.view(self).prefetch(y, x, rows, cols)
 
     def bands(self) -> Iterator[np.ndarray]:
         """The whole raw array, a few MiB of rows at a time, the next ones always asked for already.
@@ -249,7 +253,7 @@ class StoredArray:
             for ahead in (y, y + step) if y == 0 else (y + step,):
                 if ahead < rows:
                     self.prefetch(ahead, 0, min(step, rows - ahead), cols)
-            view, n_rows = self._store._view(self), min(step, rows - y)
+            view, n_rows = self._store.view(self), min(step, rows - y)
             yield view.band(y, n_rows) if isinstance(view, Rows) else self.read(y, 0, n_rows)
 
     def read_through(self) -> None:
@@ -257,7 +261,7 @@ class StoredArray:
 
         raises  StoreError if the file is not as long as its record says; Unreadable
         """
-        self._store._view(self).read_through()
+        self._store.view(self).read_through()
 
     def check(self) -> None:
         """Read everything and compare it with what was written, and the shard's own metadata with the record.
@@ -310,7 +314,7 @@ def _known_experts(manifest: Manifest, names: list[str]) -> dict[str, Expert]:
     if unknown:
         raise StoreError(
             f"{manifest.root}: no features for {', '.join(unknown)} (has: {', '.join(manifest.experts) or 'none'}). "
-            f"Run: {_remedy(unknown[0])}"
+            f"Run: {remedy(unknown[0])}"
         )
     return {name: manifest.experts[name] for name in names}
 
@@ -321,7 +325,7 @@ def _check_whole(manifest: Manifest, names: list[str]) -> None:
         if missing:
             raise StoreError(
                 f"{manifest.root}: {source} lacks {len(missing)} of {manifest.n_shards} shards, "
-                f"the first is {missing[0]}. Run: {_remedy(source)}"
+                f"the first is {missing[0]}. Run: {remedy(source)}"
             )
 
 

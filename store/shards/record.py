@@ -198,7 +198,7 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
         check_place(record, manifest, source, shard, path)
         check_arrays(record, wanted_arrays(manifest, source, shard), path)
     except FileNotFoundError:
-        raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {_remedy(source)}") from None
+        raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {remedy(source)}") from None
     return record
 
 
@@ -235,5 +235,6 @@ def replaced(path: Path) -> StoreError:
     )
 
 
-def _remedy(source: str) -> str:
+def remedy(source: str) -> str:
+    """The command that makes what a source lacks."""
     return "pipeline.py extract" + ("" if source == PAIRS else f" --expert {source}")

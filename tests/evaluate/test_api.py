@@ -48,7 +48,7 @@ def test_a_script_that_holds_a_store_to_its_end_ends_silently(store_root):
 from championship_sr import Store
 store = Store({str(store_root)!r})
 arrays = [store.array(i, e, n).read() for i in range(4) for e in store.experts for n in ("sr", "features")]
-kept = [store._view(store.array(i, "one", "sr")) for i in range(4)]
+kept = [store.view(store.array(i, "one", "sr")) for i in range(4)]
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""

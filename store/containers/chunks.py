@@ -1,12 +1,13 @@
 """How an array is cut into chunks: rows for features, strips of columns for images, tiles where compressed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from championship_sr.store.containers.compression import Compression
 from championship_sr.store.errors import ConfigError
 
 WIDE_CHANNELS = 16  # arrays with fewer channels are images, the others features
@@ -14,6 +15,21 @@ BAND_ROWS = 8  # a last band is filled up to whole, so that more rows would wast
 STRIP_COLS = 32  # of images, which lie in strips of whole columns: measured in docs/log.md, "Store layout"
 COMPRESSED_IMAGE_TILE = (32, 64)
 COMPRESSED_TILE = (32, 32)  # of features: a window of 64 x 64 decodes 2.2 times its bytes
+
+
+class ArrayToWrite(NamedTuple):
+    """An encoded array, and how it is to lie in its shard."""
+
+    name: str
+    raw: np.ndarray
+    chunk: tuple[int, ...] | None  # None: in one piece
+    compression: Compression | None
+    attributes: Mapping[str, Any]
+
+    def stored_chunks(self) -> Iterator[memoryview]:
+        """The bytes of each chunk in C order, as they are stored."""
+        for piece in chunks_of(self.raw, self.chunk or self.raw.shape):
+            yield memoryview(self.compression.encode(piece)) if self.compression else piece.data
 
 
 class Described(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from championship_sr.store.containers.chunks import Described, chunks_of, grid
+from championship_sr.store.containers.chunks import ArrayToWrite, Described, grid
 from championship_sr.store.containers.compression import HDF5_BLOSC, HDF5_ZSTD, Compression
 from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError, Unreadable
@@ -69,40 +69,26 @@ class Hdf5ShardWriter:
         self._bytes = _SilentFile(path)
         self._file = h5py.File(self._bytes, "w", alignment_threshold=PAGE, alignment_interval=PAGE, locking=False)
 
-    def put(
-        self,
-        name: str,
-        raw: np.ndarray,
-        chunk: tuple[int, ...] | None,
-        compression: Compression | None,
-        attributes: Mapping,
-    ) -> dict[str, Any]:
+    def put(self, array: ArrayToWrite) -> dict[str, Any]:
         """Write one array; what a reader must know to find it.
 
         raises  OSError if the disk is full
         """
         with self._checked():
-            return {"offset": self._put(name, raw, chunk, compression, attributes)}
+            return {"offset": self._put(array)}
 
-    def _put(
-        self,
-        name: str,
-        raw: np.ndarray,
-        chunk: tuple[int, ...] | None,
-        compression: Compression | None,
-        attributes: Mapping,
-    ) -> int | None:
-        if chunk is None:
-            dataset = self._file.create_dataset(name, data=raw)
+    def _put(self, array: ArrayToWrite) -> int | None:
+        if array.chunk is None:
+            dataset = self._file.create_dataset(array.name, data=array.raw)
             offset = dataset.id.get_offset()
         else:
-            dataset = self._create_chunked(name, raw, chunk, compression)
-            places = np.ndindex(grid(raw.shape, chunk))
-            for place, piece in zip(places, chunks_of(raw, chunk), strict=True):
-                corner = tuple(i * step for i, step in zip(place, chunk, strict=True))
-                dataset.id.write_direct_chunk(corner, compression.encode(piece) if compression else piece.tobytes())
+            dataset = self._create_chunked(array.name, array.raw, array.chunk, array.compression)
+            places = np.ndindex(grid(array.raw.shape, array.chunk))
+            for place, stored in zip(places, array.stored_chunks(), strict=True):
+                corner = tuple(i * step for i, step in zip(place, array.chunk, strict=True))
+                dataset.id.write_direct_chunk(corner, stored)
             offset = None
-        dataset.attrs.update(attributes)
+        dataset.attrs.update(array.attributes)
         return offset
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from championship_sr.store.containers.chunks import Described, chunks_of, grid
+from championship_sr.store.containers.chunks import ArrayToWrite, Described, grid
 from championship_sr.store.containers.compression import Compression, get_compression
 from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
@@ -33,32 +33,24 @@ class ZarrShardWriter:
         path.mkdir()
         self._group(path)
 
-    def put(
-        self,
-        name: str,
-        raw: np.ndarray,
-        chunk: tuple[int, ...] | None,
-        compression: Compression | None,
-        attributes: Mapping,
-    ) -> dict[str, Any]:
-        """Write one array, in one chunk if none is given; what a reader must know to find it."""
-        chunk = chunk or raw.shape
-        folder = self.path / name
+    def put(self, array: ArrayToWrite) -> dict[str, Any]:
+        """Write one array; what a reader must know to find it."""
+        folder = self.path / array.name
         if not folder.parent.exists():
             folder.parent.mkdir()
             self._group(folder.parent)
         folder.mkdir()
-        metadata = _array_metadata(raw.shape, raw.dtype, chunk, compression, attributes)
+        shape, dtype = array.raw.shape, array.raw.dtype
+        metadata = _array_metadata(shape, dtype, array.chunk or shape, array.compression, array.attributes)
         _write_json(folder / "zarr.json", metadata)
         index = []
         with open(folder / _CHUNK_FILE, "wb") as file:
-            for piece in chunks_of(raw, chunk):
-                stored = compression.encode(piece) if compression else piece.data
-                index.append((file.tell(), len(stored) if compression else piece.nbytes))
+            for stored in array.stored_chunks():
+                index.append((file.tell(), stored.nbytes))
                 file.write(stored)
             packed = np.array(index, "<u8").tobytes()
             file.write(packed + google_crc32c.value(packed).to_bytes(INDEX_CHECKSUM, "little"))
-            return {"offset": None if compression else 0, "file_bytes": file.tell()}
+            return {"offset": None if array.compression else 0, "file_bytes": file.tell()}
 
     def close(self) -> None:
         """Nothing is open between two arrays."""

@@ -134,7 +134,7 @@ class SourceCheck:
         unread = isinstance(error, Unreadable)
         return Fault(str(error), self._source, None if unread else shard, unread=unread)
 
-    def basis_fault(self) -> list[Fault]:
+    def _basis_fault(self) -> list[Fault]:
         if self._source == PAIRS:
             return []
         try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from championship_sr.store.codecs import get_codec
-from championship_sr.store.containers.chunks import parsed_chunk
+from championship_sr.store.containers.chunks import ArrayToWrite, parsed_chunk
 from championship_sr.store.containers.registry import CONTAINER_WRITERS
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format.entries import ArraySpec, Image
@@ -200,7 +200,7 @@ class ShardWriter:
         chunk = parsed_chunk(self._chunks, raw.shape, codec.compression is not None, self._manifest.container)
         image_name = self._images[image_id].name
         attributes = {"codec": codec.name, "image": image_name, "variant": variant or "identity", **array.params}
-        place = self._writer.put(array.key, raw, chunk, codec.compression, attributes)
+        place = self._writer.put(ArrayToWrite(array.key, raw, chunk, codec.compression, attributes))
         self._arrays[array.key] = {
             "shape": list(raw.shape),
             "dtype": raw.dtype.name,

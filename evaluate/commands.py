@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.diffusion import diffusion_options, refiner_from_options
+from championship_sr.evaluate.diffusion.options import diffusion_options, refiner_from_options
 from championship_sr.extract.commands.options import trust_option
 from championship_sr.store.config import load_section
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from championship_sr.evaluate.bundled import bundled_run, sentence
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.diffusion import Refiner
+from championship_sr.evaluate.diffusion.refine import Refiner
 from championship_sr.evaluate.inference.given import array_back, as_batch
 from championship_sr.evaluate.inference.inputs import Inputs, LiveInputs, chw, hwc, must_run
 from championship_sr.evaluate.inference.passes import PassOutputs, PixelsDone, run, run_ensemble

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.diffusion import Refiner
+from championship_sr.evaluate.diffusion.refine import Refiner
 from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.scoring.costs import TIMED_PX
 from championship_sr.extract.config import load_expert_config

@@ -236,7 +236,7 @@ def _check_named(entries: Sequence[str], trusted: tuple[str, ...]) -> None:
 def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:
     from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.phases import describe, plain, table
-    from championship_sr.train.fusion import build_fusion
+    from championship_sr.train.fusion.network import build_fusion
     from championship_sr.train.students.student import new_student
 
     channels, scale = FULL_SIZE, 4

@@ -17,7 +17,7 @@ from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk.files import filling
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
-from championship_sr.train.fusion import FusionConfig
+from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
 from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
 from championship_sr.train.run.images import SEEN_FILE

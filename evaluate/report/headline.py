@@ -5,7 +5,8 @@ from math import isnan
 
 from championship_sr.evaluate.methods import BICUBIC, FITTED, FUSION, row
 from championship_sr.evaluate.metrics import METRICS, Metric
-from championship_sr.evaluate.scoring.scores import SEEN, TOO_SMALL, Gain, Scores
+from championship_sr.evaluate.scoring.scores import SEEN, TOO_SMALL, Scores
+from championship_sr.train.gains import Gain
 
 MINUS, NOTHING = "\u2212", "\u2013"
 

@@ -41,7 +41,8 @@ from championship_sr.store.format.entries import counted
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import equal_experts, fit_weights
-from championship_sr.train.fusion import PHASES, FusionNetwork
+from championship_sr.train.fusion.config import PHASES
+from championship_sr.train.fusion.network import FusionNetwork
 from championship_sr.train.run.checkpoint import check_experts
 from championship_sr.train.run.folder import RUN_FILE, read_store
 from championship_sr.train.run.images import read_seen

@@ -15,7 +15,7 @@ from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import build
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import TrainConfig
-from championship_sr.train.fusion import build_fusion
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.folder import begin, feature_channels
 

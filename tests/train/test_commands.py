@@ -71,7 +71,7 @@ def test_the_default_is_the_swift_profile_of_the_package():
 
 
 def test_describe_counts_the_parameters_of_the_stores_experts(shared_store, config_file):
-    from championship_sr.train.fusion import build_fusion
+    from championship_sr.train.fusion.network import build_fusion
 
     described = run("--store", shared_store, "--config", config_file, "--describe", "--json")
     result = json.loads(described.stdout.splitlines()[-1])

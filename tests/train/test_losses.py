@@ -10,8 +10,8 @@ from torch import Tensor
 
 from championship_sr.store.errors import ConfigError, WeightsError
 from championship_sr.train.bench.dispatch import Dispatched
-from championship_sr.train.losses import LOSSES, Criterion
 from championship_sr.train.losses.clip import CLIPSemantic
+from championship_sr.train.losses.combined import LOSSES, Criterion
 from championship_sr.train.losses.vgg import VGGPerceptual, load_features
 from championship_sr.train.losses.wavelet import StationaryWavelet
 

@@ -15,7 +15,8 @@ from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
 from championship_sr.train.bench.phases import NetworkInputs, example, now, saved_mib
-from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.run.step import pick_precision
 
 PROFILES = ("direct", "paper", "swift")

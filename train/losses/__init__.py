@@ -3,7 +3,3 @@
 Each is a module of (sr, hr), both (B, 3, H, W) in 0..1, that returns one number. They are scaled so that a
 weight means what it says: on white noise, the values of all but the two in feature space lie near L1's.
 """
-
-from championship_sr.train.losses.combined import LOSSES, Criterion
-
-__all__ = ["LOSSES", "Criterion"]

@@ -10,7 +10,7 @@ from torch import nn
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import ConfigError
 from championship_sr.store.format.entries import Expert
-from championship_sr.train.fusion import FusionConfig
+from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.start import start_of
 from championship_sr.train.fusion.taking_over import take_over
 from championship_sr.train.run.checkpoint import LoadedFusion

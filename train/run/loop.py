@@ -26,9 +26,9 @@ from championship_sr.train.config import TrainConfig, learning_rate, loss_stages
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.mixing import cutblur, mixup
 from championship_sr.train.data.sampler import step_rng
-from championship_sr.train.fusion import build_fusion
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.start import has_start, start_from
-from championship_sr.train.losses import LOSSES, Criterion
+from championship_sr.train.losses.combined import LOSSES, Criterion
 from championship_sr.train.run import checkpoint
 from championship_sr.train.run.beginning import Beginning
 from championship_sr.train.run.checkpoint import load_fusion

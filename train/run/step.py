@@ -12,7 +12,7 @@ from championship_sr.extract.device import has_bf16
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
-from championship_sr.train.losses import Criterion
+from championship_sr.train.losses.combined import Criterion
 from championship_sr.train.run.ema import Ema
 from championship_sr.train.run.processes import World
 from championship_sr.train.run.watch import add

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from championship_sr import load
 from championship_sr.evaluate.commands import evaluate, upscale
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.diffusion.lora import merge_lora
+from championship_sr.evaluate.diffusion.weights import load_refiner
 from championship_sr.evaluate.inference.pictures import write_picture
 from championship_sr.extract.images.decode import read_picture
 from championship_sr.extract.images.picture import Picture

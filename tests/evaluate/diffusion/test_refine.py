@@ -8,8 +8,9 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
-from championship_sr.evaluate.diffusion import DiffusionConfig, Refiner, diffusion_options, refiner_from_options
-from championship_sr.evaluate.diffusion.refine import Prompt
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
+from championship_sr.evaluate.diffusion.options import diffusion_options, refiner_from_options
+from championship_sr.evaluate.diffusion.refine import Prompt, Refiner
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError, WeightsError
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from championship_sr.evaluate.diffusion import DiffusionConfig, load_refiner
+from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.diffusion.lora import merge_lora
-from championship_sr.evaluate.diffusion.weights import _tensor
+from championship_sr.evaluate.diffusion.weights import _tensor, load_refiner
 from championship_sr.store.errors import ConfigError, WeightsError
 
 

@@ -32,7 +32,7 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import PULL
-from championship_sr.train.fusion import PHASES
+from championship_sr.train.fusion.config import PHASES
 from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
 
 

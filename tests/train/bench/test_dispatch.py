@@ -6,7 +6,8 @@ from torch import nn
 
 from championship_sr.train.bench.dispatch import META, Dispatched, compiles_whole, count_step, dispatched
 from championship_sr.train.bench.phases import example
-from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.network import build_fusion
 
 CHANNELS = {"a": 4, "b": 6}
 

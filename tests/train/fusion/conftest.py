@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.network import build_fusion
 
 SMALL = {"bands": 8, "band_heads": 2, "experts": 16, "expert_heads": 2, "hierarchy": 8, "selection": 8}
 SMALL |= {"refinement": 16, "refinement_layers": 4, "edges": 8}

@@ -6,10 +6,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from championship_sr.train.bench.dispatch import count_step
 from championship_sr.train.bench.phases import example
-from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.layers import forms
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.constants import constant
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.phases.refinement import laplacians
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.fusion import PHASES, FusionConfig, build_fusion
+from championship_sr.train.fusion.config import PHASES, FusionConfig
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.phases.frequency import N_BANDS
 from championship_sr.train.fusion.start import start_from
 

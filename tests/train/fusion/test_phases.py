@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from championship_sr.train.bench.phases import describe, measure, plain, saved_mib, table
-from championship_sr.train.fusion import PHASES
+from championship_sr.train.fusion.config import PHASES
 
 
 @pytest.mark.parametrize("profile", ["swift", "paper", "direct"])

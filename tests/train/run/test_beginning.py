@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.commands import train as command
-from championship_sr.train.fusion import FusionConfig, build_fusion
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.taking_over import take_over
 from championship_sr.train.run.checkpoint import load_fusion
 from championship_sr.train.run.folder import read_config, read_experts

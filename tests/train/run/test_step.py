@@ -10,8 +10,9 @@ from championship_sr.train.bench.dispatch import META, Dispatched, dispatched, m
 from championship_sr.train.bench.phases import example
 from championship_sr.train.config import OptimiserConfig, learning_rate, span
 from championship_sr.train.data.batch import Batch
-from championship_sr.train.fusion import FusionConfig, build_fusion
-from championship_sr.train.losses import Criterion
+from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.network import build_fusion
+from championship_sr.train.losses.combined import Criterion
 from championship_sr.train.run.processes import World
 from championship_sr.train.run.step import Trainer, pick_precision
 from championship_sr.train.run.watch import Meter, Watch

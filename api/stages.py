@@ -11,6 +11,7 @@ from championship_sr.extract.config import ExtractConfig
 from championship_sr.extract.run import extraction
 from championship_sr.store.config import build, load_section
 from championship_sr.store.errors import ConfigError
+from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.commands import read_settings
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.run import loop
@@ -58,6 +59,7 @@ def evaluate(
     lr: Sequence[str | Path] | str | Path = (),
     benchmarks: str | Path | None = None,
     experts: Sequence[str] = (),
+    scale: int | None = None,
     self_ensemble: bool | None = None,
     report: str | Path | None = None,
     config: Values = None,
@@ -65,10 +67,11 @@ def evaluate(
     """The scores of a run beside every expert, their mean, fitted weights and oracles, on the same images.
 
     run            a run's folder or an export; None: the experts alone
-    store          a feature store whose images are scored; or
+    store          a feature store whose images are scored, a folder or a URL; or
     hr, lr         folders of image files; without lr, LR images are made by MATLAB's bicubic; or
     benchmarks     a folder of benchmarks (Set5, Set14, ...)
     experts        with files and no run: names or YAML files of the experts
+    scale          of image files; None: what the run or the experts say, else 4
     self_ensemble  True: the eight turned and mirrored answers for the fusion too; None: for the best expert
     report         a folder for the report, CSV, JSON and Markdown
     returns        `.sets`: name of the set -> its scores; `.table()`: the printed table
@@ -76,12 +79,13 @@ def evaluate(
     """
     results = evaluate_sets(
         run=Path(run) if run else None,
-        store=Path(store) if store else None,
+        store=store_place(store) if store else None,
         images=(),
         hr=_paths(hr),
         lr=_paths(lr),
         benchmarks=Path(benchmarks) if benchmarks else None,
         experts=experts,
+        scale=scale,
         options=ScoringOptions(self_ensemble),
         config=_section(EvaluateConfig, config, "evaluate"),
         with_gallery=report is not None,

@@ -33,6 +33,15 @@ def configured(command):
     return command
 
 
+class StorePlace(click.ParamType):
+    """A feature store: a folder that is there, or a URL."""
+
+    name = "DIR|URL"
+
+    def convert(self, value, param, ctx) -> Path | str:
+        return value if "://" in str(value) else FOLDER.convert(value, param, ctx)
+
+
 class ExpertImages(click.ParamType):
     """NAME=DIR: an expert, and the folder of its images."""
 
@@ -61,7 +70,9 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 
 @click.group(invoke_without_command=True)
 @click.option("--run", type=FOLDER, help="Folder of the run. Without it, only the experts are scored.")
-@click.option("--store", type=FOLDER, help="Score the images of a feature store.")
+@click.option("--store", type=StorePlace(), help="Score the images of a feature store; s3:// and gs:// too.")
+@click.option("--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder.")
+@click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
 @click.option("--images", multiple=True, metavar="ID", help="Score only this image of the store; repeatable.")
 @click.option(
     "--hr",
@@ -85,6 +96,11 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 )
 @expert_images_option
 @click.option(
+    "--scale",
+    type=click.IntRange(2, 8),
+    help="Scale of the image files. Default: that of the run or of the experts, or 4 for --expert-images alone.",
+)
+@click.option(
     "--self-ensemble/--no-self-ensemble",
     default=None,
     help="Score the x8 self-ensemble of the fusion too, or of no method. Default: of the best expert.",
@@ -92,14 +108,26 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.option(
     "--ablation", is_flag=True, help="Add a row for the fusion with each phase switched off, without retraining."
 )
-@click.option("--fit-store", type=FOLDER, help="Fit the weights of the fitted-weights row to the images of this store.")
+@click.option(
+    "--fit-store", type=StorePlace(), help="Fit the weights of the fitted-weights row to the images of this store."
+)
 @click.option("--report", type=OUT, help="Write an HTML report, CSV, JSON and Markdown to this folder.")
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @configured
 @click.pass_context
 def evaluate(
-    ctx: click.Context, config_path, assignments, self_ensemble, ablation, fit_store, report, as_json, **given
+    ctx: click.Context,
+    config_path,
+    assignments,
+    cache,
+    cache_gb,
+    self_ensemble,
+    ablation,
+    fit_store,
+    report,
+    as_json,
+    **given,
 ) -> None:
     """Score a run against every expert, their mean and the oracles on the same images."""
     if ctx.invoked_subcommand:
@@ -111,7 +139,9 @@ def evaluate(
     if given["run"] is None and ablation:
         raise click.UsageError("--ablation needs a --run")
     options = ScoringOptions(self_ensemble, ablation, fit_store)
-    config = section(config_path, assignments)
+    given_here = {"cache": cache, "cache_gb": cache_gb}
+    cached = tuple(f"evaluate.{key}={json.dumps(value)}" for key, value in given_here.items() if value is not None)
+    config = section(config_path, assignments + cached)
     if report:
         check_writable(report)
     results = evaluate_sets(options=options, config=config, with_gallery=report is not None, **given)
@@ -228,8 +258,9 @@ def upscale(
     INPUT may also be a feature store: its stored expert images are fused without running any expert.
     With --diffusion, the fusion's image is refined for perceptual quality and blended with the unrefined one (Track B).
     """
-    from championship_sr.evaluate.deliver.stored import is_store, upscale_store
+    from championship_sr.evaluate.deliver.stored import upscale_store
     from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files
+    from championship_sr.evaluate.inference.stores import is_store, opened_store
     from championship_sr.evaluate.model import Model, load
     from championship_sr.evaluate.single import load_single
 
@@ -237,7 +268,7 @@ def upscale(
         raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
     if run and expert:
         raise click.UsageError("give --run or --expert, not both")
-    from_store = is_store(Path(given))
+    from_store = is_store(given)
     if expert and (from_store or expert_images):
         raise click.UsageError("--expert is run on image files; leave out stores and --expert-images")
     if from_store and expert_images:
@@ -251,7 +282,8 @@ def upscale(
     into_folder = len(inputs) > 1 or Path(given).is_dir()
     chosen = UpscaleOptions(suffix=f".{suffix}" if suffix else None, **options)
     if from_store:
-        written = upscale_store(model, Path(given), output, chosen)
+        with opened_store(given, model.expert_names, config) as store:
+            written = upscale_store(model, store, output, chosen)
     else:
         written = upscale_files(model, inputs, output, chosen, into_folder=into_folder)
     for path in written:

@@ -1,12 +1,14 @@
 """How a run is scored and images are super-resolved: the section `evaluate` of a configuration file."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.inference.tiles import FadedTiling
 from championship_sr.evaluate.metrics import METRICS
-from championship_sr.store.config import config_dataclass
+from championship_sr.store.config import UserPath, config_dataclass
 
 # Timofte et al. 2017, "NTIRE 2017 Challenge": RGB, and 6 + scale pixels ignored; later challenges score luma
 NTIRE2017_BORDER = 6
@@ -26,6 +28,8 @@ class EvaluateConfig:
     bootstrap: int = 10_000  # resamples behind each interval
     seed: int = 0
     device: str = "auto"
+    cache: UserPath | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that they may take there
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # used where --diffusion names its weights
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from championship_sr.evaluate.config import EvaluateConfig
+from championship_sr.evaluate.inference.stores import name_of, opened_store
 from championship_sr.evaluate.model import Model, images_entry, load
 from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
@@ -21,7 +22,7 @@ from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.shards.reader import Store
 
-SCALE = 4  # of files that are scored without a run
+SCALE = 4  # of files, where neither a run nor an expert says it
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Results:
 def evaluate_sets(
     *,
     run: Path | None = None,
-    store: Path | None = None,
+    store: Path | str | None = None,
     images: Sequence[str] = (),
     hr: Sequence[Path] = (),
     lr: Sequence[Path] = (),
@@ -69,47 +70,65 @@ def evaluate_sets(
     options: ScoringOptions,
     config: EvaluateConfig,
     with_gallery: bool,
+    scale: int | None = None,
     trusted: Sequence[str] = (),
 ) -> Results:
     """Scores a store, folders of image files, or every benchmark in a folder.
 
+    store         its folder, or the URL of one in object storage
     experts       without a run: names of a store's experts, all if none is given; names or YAML files, for image files.
                   With one: entries of networks that see LR alone, scored beside its fusion
     expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
+    scale         of image files; None: that of the run, or what the experts say
     trusted       modules that the run and the store may name as their experts' networks
     """
     if sum(map(bool, (store, hr, benchmarks))) != 1:
         raise ConfigError("evaluate: give one of --store, --hr and --benchmarks")
     if store and expert_images:
         raise ConfigError("evaluate: --expert-images is for image files; a store has its experts' images")
+    if store and scale:
+        raise ConfigError("evaluate: --scale is for image files; a store has its own scale")
     model = load(run, config=config, images=expert_images, trusted=trusted) if run else None
-    scale = model.scale if model else SCALE
     if model and experts:
         entries = expert_configs(tuple(experts))
-        options = replace(options, singles=tuple(_loaded(entries, scale, config)))
+        options = replace(options, singles=tuple(_loaded(entries, model.scale, config)))
     if store:
-        gallery, seen = _gallery(scale, options, config, with_gallery)
-        named = store if model or not experts else Store(store, experts)
-        scores = evaluate_store(model, named, images or None, options=seen, config=config, trusted=trusted)
-        return Results({store.name.removesuffix(".store"): Scored(scores, gallery)}, model, ())
-    left_out: list[str] = []
-    names = model.expert_names if model else ()
+        names = model.expert_names if model else tuple(experts) or None
+        with opened_store(store, names, config) as opened:
+            return _of_store(opened, model, images, options, config, with_gallery, trusted)
     entries = [] if model else _named_entries(experts, expert_images or {})
     run_here = model.experts if model else _loaded(entries, scale, config)
+    scale = _scale_of(model, run_here, scale)
+    left_out: list[str] = []
     sets = {}
     for name, pairs in _file_sets(hr, lr, benchmarks, scale, left_out).items():
         if not pairs:
-            raise StoreError(f"{name}: no image can be scored: {joined(left_out)}")
+            other = "" if model else "; --scale chooses another"
+            raise StoreError(f"{name}: no image can be scored at x{scale}: {joined(left_out)}{other}")
         gallery, seen = _gallery(scale, options, config, with_gallery)
         asked = asked_of(pairs)
         given = model.results(asked, name) if model else _results_of(entries, asked, scale, name)
         answering = {expert.name: expert for expert in (*run_here, *given)}
-        ordered = [answering[expert] for expert in names or [entry.name for entry in entries]]
+        ordered = [answering[expert] for expert in (model.expert_names if model else [e.name for e in entries])]
         scores = evaluate_pairs(model, pairs, experts=ordered, options=seen, config=config)
         left_out += scores.left_out
         sets[name] = Scored(scores, gallery)
     return Results(sets, model, tuple(left_out))
+
+
+def _of_store(
+    store: Store,
+    model: Model | None,
+    images: Sequence[str],
+    options: ScoringOptions,
+    config: EvaluateConfig,
+    with_gallery: bool,
+    trusted: Sequence[str],
+) -> Results:
+    gallery, seen = _gallery(store.scale, options, config, with_gallery)
+    scores = evaluate_store(model, store, images or None, options=seen, config=config, trusted=trusted)
+    return Results({name_of(store).removesuffix(".store"): Scored(scores, gallery)}, model, ())
 
 
 def _gallery(
@@ -136,7 +155,21 @@ def _named_entries(names: Sequence[str], images: Mapping[str, Path]) -> list[Exp
     return expert_configs((*names, *({"name": name, "images": str(folder)} for name, folder in images.items())))
 
 
-def _loaded(entries: Sequence[ExpertConfig], scale: int, config: EvaluateConfig) -> list[LoadedExpert]:
+def _scale_of(model: Model | None, experts: Sequence[LoadedExpert], asked: int | None) -> int:
+    """The scale of the files: that of the run, or of the experts that are run, or the one that is asked for.
+
+    raises  ConfigError if these are several
+    """
+    said = {"the run": model.scale} if model else {expert.name: expert.scale for expert in experts}
+    asked_for = {"--scale": asked} if asked else {}
+    several = asked_for | said
+    if len(set(several.values())) > 1:
+        listed = ", ".join(f"{name} is for x{scale}" for name, scale in several.items())
+        raise ConfigError(f"evaluate: one call scores images of one scale: {listed}")
+    return next(iter(several.values()), SCALE)
+
+
+def _loaded(entries: Sequence[ExpertConfig], scale: int | None, config: EvaluateConfig) -> list[LoadedExpert]:
     device = pick_device(config.device)
     return [load_expert(entry, device, scale) for entry in entries if not entry.images]
 

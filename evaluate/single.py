@@ -19,8 +19,6 @@ from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.run.checkpoint import Checkpoint, LoadedFusion
 
-SCALE = 4  # of an entry that does not say how it is trained
-
 
 class Only(nn.Module):
     """In the place of a fusion: the image of the one expert that there is."""
@@ -65,8 +63,7 @@ def load_single(entry: str, config: EvaluateConfig, refiner: Refiner | None = No
     settings = load_expert_config(entry)
     if settings.images:
         raise ConfigError(f"expert {settings.name}: another program made its images; it cannot be run here")
-    scale = settings.pretrain.scale if settings.pretrain else SCALE
-    return SingleModel(load_expert(settings, pick_device(config.device), scale), config, refiner)
+    return SingleModel(load_expert(settings, pick_device(config.device), None), config, refiner)
 
 
 def cost_lines(model: Model, students: Sequence[LoadedExpert]) -> list[str]:

@@ -13,27 +13,20 @@ from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.scoring.cases import stored_variants
 from championship_sr.extract.images.picture import Picture
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import STORE_FILE
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.run.checkpoint import check_experts
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder is a feature store."""
-    return (path / STORE_FILE).is_file()
-
-
-def upscale_store(model: Model, root: Path, output: Path, options: UpscaleOptions) -> list[Path]:
+def upscale_store(model: Model, store: Store, output: Path, options: UpscaleOptions) -> list[Path]:
     """Fuses each image of a store into a file with its id for a name, PNG where nothing else is asked for.
 
-    raises  StoreError if the store lacks an expert or, for the self-ensemble, a variant
+    raises  StoreError if the store's experts are others or, for the self-ensemble, if it lacks a variant
     """
-    store = Store(root, model.expert_names)
     check_experts(model.fusion, store)
     if options.self_ensemble and len(stored_variants(store)) < len(VARIANTS):
-        raise StoreError(f"{root}: has not all {len(VARIANTS)} variants, which --self-ensemble takes the mean of")
+        raise StoreError(f"{store.root}: has not all {len(VARIANTS)} variants, which --self-ensemble takes the mean of")
     names = [Path(f"{image.id}.png") for image in store.images]
     plans = plan_outputs(names, output, options, model.expert_names, into_folder=True)
     check_writable(output)

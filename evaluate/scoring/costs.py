@@ -11,6 +11,7 @@ from championship_sr.evaluate.scoring.complementarity import ExpertCost
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.operations.info import info
+from championship_sr.store.remote.cache import RemoteStoreReader
 from championship_sr.store.shards.reader import Store
 
 TIMED_PX = 64  # side of the window that an expert is timed on, LR pixels
@@ -44,10 +45,18 @@ def stored_costs(
     live  the experts that can be run, or none
     """
     timed = live_costs(live, device)
-    there = Path(store.root)
-    bytes_of = {source.name: source.bytes_per_lr_px for source in info(there).sources}
+    bytes_of = _stored_bytes(store)
     costs = {}
     for name in names:
         parameters = store.experts[name].notes.get("parameters")
         costs[name] = ExpertCost(parameters, timed.get(name, ExpertCost()).seconds, bytes_of.get(name) or None)
     return costs
+
+
+def _stored_bytes(store: Store) -> dict[str, float]:
+    """Expert -> the bytes that an LR pixel takes where the store is."""
+    if not isinstance(store, RemoteStoreReader):
+        return {source.name: source.bytes_per_lr_px for source in info(Path(store.root)).sources}
+    lr_px = sum(image.lr_size[0] * image.lr_size[1] for image in store.images)
+    shards = range(store.manifest.n_shards)
+    return {name: store.remote.n_bytes(name, shards) / lr_px for name in store.experts}

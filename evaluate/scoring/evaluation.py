@@ -1,13 +1,12 @@
 """A run's scores on a store or on image files: what is to be scored, gathered for `evaluate.scoring.comparison`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,17 +14,15 @@ from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.inference.inputs import must_run
 from championship_sr.evaluate.methods import BUNDLED, FUSION, SINGLE, SWITCHED_OFF
 from championship_sr.evaluate.model import Model, load
-from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.cases import (
     chosen_images,
-    fit_images,
-    fit_pairs,
     paired_cases,
     stored_cases,
     stored_variants,
 )
 from championship_sr.evaluate.scoring.comparison import ComparisonPlan, Observer, score_cases
 from championship_sr.evaluate.scoring.costs import live_costs, stored_costs
+from championship_sr.evaluate.scoring.fit import fitted
 from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.evaluate.single import Beside, cost_lines
 from championship_sr.extract.device import pick_device
@@ -37,14 +34,11 @@ from championship_sr.extract.images.identify import digests
 from championship_sr.extract.images.pairs import Pair
 from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.store.format.entries import counted
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.combination import equal_experts, fit_weights
 from championship_sr.train.fusion.config import PHASES
 from championship_sr.train.fusion.network import FusionNetwork
 from championship_sr.train.run.checkpoint import check_experts
-from championship_sr.train.run.folder import RUN_FILE, read_store
 from championship_sr.train.run.images import read_seen
 
 log = logging.getLogger(__name__)
@@ -58,7 +52,7 @@ class ScoringOptions:
 
     self_ensemble  None: the best expert's, where its eight answers can be had; True: the fusion's too; False: none
     ablation       the fusion with each of its phases switched off
-    fit_store      to whose images weights are fitted; None: the store of the run, or the scored one;
+    fit_store      a folder or URL, to whose images weights are fitted; None: the store of the run, or the scored one;
                    never to images that are scored
     observe        called with the pictures of each image
     bundled        a second fusion of the same experts, for a row of its own; on stores alone
@@ -67,7 +61,7 @@ class ScoringOptions:
 
     self_ensemble: bool | None = None
     ablation: bool = False
-    fit_store: Path | None = None
+    fit_store: Path | str | None = None
     observe: Observer | None = None
     bundled: Model | None = None
     singles: tuple[LoadedExpert, ...] = ()
@@ -102,7 +96,7 @@ def evaluate_store(
     chosen = chosen_images(store, images)
     cases = stored_cases(store, chosen, device, live, features=model is not None)
     known = {image.id: (image.hr_sha256, image.lr_sha256) for image in map(store.images.__getitem__, chosen)}
-    fit = _fitted(options, model, store, names, {hr for hr, _lr in known.values()}, config.border(store.scale))
+    fit = fitted(options.fit_store, model, store, names, {hr for hr, _lr in known.values()}, store.scale, config)
     notes = [fit.note, *_single_costs(model, options)]
     used = _used(model, known, notes)
     held = len(stored_variants(store)) == len(VARIANTS)
@@ -149,7 +143,7 @@ def evaluate_pairs(
         raise ConfigError("evaluate: give a run or experts; there is nothing to score")
     names, scale = tuple(expert.name for expert in experts), experts[0].scale
     known = _digests(pairs)
-    fit = _fitted(options, model, None, names, {hr for _lr, hr in known.values()}, config.border(scale))
+    fit = fitted(options.fit_store, model, None, names, {hr for _lr, hr in known.values()}, scale, config)
     device, notes = pick_device(config.device), [fit.note, *_single_costs(model, options)]
     used = _used(model, {image: (hr, lr) for image, (lr, hr) in known.items()}, notes)
     ensemble = _can_ensemble(options, lambda: must_run(experts), notes)
@@ -256,61 +250,6 @@ def _loadable(live: Callable[[], Sequence[LoadedExpert]]) -> Sequence[LoadedExpe
     except (WeightsError, ConfigError, StoreError) as error:
         log.info("the experts are not timed: %s", error)
         return ()
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """The weights of the row of fitted weights, None where there is nothing to fit them to; and where they are from.
-
-    products  (m, E, E): of the images that they were fitted to, none of which is scored
-    """
-
-    weights: dict[str, float] | None
-    note: str
-    products: np.ndarray | None = None
-
-
-def _fitted(
-    options: ScoringOptions,
-    model: Model | None,
-    scored_store: Store | None,
-    names: Sequence[str],
-    scored: Set[str | None],
-    border: int,
-) -> _Fit:
-    if len(names) == 1:
-        return _Fit({names[0]: 1.0}, "one expert alone: there are no weights to fit")
-    own = _fit_store(options, model, names)
-    store = own or scored_store
-    images = fit_images(store, scored) if store else []
-    if store and images:
-        products = np.stack([products_of(hr, made, border) for hr, made in fit_pairs(store, images, names)])
-        note = f"fitted weights: of sum 1, negative allowed, from {counted(len(images), 'image')} of {store.root.name}"
-        note += f" that are not scored{_equal_in_words(names, products.mean(axis=0))}"
-        return _Fit(dict(zip(names, fit_weights(products.mean(axis=0)).tolist(), strict=True)), note, products)
-    started = getattr(model.network, "start_weights", None) if model and not own else None
-    if started is not None:
-        note = "fitted weights: those that the run started from, of its training images"
-        return _Fit(dict(zip(names, started.tolist(), strict=True)), note)
-    return _Fit(None, "fitted weights left out: no images but the scored ones to fit them to; give --fit-store")
-
-
-def _equal_in_words(names: Sequence[str], products: np.ndarray) -> str:
-    pairs = equal_experts(products)
-    return "".join(f"; {names[a]} and {names[b]} have equal images and get equal weights" for a, b in pairs)
-
-
-def _fit_store(options: ScoringOptions, model: Model | None, names: Sequence[str]) -> Store | None:
-    """The store that was asked for, or the run's where it is still there and whole."""
-    if options.fit_store:
-        return Store(options.fit_store, names)
-    if model is None or not (model.root / RUN_FILE).exists():
-        return None
-    try:
-        return Store(read_store(model.root), names)
-    except StoreError as error:
-        log.info("the run's store cannot be used to fit weights: %s", error)
-        return None
 
 
 def _used(

@@ -36,13 +36,14 @@ class LoadedExpert:
         config: ExpertConfig,
         network: Network,
         device: torch.device,
-        scale: int,
+        scale: int | None,
         *,
         precision: str = "fp32",
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.name, self.config, self.device, self.scale = config.name, config, device, scale
+        self.name, self.config, self.device = config.name, config, device
+        self.scale = scale or 0  # 0 until the network's first answer says it
         self.n_parameters = sum(p.numel() for p in network.model.parameters())
         self._network, self.precision = network, precision
         self._channels_last, self._compiled = channels_last, compiled
@@ -200,6 +201,7 @@ class LoadedExpert:
         except RuntimeError as error:
             line = str(error).strip().partition("\n")[0]
             raise WeightsError(f"expert {self.name}: fails on an image of {height} x {width}: {line}") from error
+        self.scale = self.scale or max(1, sr.shape[-1] // width)
         if tuple(sr.shape) != (1, 3, self.scale * height, self.scale * width):
             raise WeightsError(
                 f"expert {self.name}: makes {tuple(sr.shape)} of (1, 3, {height}, {width}), expected x{self.scale} RGB"
@@ -229,7 +231,7 @@ def pad_to(image: Tensor, multiple: int, minimum: int = 1) -> Tensor:
 def load_expert(
     config: ExpertConfig,
     device: torch.device,
-    scale: int,
+    scale: int | None,
     random_weights: bool = False,
     *,
     precision: str = "fp32",
@@ -238,8 +240,11 @@ def load_expert(
 ) -> LoadedExpert:
     """The expert on its device, its weights loaded strictly and tried on a small image.
 
+    scale   that it must have; None: the one that it is trained for, or that its answers have
     raises  WeightsError, ConfigError (a tap that does not exist), NonFiniteError
     """
+    if scale is None and config.pretrain:
+        scale = config.pretrain.scale
     network = load_network(config, scale, random_weights)
     return LoadedExpert(
         config, network, device, scale, precision=precision, channels_last=channels_last, compiled=compiled

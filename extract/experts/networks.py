@@ -41,9 +41,10 @@ class Network:
     code: dict[str, str] | None = None  # of an architecture that is neither spandrel's nor ours: where it is from
 
 
-def load_network(config: ExpertConfig, scale: int, random_weights: bool = False) -> Network:
+def load_network(config: ExpertConfig, scale: int | None, random_weights: bool = False) -> Network:
     """The expert's network, its weights loaded strictly, or random ones.
 
+    scale   that it must have; None: any
     raises  WeightsError saying whether the file is of another network, of half of it, or of another scale
     """
     if random_weights and not config.images:
@@ -109,10 +110,10 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
-def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scale: int) -> ImageModelDescriptor:
-    """The network in the file, which is the one that the entry describes, for RGB and this scale."""
+def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scale: int | None) -> ImageModelDescriptor:
+    """The network in the file, which is the one that the entry describes, for RGB and this scale, or any."""
     descriptor = _recognise(config, state, path)
-    if descriptor.scale != scale:
+    if scale is not None and descriptor.scale != scale:
         raise WeightsError(f"{path}: holds {descriptor.architecture.id} for x{descriptor.scale}, expected x{scale}")
     if descriptor.input_channels != 3:
         raise WeightsError(f"{path}: takes {descriptor.input_channels} channels, expected 3 (RGB)")

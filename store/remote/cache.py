@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from championship_sr.store.progress import progress
 from championship_sr.store.remote.objects import UNFINISHED, RemoteStore
 from championship_sr.store.remote.transfer import tree_bytes
 from championship_sr.store.shards.claims import take_away
-from championship_sr.store.shards.reader import Store
+from championship_sr.store.shards.reader import Store, StoredArray
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,25 @@ class RemoteStoreReader(Store):
         """Nothing: shards come and go here, always the same; in the bucket their names have their checksum."""
 
 
+class CachedStore(RemoteStoreReader, AbstractContextManager):
+    """The same for who reads image after image: a shard is fetched when the first of its arrays is asked for.
+
+    limit_gb  that the shards may take in the cache's folder
+    raises    StoreError if another run has the folder
+    """
+
+    def __init__(self, remote: RemoteStore, root: Path, experts: Sequence[str] | None, limit_gb: float):
+        super().__init__(remote, root, experts)
+        self.cache = ShardCache(self, limit_gb)
+
+    def __exit__(self, *_exception: object) -> None:
+        self.cache.close()
+
+    def array(self, image: int, source: str, name: str, variant: str = "identity") -> StoredArray:
+        self.cache.hold(self.images[image].shard)
+        return super().array(image, source, name, variant)
+
+
 class ShardCache:
     """Keeps what the coming steps read in the store's folder; safe in threads.
 
@@ -100,6 +119,23 @@ class ShardCache:
                 self._fetch(shard, self._make_room(shard, step=0))
         while not all(self._is_there(shard) for shard in shards):
             time.sleep(POLL_SECONDS)
+
+    def hold(self, shard: int) -> None:
+        """Returns when this shard is there; it stays until those that are asked for later need its room.
+
+        raises  StoreError if it cannot be fetched, or if the limit is too small for it
+        """
+        self._current += 1
+        self._last_use[shard] = self._current
+        if shard in self._bytes:
+            return
+        n_bytes = self._bytes_of(shard)
+        if n_bytes > self._limit:
+            raise StoreError(
+                f"{self._store.root}: {self._limit / GB:g} GB are too small for a shard of {n_bytes / GB:.3g} GB: "
+                "raise --cache-gb"
+            )
+        self._fetch(shard, self._make_room(shard, self._current))
 
     @contextmanager
     def fetching(self, shards_of: Callable[[int], set[int]], every: set[int], start: int) -> Iterator[None]:
@@ -183,7 +219,7 @@ class ShardCache:
 
     def _make_room(self, shard: int, step: int) -> int:
         """The shard's bytes, once so many are free; the shards whose last use lies furthest back go first."""
-        n_bytes = sum(self._store.remote.shard_bytes(self._store.manifest, each, shard) for each in self._sources)
+        n_bytes = self._bytes_of(shard)
         while True:
             with self._changed:
                 if self._stopped.is_set() or sum(self._bytes.values()) + n_bytes <= self._limit:
@@ -199,6 +235,9 @@ class ShardCache:
                     self._changed.wait()
                     continue
             self._evict(min(over, key=lambda each: self._last_use.get(each, -1)))
+
+    def _bytes_of(self, shard: int) -> int:
+        return sum(self._store.remote.shard_bytes(self._store.manifest, each, shard) for each in self._sources)
 
     def _fetch(self, shard: int, n_bytes: int) -> None:
         if self._stopped.is_set():

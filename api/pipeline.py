@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "export": ("championship_sr.evaluate.commands:export_command", "Export a run to share: weights and a model card."),
     "upscale": ("championship_sr.evaluate.commands:upscale", "Super-resolve an image or a folder of images."),
-    "experts": ("championship_sr.train.students.commands:experts", "List, check and pretrain experts."),
+    "experts": ("championship_sr.train.pretraining.commands:experts", "List, check and pretrain experts."),
     "bench": ("championship_sr.pipeline:bench", "Run the benchmarks behind the README's figures."),
 }
 BENCHMARKS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from championship_sr.store.disk.small_files import read_small
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.run.checkpoint import LoadedFusion
-from championship_sr.train.run.folder import CONFIG_FILE
+from championship_sr.train.records.checkpoint import LoadedFusion
+from championship_sr.train.records.folder import CONFIG_FILE
 
 CARD = "README.md"  # the model card of an export
 TRAINED_ON = "Trained on: "  # how the card's line begins that says so

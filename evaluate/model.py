@@ -29,8 +29,8 @@ from championship_sr.extract.images.decode import read_picture
 from championship_sr.extract.images.picture import Picture, filled, from_pil
 from championship_sr.extract.images.results import Asked, GivenImage, ResultImages, asked_for, result_images
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.run.checkpoint import LoadedFusion, Which, load_fusion
-from championship_sr.train.run.folder import EXPERTS_FILE
+from championship_sr.train.records.checkpoint import LoadedFusion, Which, load_fusion
+from championship_sr.train.records.folder import EXPERTS_FILE
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
-from championship_sr.train.run.checkpoint import Checkpoint, LoadedFusion
+from championship_sr.train.records.checkpoint import Checkpoint, LoadedFusion
 
 
 class Only(nn.Module):

@@ -180,7 +180,7 @@ def read_settings(
 ) -> TrainConfig:
     """The section `train` of the file, or of the profile that is the default with the network of the run `init`."""
     if init and not config:
-        from championship_sr.train.run.folder import read_config
+        from championship_sr.train.records.folder import read_config
 
         assignments = (f"train.fusion={json.dumps(to_plain(read_config(init).fusion))}", *assignments)
     with ExitStack() as stack:
@@ -204,7 +204,7 @@ def _refuse(reason: str, **options: Any) -> None:
 def _of_run(
     run: Path, store: str | None, assignments: tuple[str, ...], trusted: tuple[str, ...]
 ) -> tuple[Path | str, TrainConfig]:
-    from championship_sr.train.run.folder import CONFIG_FILE, read_store
+    from championship_sr.train.records.folder import CONFIG_FILE, read_store
 
     if not (run / CONFIG_FILE).exists():
         raise ConfigError(f"{run}: not a training run (it has no {CONFIG_FILE})")
@@ -241,7 +241,7 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
 
     channels, scale = FULL_SIZE, 4
     if store:
-        from championship_sr.train.run.folder import feature_channels
+        from championship_sr.train.records.folder import feature_channels
         from championship_sr.train.run.sources import open_store
 
         found = open_store(store, settings.experts or None, settings.data)
@@ -269,9 +269,9 @@ def _compare_features(
 
 
 def _report(run: Path, as_json: bool) -> None:
-    from championship_sr.train.run.checkpoint import choose
-    from championship_sr.train.run.folder import read_config
-    from championship_sr.train.run.journal import read_metrics
+    from championship_sr.train.records.checkpoint import choose
+    from championship_sr.train.records.folder import read_config
+    from championship_sr.train.records.journal import read_metrics
 
     best = choose(run, "best")
     lines: dict[str, float] = next((event["psnr"] for event in read_metrics(run) if event["event"] == "reference"), {})

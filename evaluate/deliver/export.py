@@ -18,9 +18,9 @@ from championship_sr.store.disk.files import filling
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Expert
 from championship_sr.train.fusion.config import FusionConfig
-from championship_sr.train.run.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
-from championship_sr.train.run.folder import CONFIG_FILE, EXPERTS_FILE
-from championship_sr.train.run.images import SEEN_FILE
+from championship_sr.train.records.checkpoint import CHECKPOINTS, STATE_FILE, WEIGHTS_FILE
+from championship_sr.train.records.folder import CONFIG_FILE, EXPERTS_FILE
+from championship_sr.train.records.seen import SEEN_FILE
 
 PROGRAM, ONNX = "fusion.pt2", "fusion.onnx"
 TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1

@@ -16,7 +16,7 @@ from championship_sr.store.errors import StoreError
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.run.checkpoint import check_experts
+from championship_sr.train.records.checkpoint import check_experts
 
 
 def upscale_store(model: Model, store: Store, output: Path, options: UpscaleOptions) -> list[Path]:

@@ -23,7 +23,7 @@ from championship_sr.evaluate.report.regions import HR, Region
 from championship_sr.evaluate.scoring.scores import SEEN, Scores
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk.files import write_atomic
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.journal import read_metrics
 
 log = logging.getLogger(__name__)
 

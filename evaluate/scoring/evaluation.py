@@ -38,8 +38,8 @@ from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.fusion.config import PHASES
 from championship_sr.train.fusion.network import FusionNetwork
-from championship_sr.train.run.checkpoint import check_experts
-from championship_sr.train.run.images import read_seen
+from championship_sr.train.records.checkpoint import check_experts
+from championship_sr.train.records.seen import read_seen
 
 log = logging.getLogger(__name__)
 

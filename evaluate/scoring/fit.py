@@ -19,7 +19,7 @@ from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.cache import CachedStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import equal_experts, fit_weights
-from championship_sr.train.run.folder import RUN_FILE, read_store
+from championship_sr.train.records.folder import RUN_FILE, read_store
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The commands of `experts`: list, check, live and tiling; train/students/commands.py adds pretrain."""
+"""The commands of `experts`: list, check, live and tiling; train/pretraining/commands.py adds pretrain."""
 
 import json
 from dataclasses import asdict

@@ -16,8 +16,8 @@ from championship_sr.store.config import build
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.fusion.network import build_fusion
-from championship_sr.train.run import checkpoint
-from championship_sr.train.run.folder import begin, feature_channels
+from championship_sr.train.records import checkpoint
+from championship_sr.train.records.folder import begin, feature_channels
 
 SCALE = 4
 SIZES = ((15, 21), (16, 12), (13, 13), (12, 16))  # LR rows and columns

@@ -18,7 +18,7 @@ from championship_sr.extract.config import ImagesConfig
 from championship_sr.extract.images.pairs import find_pairs
 from championship_sr.store.errors import StoreError
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.run.images import Seen, read_seen, write_seen
+from championship_sr.train.records.seen import Seen, read_seen, write_seen
 
 OPTIONS = ScoringOptions(self_ensemble=False)
 SAID = "* 2 of the 4 scored images were trained on, 1 of the 4 chose the checkpoint: no measure of other images"

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.train.commands import bench, read_settings, train
-from championship_sr.train.run.checkpoint import checkpoints
+from championship_sr.train.records.checkpoint import checkpoints
 
 
 def run(*arguments, fails: type[Exception] | None = None):

@@ -8,13 +8,13 @@ from championship_sr.store.shards.reader import Store
 from championship_sr.train.bench.phases import example
 from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
+from championship_sr.train.data.whole import WholeImage, in_tiles
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.losses.combined import Criterion
+from championship_sr.train.processes import World
 from championship_sr.train.run.loop import train
-from championship_sr.train.run.processes import World
 from championship_sr.train.run.step import Trainer
-from championship_sr.train.run.validation import WholeImage, in_tiles
 from championship_sr.train.run.watch import Meter, Watch
 from tests.train.loaders import loader_of
 

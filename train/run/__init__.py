@@ -1,1 +1,1 @@
-"""A training run: loop, step, checkpoints, validation."""
+"""A training run: what it is fed with, its loop, its step, its validation."""

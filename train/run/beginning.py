@@ -13,8 +13,8 @@ from championship_sr.store.format.entries import Expert
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.start import start_of
 from championship_sr.train.fusion.taking_over import take_over
-from championship_sr.train.run.checkpoint import LoadedFusion
-from championship_sr.train.run.folder import feature_channels
+from championship_sr.train.records.checkpoint import LoadedFusion
+from championship_sr.train.records.folder import feature_channels
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from championship_sr.store.errors import ConfigError
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig
 from championship_sr.train.gains import Gain, Resampling, difference
-from championship_sr.train.run.folder import feature_channels
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.folder import feature_channels
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.sources import open_store
 

@@ -11,7 +11,7 @@ import torch
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import all_equal, equal_experts, error_products, fit_weights
 from championship_sr.train.config import DataConfig, TrainConfig
-from championship_sr.train.run.processes import World
+from championship_sr.train.processes import World
 from championship_sr.train.run.sources import Source, make_loader
 
 log = logging.getLogger(__name__)

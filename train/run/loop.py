@@ -29,14 +29,14 @@ from championship_sr.train.data.sampler import step_rng
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.start import has_start, start_from
 from championship_sr.train.losses.combined import LOSSES, Criterion
-from championship_sr.train.run import checkpoint
+from championship_sr.train.processes import World, world
+from championship_sr.train.records import checkpoint
+from championship_sr.train.records.checkpoint import load_fusion
+from championship_sr.train.records.folder import LOCK_FILE, begin, check_folder, feature_channels
+from championship_sr.train.records.journal import Journal
+from championship_sr.train.records.seen import write_seen
 from championship_sr.train.run.beginning import Beginning
-from championship_sr.train.run.checkpoint import load_fusion
 from championship_sr.train.run.fitting import fit_start
-from championship_sr.train.run.folder import LOCK_FILE, begin, check_folder, feature_channels
-from championship_sr.train.run.images import write_seen
-from championship_sr.train.run.journal import Journal
-from championship_sr.train.run.processes import World, world
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
 from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.validation import Validation

@@ -19,19 +19,15 @@ from championship_sr.store.remote.cache import RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig, TrainConfig
+from championship_sr.train.data.held_out import check_apart, split_images
 from championship_sr.train.data.loader import Buffers, Loader, Ranks, Sampling
+from championship_sr.train.data.whole import WholeImage, read_pair, read_stored
 from championship_sr.train.losses.combined import TEACHER
-from championship_sr.train.run.folder import read_image_count
+from championship_sr.train.processes import World
+from championship_sr.train.records.folder import read_image_count
 from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
-from championship_sr.train.run.processes import World
-from championship_sr.train.run.validation import (
-    Validation,
-    WholeImage,
-    check_apart,
-    read_pair,
-    read_stored,
-    split_images,
-)
+from championship_sr.train.run.validation import Validation
+from championship_sr.train.students.teacher import made_teacher
 
 if TYPE_CHECKING:
     from championship_sr.extract.config import ExpertConfig
@@ -98,9 +94,6 @@ def open_source(
 def _teacher(
     place: Path | str, config: TrainConfig, world: World, stopping: threading.Event, trusted: Sequence[str]
 ) -> str:
-    # imports this module's neighbours, and only few runs have one
-    from championship_sr.train.students.teacher import made_teacher
-
     manifest, local = _manifest(place, config.data), not is_remote(place)
     return made_teacher(manifest, config.teacher, world, stopping, local=local, trusted=trusted)
 

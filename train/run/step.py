@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.losses.combined import Criterion
+from championship_sr.train.processes import World
 from championship_sr.train.run.ema import Ema
-from championship_sr.train.run.processes import World
 from championship_sr.train.run.watch import add
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +98,7 @@ def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.
             2025, arXiv 2502.16982
     raises  ConfigError if Muon is asked for and timm is missing
     """
-    arguments = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    arguments: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.kind == "adamw":
         return torch.optim.AdamW(network.parameters(), fused=True, **arguments)
     try:

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +13,16 @@ from torch import Tensor, nn
 from championship_sr.extract.device import float32_products
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import Expert
-from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import combined
-from championship_sr.train.config import ValidationConfig
-from championship_sr.train.data.batch import decoded_window
+from championship_sr.train.data.whole import WholeImage, in_tiles
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
-from championship_sr.train.run.processes import World
-
-if TYPE_CHECKING:
-    from championship_sr.extract.experts.tiling import TileSpan
+from championship_sr.train.processes import World
 
 log = logging.getLogger(__name__)
 
-SMALLEST_TILE_PX, HALO_PX = 64, 16  # of tiles where memory is short
+SMALLEST_TILE_PX = 64  # of tiles where memory is short
 PICTURE_PX = 192  # side of the windows that are shown
-
-
-class WholeImage(NamedTuple):
-    """One image of a store, the network's input and target, with a batch axis of 1.
-
-    hr  the teacher's image in a store without HR
-    """
-
-    lr: Tensor
-    hr: Tensor
-    images: Tensor
-    features: dict[str, Tensor]
-    teacher: Tensor | None = None
 
 
 class Score(NamedTuple):
@@ -173,130 +152,6 @@ def _image_of(row: int, whole: WholeImage) -> Tensor:
 def _teacher_of(whole: WholeImage) -> Tensor:
     assert whole.teacher is not None, "the teacher's images are read along"
     return whole.teacher
-
-
-def in_tiles(network: Callable[..., Tensor], whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
-    """The network's image of a whole one, in tiles of at most this side whose insides are put together."""
-    height, width = whole.lr.shape[-2:]
-    if tile_px is None or max(height, width) <= tile_px:
-        return network(whole.lr, whole.images, whole.features)
-    from championship_sr.extract.experts.tiling import spans  # brings every architecture; only where memory is short
-
-    image = whole.lr.new_empty(1, 3, height * scale, width * scale)
-    for rows, cols in product(*(spans(length, tile_px, HALO_PX) for length in (height, width))):
-        tile = network(*_window(whole, rows, cols, scale))
-        image[..., *_kept(rows, cols, scale)] = tile[..., *_kept(rows, cols, scale, inside=True)]
-    return image
-
-
-def _window(
-    whole: WholeImage, rows: "TileSpan", cols: "TileSpan", scale: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    lr = slice(rows.start, rows.start + rows.size), slice(cols.start, cols.start + cols.size)
-    down, across = (slice(part.start * scale, part.stop * scale) for part in lr)
-    features = {name: x[..., *lr] for name, x in whole.features.items()}
-    return whole.lr[..., *lr], whole.images[..., down, across], features
-
-
-def _kept(rows: "TileSpan", cols: "TileSpan", scale: int, inside: bool = False) -> tuple[slice, slice]:
-    """The kept part of a tile in HR pixels, of the whole image or inside the tile."""
-    firsts = (rows.start, cols.start) if inside else (0, 0)
-    down, across = (
-        slice((span.keep_from - first) * scale, (span.keep_to - first) * scale)
-        for span, first in zip((rows, cols), firsts, strict=True)
-    )
-    return down, across
-
-
-def read_stored(
-    store: Store,
-    image: int,
-    experts: Sequence[str],
-    device: torch.device,
-    features: bool = True,
-    teacher: str | None = None,
-) -> WholeImage:
-    """The image with this index, decoded on the device."""
-    taught = decoded_window(store.array(image, teacher, "sr"), device) if teacher else None
-    lr = decoded_window(store.array(image, PAIRS, "lr"), device)
-    hr = decoded_window(store.array(image, PAIRS, "hr"), device) if store.manifest.has_hr else taught
-    assert hr is not None, "a store without HR has a teacher's images"
-    return WholeImage(lr, hr, *read_answers(store, image, experts, device, features), taught)
-
-
-def read_answers(
-    store: Store,
-    image: int,
-    experts: Sequence[str],
-    device: torch.device,
-    features: bool = True,
-    variant: str = "identity",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The experts' images (1, E, 3, H, W) and joined features, expert -> (1, C, h, w), of an image in a variant."""
-
-    def read(expert: str, name: str) -> Tensor:
-        return decoded_window(store.array(image, expert, name, variant), device)
-
-    if not experts:
-        return torch.empty(1, 0, 3, 0, 0, device=device), {}
-    taps = {name: [spec.name for spec in store.experts[name].arrays if spec.name != "sr"] for name in experts}
-    images = torch.stack([read(name, "sr") for name in experts], dim=1)
-    with_features = [name for name in experts if features and taps[name]]
-    joined = {name: torch.cat([read(name, tap) for tap in taps[name]], dim=1) for name in with_features}
-    return images, joined
-
-
-def read_pair(store: Store, image: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """LR and HR of the image with this index, (1, 3, h, w) and (1, 3, H, W) in 0..1."""
-    lr, hr = (decoded_window(store.array(image, PAIRS, name), device) for name in ("lr", "hr"))
-    return lr, hr
-
-
-def split_images(
-    store: Store | Manifest, config: ValidationConfig, count: int | None = None
-) -> tuple[list[int], list[int]]:
-    """(training, validation) images of one store, by index; none is in both.
-
-    count   only the first so many of the store; None: all
-    raises  ConfigError if an id is not in the store or nothing is left to train on
-    """
-    index = {image.id: number for number, image in enumerate(store.images[:count])}
-    unknown = [name for name in config.images if name not in index]
-    if unknown:
-        raise ConfigError(f"validation.images: {store.root} has no image {', '.join(unknown[:3])}")
-    if config.images:
-        chosen = {index[name] for name in config.images}
-    else:
-        held = min(config.hold_out, len(index))
-        chosen = {int((number + 0.5) * len(index) / held) for number in range(held)}
-    left = [number for number in range(len(index)) if number not in chosen]
-    if not left:
-        raise ConfigError(
-            f"validation: all {len(index)} images of {store.root} are held out and none is left to train on; "
-            "lower validation.hold_out, or give another store with validation.store"
-        )
-    return left, sorted(chosen)
-
-
-DECIDING = ("architecture", "hyperparameters", "weights_sha256", "taps")  # what makes two experts the same
-
-
-def check_apart(training: Store, experts: Mapping[str, Expert], validation: Store) -> None:
-    """Raises StoreError if a validation store shares an image with the training store or has other experts."""
-    if training.scale != validation.scale:
-        raise StoreError(f"{validation.root}: scale {validation.scale}; the training store has {training.scale}")
-    known = {image.hr_sha256 for image in training.images}
-    shared = [image.id for image in validation.images if image.hr_sha256 in known]
-    if shared:
-        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
-        raise StoreError(f"{validation.root}: images that are also trained on: {', '.join(shared[:3])}{more}")
-    for name, mine in experts.items():
-        theirs = validation.experts[name]
-        differing = [key for key in DECIDING if mine.identity.get(key) != theirs.identity.get(key)]
-        if differing:
-            raise StoreError(
-                f"{validation.root}: its {name} differs from the training store's in {', '.join(differing)}"
-            )
 
 
 def _picture(whole: WholeImage, sr: Tensor) -> Tensor:

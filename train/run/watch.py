@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from championship_sr.store.errors import WeightsError
-from championship_sr.train.run.processes import World
+from championship_sr.train.processes import World
 
 SHOWN_PLACES = 8
 LAG, LAG_ON_CPU = 3, 1  # steps; the CPU has done a step when it returns, and a long one is soon to be stopped

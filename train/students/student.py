@@ -16,7 +16,7 @@ from championship_sr.extract.experts.weights_file import read_state
 from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, WeightsError
-from championship_sr.train.run.checkpoint import WEIGHTS_FILE, choose, load_weights, sha256_of
+from championship_sr.train.records.checkpoint import WEIGHTS_FILE, choose, load_weights, sha256_of
 
 # spandrel tells GRL's window and stripe sizes from these, which GRL itself does not save
 GRL_SIZE_BUFFERS = ("table_w", "table_sh", "index_sh_a2w")

@@ -29,9 +29,9 @@ from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.combination import combined, error_products, fit_weights
 from championship_sr.train.config import WEIGHTED, TeacherConfig
 from championship_sr.train.data.batch import SR, decoded_window
-from championship_sr.train.run.checkpoint import WEIGHTS_FILE, LoadedFusion, check_experts, load_fusion, sha256_of
-from championship_sr.train.run.processes import World
-from championship_sr.train.run.validation import WholeImage, in_tiles, read_answers
+from championship_sr.train.data.whole import WholeImage, in_tiles, read_answers
+from championship_sr.train.processes import World
+from championship_sr.train.records.checkpoint import WEIGHTS_FILE, LoadedFusion, check_experts, load_fusion, sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from championship_sr.evaluate.scoring.scores import Scores
 from championship_sr.evaluate.session import evaluate_sets, write_results
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.run.journal import METRICS_FILE
+from championship_sr.train.records.journal import METRICS_FILE
 
 LOG = """{"event": "reference", "step": 0, "time": 1.0, "psnr": {"one": 20.0, "mean": 20.5}, "ssim": {"one": 0.5}}
 {"event": "train", "step": 10, "time": 2.0, "loss": 0.05, "learning_rate": 0.001}

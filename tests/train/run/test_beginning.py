@@ -13,9 +13,9 @@ from championship_sr.train.commands import train as command
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.taking_over import take_over
-from championship_sr.train.run.checkpoint import load_fusion
-from championship_sr.train.run.folder import read_config, read_experts
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.checkpoint import load_fusion
+from championship_sr.train.records.folder import read_config, read_experts
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 
 CHANNELS = {"one": 5, "two": 7, "bare": 0}

@@ -13,7 +13,7 @@ from championship_sr.store.remote.cache import GB, RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.remote.transfer import push, tree_bytes
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.run.checkpoint import checkpoints
+from championship_sr.train.records.checkpoint import checkpoints
 from championship_sr.train.run.loop import Run, train
 from tests.s3_server import Fault
 from tests.train.loaders import loader_of

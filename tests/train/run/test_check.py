@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from championship_sr.store.errors import StoreError
-from championship_sr.train.run.processes import World
+from championship_sr.train.processes import World
 from championship_sr.train.run.sources import make_loader, open_source
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from championship_sr.store.disk import locks
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.run.checkpoint import Damaged, checkpoints, load_fusion
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.processes import World
+from championship_sr.train.records.checkpoint import Damaged, checkpoints, load_fusion
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
-from championship_sr.train.run.processes import World
 from championship_sr.train.run.sources import make_validation, open_source
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def fill(disk, name: str) -> None:
     if name == "metrics.jsonl":
         opened = open
         disk.setattr(
-            "championship_sr.train.run.journal.open",
+            "championship_sr.train.records.journal.open",
             lambda path, *rest, **kw: opened("/dev/full", *rest, **kw),
             raising=False,
         )
@@ -172,9 +172,9 @@ def fill(disk, name: str) -> None:
         disk.setattr(at, written)
 
     refuse(Path.write_bytes, "pathlib.Path.write_bytes")
-    from championship_sr.train.run.checkpoint import save_file
+    from championship_sr.train.records.checkpoint import save_file
 
-    refuse(save_file, "championship_sr.train.run.checkpoint.save_file")
+    refuse(save_file, "championship_sr.train.records.checkpoint.save_file")
 
 
 def test_memory_that_is_short_in_validation_loses_nothing(four_steps, shared_store, make_config, tmp_path, monkeypatch):

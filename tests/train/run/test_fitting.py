@@ -10,13 +10,13 @@ import torch
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig
-from championship_sr.train.run.checkpoint import load_fusion
+from championship_sr.train.data.whole import read_stored
+from championship_sr.train.processes import World
+from championship_sr.train.records.checkpoint import load_fusion
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.fitting import fit_start, sampled_images, sampled_windows
-from championship_sr.train.run.journal import read_metrics
 from championship_sr.train.run.loop import new_network, train
-from championship_sr.train.run.processes import World
 from championship_sr.train.run.sources import make_validation, open_source
-from championship_sr.train.run.validation import read_stored
 
 CPU = torch.device("cpu")
 WEIGHTS = np.array([65.481, 128.553, 24.966]) / 255

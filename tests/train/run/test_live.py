@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError, WeightsError
 from championship_sr.train.config import LiveConfig
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.live import coloured, gaussian_blur, rescaled, window_px
 from championship_sr.train.run.loop import train
 

@@ -21,9 +21,9 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard
-from championship_sr.train.run.checkpoint import checkpoints, load_fusion
-from championship_sr.train.run.folder import read_image_count
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.checkpoint import checkpoints, load_fusion
+from championship_sr.train.records.folder import read_image_count
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Diverged
 
@@ -136,8 +136,8 @@ def test_the_log_names_every_step_validation_and_the_end(finished):
 
 def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
     from championship_sr.store.shards.reader import Store
+    from championship_sr.train.data.whole import read_stored
     from championship_sr.train.metrics import psnr, rgb_to_y, round_to_8bit
-    from championship_sr.train.run.validation import read_stored
 
     loaded = load_fusion(finished)
     assert not loaded.network.training and loaded.experts == ("one", "two") and loaded.channels == {"one": 5, "two": 7}
@@ -155,7 +155,7 @@ def test_what_is_scored_is_what_is_saved_and_loaded(finished, shared_store):
 
 def test_validation_images_are_not_trained_on(finished, shared_store, make_config, tmp_path):
     from championship_sr.store.shards.reader import Store
-    from championship_sr.train.run.processes import World
+    from championship_sr.train.processes import World
     from championship_sr.train.run.sources import make_loader, make_validation, open_source
 
     config, cpu = make_config(validation={"images": ["photo00"]}), torch.device("cpu")

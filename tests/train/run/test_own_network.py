@@ -12,7 +12,7 @@ from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.commands import train as command
 from championship_sr.train.fusion import plain_cnn
-from championship_sr.train.run.checkpoint import load_fusion
+from championship_sr.train.records.checkpoint import load_fusion
 from championship_sr.train.run.loop import train
 
 OWN = "mynet.cnn:PlainCNN"

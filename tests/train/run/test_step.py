@@ -13,7 +13,7 @@ from championship_sr.train.data.batch import Batch
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.losses.combined import Criterion
-from championship_sr.train.run.processes import World
+from championship_sr.train.processes import World
 from championship_sr.train.run.step import Trainer, pick_precision
 from championship_sr.train.run.watch import Meter, Watch
 

@@ -12,8 +12,8 @@ from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.edsr import EDSR
 from championship_sr.extract.experts.expert import load_expert
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
-from championship_sr.train.run.checkpoint import choose, load_fusion
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.records.checkpoint import choose, load_fusion
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Watch
 from championship_sr.train.students.student import export

@@ -16,9 +16,9 @@ from championship_sr.store.operations.verify import verify
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import TeacherConfig
 from championship_sr.train.data.loader import Loader, Sampling
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.processes import World
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
-from championship_sr.train.run.processes import World
 from championship_sr.train.students.teacher import made_teacher
 
 ALONE = World(torch.device("cpu"))
@@ -134,8 +134,8 @@ def shared_copy(make_learnable, tmp_path) -> Path:
 
 
 def test_a_run_teaches_what_it_makes_of_each_image(run_of_shared, shared_copy):
-    from championship_sr.train.run.checkpoint import load_fusion
-    from championship_sr.train.run.validation import read_stored
+    from championship_sr.train.data.whole import read_stored
+    from championship_sr.train.records.checkpoint import load_fusion
 
     name = make(shared_copy, of=str(run_of_shared))
     assert name == "teacher-fused"

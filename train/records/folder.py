@@ -3,10 +3,10 @@
 config.yaml     the resolved configuration, the section `train`
 experts.yaml    the store's entry of each expert, in the order of the network's inputs
 run.yaml        where the store was, how many images it had, the run that this one began from, and what trained
-images.jsonl    see train/run/images.py
+images.jsonl    see train/records/seen.py
 metrics.jsonl   one line an event
 tensorboard/    the same to look at
-checkpoints/    see train/run/checkpoint.py
+checkpoints/    see train/records/checkpoint.py
 """
 
 import logging

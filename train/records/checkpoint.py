@@ -30,7 +30,7 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import CheckpointConfig, TrainConfig
 from championship_sr.train.fusion.network import build_fusion
-from championship_sr.train.run.folder import CONFIG_FILE, feature_channels, read_config, read_experts, scale_of
+from championship_sr.train.records.folder import CONFIG_FILE, feature_channels, read_config, read_experts, scale_of
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.train.config import CheckpointConfig
-from championship_sr.train.run.checkpoint import Checkpoint, checkpoints, choose, load_weights, prune, restore, save
+from championship_sr.train.records.checkpoint import Checkpoint, checkpoints, choose, load_weights, prune, restore, save
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -98,7 +98,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("championship_sr.train.run.checkpoint.save_file", full)
+    monkeypatch.setattr("championship_sr.train.records.checkpoint.save_file", full)
     with pytest.raises(StoreError, match="No space left"):
         saved(tmp_path, 2)
     assert [each.step for each in checkpoints(tmp_path)] == [1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from championship_sr.store.errors import StoreError
-from championship_sr.train.run.journal import METRICS_FILE, Journal, read_metrics
+from championship_sr.train.records.journal import METRICS_FILE, Journal, read_metrics
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from championship_sr.train.processes import World
 from championship_sr.train.run.loop import arithmetic
-from championship_sr.train.run.processes import World
 from championship_sr.train.run.sources import whole_batch
 
 

@@ -13,10 +13,10 @@ from championship_sr.extract.experts.architecture import build_network
 from championship_sr.extract.experts.expert import load_expert
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.train.config import TeacherConfig, learning_rate, span
-from championship_sr.train.run.journal import read_metrics
+from championship_sr.train.pretraining.commands import experts
+from championship_sr.train.pretraining.pretrain import pretrain, train_config
+from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.watch import Watch
-from championship_sr.train.students.commands import experts
-from championship_sr.train.students.pretrain import pretrain, train_config
 from championship_sr.train.students.student import export
 
 CPU = torch.device("cpu")

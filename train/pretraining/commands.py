@@ -35,7 +35,7 @@ __all__ = ["experts", "pretrain"]
 def pretrain(entry, out, hr, store, teacher, teacher_x8, device, assignments):
     """Train a small expert of your own; the same command continues from the last checkpoint."""
     from championship_sr.train.config import TeacherConfig
-    from championship_sr.train.students.pretrain import pretrain as run
+    from championship_sr.train.pretraining.pretrain import pretrain as run
 
     if teacher_x8 and not teacher:
         raise click.UsageError("--teacher-x8 needs --teacher")

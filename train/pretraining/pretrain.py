@@ -9,7 +9,7 @@ from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TeacherConfig, TrainConfig
 from championship_sr.train.losses.combined import TEACHER
-from championship_sr.train.run.folder import PAIRS_STORE, check_folder
+from championship_sr.train.records.folder import PAIRS_STORE, check_folder
 from championship_sr.train.run.loop import train
 
 NO_TEACHER = TeacherConfig()

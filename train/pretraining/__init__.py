@@ -1,0 +1,1 @@
+"""Experts of one's own, trained by the loop of training."""

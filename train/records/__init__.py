@@ -1,0 +1,1 @@
+"""What a run keeps in its folder: configuration, checkpoints, log, and which images it saw."""

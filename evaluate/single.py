@@ -1,17 +1,14 @@
 """One network by itself, a student or any other expert: images through it as through a run, and its row beside one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion.refine import Refiner
 from championship_sr.evaluate.model import Model
-from championship_sr.evaluate.scoring.costs import TIMED_PX
 from championship_sr.extract.config import load_expert_config
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
@@ -64,24 +61,3 @@ def load_single(entry: str, config: EvaluateConfig, refiner: Refiner | None = No
     if settings.images:
         raise ConfigError(f"expert {settings.name}: another program made its images; it cannot be run here")
     return SingleModel(load_expert(settings, pick_device(config.device), None), config, refiner)
-
-
-def cost_lines(model: Model, students: Sequence[LoadedExpert]) -> list[str]:
-    """What single networks cost beside the fusion with its experts, a line in words."""
-    if not students:
-        return []
-    window = torch.full((1, 3, TIMED_PX, TIMED_PX), 0.5)
-    costs = {student.name: (student.n_parameters, _gflop(lambda each=student: each(window))) for student in students}
-    parameters = sum(value.numel() for value in model.network.parameters())
-    if not model.images:
-        lr = window.to(model.device)
-        whole = parameters + sum(expert.n_parameters for expert in model.experts)
-        costs["fusion with its experts"] = whole, _gflop(lambda: model.run(lr.cpu()))
-    shown = [f"{name} {count / 1e6:.2f} M parameters, {gflop:.2f} GFLOP" for name, (count, gflop) in costs.items()]
-    return [f"for a window of {TIMED_PX} x {TIMED_PX}: {'; '.join(shown)}"]
-
-
-def _gflop(call) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 1e9

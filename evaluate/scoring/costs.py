@@ -1,12 +1,15 @@
-"""What each expert costs: parameters, seconds and stored bytes."""
+"""What each expert costs: parameters, seconds and stored bytes; what single networks cost beside a fusion."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.evaluate.inference.inputs import Device
+from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.scoring.complementarity import ExpertCost
 from championship_sr.extract.experts.expert import LoadedExpert
 from championship_sr.extract.images.results import ResultImages
@@ -60,3 +63,24 @@ def _stored_bytes(store: Store) -> dict[str, float]:
     lr_px = sum(image.lr_size[0] * image.lr_size[1] for image in store.images)
     shards = range(store.manifest.n_shards)
     return {name: store.remote.n_bytes(name, shards) / lr_px for name in store.experts}
+
+
+def cost_lines(model: Model, students: Sequence[LoadedExpert]) -> list[str]:
+    """What single networks cost beside the fusion with its experts, a line in words."""
+    if not students:
+        return []
+    window = torch.full((1, 3, TIMED_PX, TIMED_PX), 0.5)
+    costs = {student.name: (student.n_parameters, _gflop(partial(student, window))) for student in students}
+    parameters = sum(value.numel() for value in model.network.parameters())
+    if not model.images:
+        lr = window.to(model.device)
+        whole = parameters + sum(expert.n_parameters for expert in model.experts)
+        costs["fusion with its experts"] = whole, _gflop(lambda: model.run(lr.cpu()))
+    shown = [f"{name} {count / 1e6:.2f} M parameters, {gflop:.2f} GFLOP" for name, (count, gflop) in costs.items()]
+    return [f"for a window of {TIMED_PX} x {TIMED_PX}: {'; '.join(shown)}"]
+
+
+def _gflop(call: Callable[[], object]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9

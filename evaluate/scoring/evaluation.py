@@ -21,10 +21,10 @@ from championship_sr.evaluate.scoring.cases import (
     stored_variants,
 )
 from championship_sr.evaluate.scoring.comparison import ComparisonPlan, Observer, score_cases
-from championship_sr.evaluate.scoring.costs import live_costs, stored_costs
+from championship_sr.evaluate.scoring.costs import cost_lines, live_costs, stored_costs
 from championship_sr.evaluate.scoring.fit import fitted
 from championship_sr.evaluate.scoring.scores import Scores
-from championship_sr.evaluate.single import Beside, cost_lines
+from championship_sr.evaluate.single import Beside
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.architecture import RefusedArchitecture
 from championship_sr.extract.experts.expert import LoadedExpert

@@ -1,1 +1,1 @@
-"""Windows from the store: sampler, loader, batches; whole images, and which are held out."""
+"""Windows from the store: sampler, loader, batches; whole images."""

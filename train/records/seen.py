@@ -14,7 +14,7 @@ from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Image
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.train.data.held_out import split_images
+from championship_sr.train.held_out import split_images
 from championship_sr.train.records.folder import CONFIG_FILE, RUN_FILE, read_config, read_image_count, read_store
 
 log = logging.getLogger(__name__)

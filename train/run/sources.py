@@ -19,9 +19,9 @@ from championship_sr.store.remote.cache import RemoteStoreReader, ShardCache
 from championship_sr.store.remote.objects import RemoteStore
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import DataConfig, TrainConfig
-from championship_sr.train.data.held_out import check_apart, split_images
 from championship_sr.train.data.loader import Buffers, Loader, Ranks, Sampling
 from championship_sr.train.data.whole import WholeImage, read_pair, read_stored
+from championship_sr.train.held_out import check_apart, split_images
 from championship_sr.train.losses.combined import TEACHER
 from championship_sr.train.processes import World
 from championship_sr.train.records.folder import read_image_count

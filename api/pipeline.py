@@ -137,7 +137,7 @@ def main() -> None:
     try:
         status = cli.main(prog_name="championship-sr", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        status = fail("interrupted; the same command goes on from what is done", EXIT_INTERRUPTED)
+        status = fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
     except click.UsageError as error:
         error.show()
         status = EXIT_USAGE

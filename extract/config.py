@@ -84,17 +84,17 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         checked_name(self.name, "name")
         if bool(self.weights) == bool(self.images):
-            raise ValueError("give one of weights and images")
+            raise ValueError("give either weights or images")
         if self.images:
             self._check_images()
             return
         if bool(self.tap) == bool(self.taps):
-            raise ValueError("give one of tap and taps")
+            raise ValueError("give either tap or taps")
         if self.points and FEATURES not in self.points:
             raise ValueError(f"taps: one must be called {FEATURES}, found {', '.join(self.taps)}")
         for name in self.points:
             if name in RESERVED_NAMES:
-                raise ValueError(f"taps: {name} is a name of the store's own")
+                raise ValueError(f"taps: {name} is a name that the store uses itself")
             checked_name(name, "tap")
         if self.architecture and ":" not in self.architecture:
             raise ValueError(f"architecture must be package.module:factory, found {self.architecture}")
@@ -106,7 +106,9 @@ class ExpertConfig:
     def _check_images(self) -> None:
         given = [key for key in NETWORK_KEYS if getattr(self, key)]
         if given or self.tap not in (None, NO_TAP):
-            raise ValueError(f"{given[0] if given else 'tap'} is of a network, and images have none; leave it out")
+            raise ValueError(
+                f"{given[0] if given else 'tap'} belongs to a network, but this expert is given as images; leave it out"
+            )
 
     @property
     def points(self) -> dict[str, TapConfig]:
@@ -131,7 +133,8 @@ class ImagesConfig:
             raise ValueError("give roots, hr or lr: there are no images to read")
         if self.roots and self.lr and not self.hr:
             raise ValueError(
-                "lr without hr stands alone: those of roots have HR, and a store has it of all images or none"
+                "lr without hr cannot be combined with roots, which have HR: "
+                "a store holds HR for all images or for none"
             )
         if self.lr and self.hr and len(self.lr) != len(self.hr):
             raise ValueError(f"lr must name one folder for each of hr, found {len(self.lr)} for {len(self.hr)}")
@@ -170,10 +173,12 @@ class ExtractConfig:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, found {getattr(self, key)}")
         if not 0 <= 2 * self.halo_px < self.tile_px:
-            raise ValueError(f"halo_px must be at least 0 and under half of tile_px, found {self.halo_px}")
+            raise ValueError(f"halo_px must be at least 0 and less than half of tile_px, found {self.halo_px}")
         unknown = [variant for variant in self.variants if variant not in VARIANTS]
         if unknown or "identity" not in self.variants:
-            raise ValueError(f"variants must hold identity and others of {', '.join(VARIANTS)}; found {self.variants}")
+            raise ValueError(
+                f"variants must contain identity and otherwise only {', '.join(VARIANTS)}; found {self.variants}"
+            )
         # in one order and each once, so that stores of the same variants are the same
         object.__setattr__(self, "variants", tuple(variant for variant in VARIANTS if variant in self.variants))
 
@@ -201,7 +206,9 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
         path = Path(entry).expanduser()
         return _found_beside(build(ExpertConfig, read_yaml(path), str(entry)), path.parent)
     if entry not in entry_names():
-        raise ConfigError(f"expert {entry}: no such entry. Known are {', '.join(entry_names())}; or give a YAML file")
+        raise ConfigError(
+            f"expert {entry}: no such entry (has: {', '.join(entry_names())}); give one of these or a YAML file"
+        )
     text = entries_dir().joinpath(f"{entry}.yaml").read_text(encoding="utf-8")
     return build(ExpertConfig, parse_yaml(text), f"configs/experts/{entry}.yaml")
 
@@ -238,8 +245,8 @@ def _by_name(configs: Iterable[ExpertConfig]) -> dict[str, ExpertConfig]:
 def _named(name: str, configs: Iterable[str]) -> ExpertConfig:
     if not name.endswith((".yaml", ".yml")) and name not in entry_names():
         raise ConfigError(
-            f"expert {name}: not in this configuration (has: {', '.join(configs)}), and no entry that comes with the "
-            "package; or give a YAML file"
+            f"expert {name}: not in this configuration (has: {', '.join(configs)}) and not an entry of the "
+            "package; give one of these or a YAML file"
         )
     return load_expert_config(name)
 

@@ -35,7 +35,7 @@ def _cuda_device(name: str, index: int | None, local_rank: int) -> torch.device:
         raise ConfigError(f"device={name}: this machine has no CUDA device")
     index = local_rank % count if index is None else index
     if index >= count:
-        raise ConfigError(f"device={name}: the last of this machine's CUDA devices is cuda:{count - 1}")
+        raise ConfigError(f"device={name}: this machine's last CUDA device is cuda:{count - 1}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -48,7 +48,7 @@ def has_bf16(device: torch.device) -> bool:
 def check_tf32(precision: str, device: torch.device) -> None:
     """raises  ConfigError if TF32 is asked for where there is none"""
     if precision == "tf32" and device.type != "cuda":
-        raise ConfigError(f"precision=tf32: only NVIDIA's GPUs compute in TF32, and this runs on {device}; set fp32")
+        raise ConfigError(f"precision=tf32: only NVIDIA GPUs compute in TF32, but the device is {device}; set fp32")
 
 
 @contextmanager

@@ -140,7 +140,9 @@ class Principal(Scaled):
 
     def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         if basis is None:
-            raise StoreError(f"codec {self.name} has no basis: fit_pca makes one, Manifest.add_expert takes it")
+            raise StoreError(
+                f"codec {self.name} has no basis; make one with fit_pca and pass it to Manifest.add_expert"
+            )
         return {**basis, "scale": _scales(self._project(values, basis))}
 
     def encode(self, values: Any, params: Params) -> Any:
@@ -197,7 +199,7 @@ def get_codec(name: str) -> Codec:
     if principal:
         components, kind = int(principal.group(1)), Packed if principal.group(2) == "4" else Principal
         if kind is Packed and (components <= WHOLE_BYTES or components % 2):
-            raise ConfigError(f"codec {name!r}: the components must be an even number over {WHOLE_BYTES}")
+            raise ConfigError(f"codec {name!r}: the number of components must be even and greater than {WHOLE_BYTES}")
         return kind(name, compression, np.dtype(np.int8), components=components)
     match base:
         case "float32":
@@ -210,7 +212,7 @@ def get_codec(name: str) -> Codec:
             return Unit(name, compression, np.dtype(base))
         case "int8":
             return Scaled(name, compression, np.dtype(np.int8))
-    raise ConfigError(f"codec {name!r}: expected one of {', '.join(BASES)}, with +zstd or +blosc if wanted")
+    raise ConfigError(f"codec {name!r}: expected one of {', '.join(BASES)}, optionally followed by +zstd or +blosc")
 
 
 def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndarray]:

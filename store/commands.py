@@ -77,7 +77,7 @@ def verify(root: Path, repair: bool, dry_run: bool, as_json: bool, hashes: Hashe
     if not as_json:
         _tell_faults(root, report)
         for step in plan:
-            click.echo(f"would {step}" if dry_run else f"going to {step}")
+            click.echo(f"would {step}" if dry_run else f"will {step}")
     done = repair_store(root, report.faults) if repair and not dry_run and plan else []
     if as_json:
         faults = [fault.plain() for fault in report.faults]
@@ -96,7 +96,7 @@ def verify(root: Path, repair: bool, dry_run: bool, as_json: bool, hashes: Hashe
 def check_options(repair: bool, dry_run: bool) -> None:
     """Refuse `--dry-run` without `--repair`."""
     if dry_run and not repair:
-        raise ConfigError("--dry-run: says what --repair would do; give both")
+        raise ConfigError("--dry-run only works together with --repair; give both")
 
 
 def _tell_faults(root: Path, report: Report) -> None:
@@ -104,7 +104,7 @@ def _tell_faults(root: Path, report: Report) -> None:
         click.echo(fault.message)
     for source, count in report.missing.items():
         if count:
-            click.echo(f"{root}: {source} lacks {counted(count, 'shard')}, never made or removed")
+            click.echo(f"{root}: {source} lacks {counted(count, 'shard')}, which were never made or have been removed")
 
 
 @store.command()
@@ -195,7 +195,7 @@ def push(root: Path, url: str, names: tuple[str, ...], jobs: int, as_json: bool)
 def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
     """Remove experts, or the damaged shards that a repair set aside, from a store."""
     if not names and not damaged:
-        raise ConfigError("store rm: say what to remove: --expert NAME or --damaged")
+        raise ConfigError("store rm: nothing to remove; give --expert NAME or --damaged")
     manifest = Manifest.load(root, damaged=[])
     if damaged:
         n_bytes = damaged_bytes(root)
@@ -206,7 +206,7 @@ def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
     for name in there or names:  # of those that are all gone, the first is the error
         manifest.remove_expert(name)
     if names:
-        told = f"; not there any more: {', '.join(gone)}" if gone else ""
+        told = f"; already removed: {', '.join(gone)}" if gone else ""
         click.echo(f"{root}: removed {', '.join(there)}{told}; left: {', '.join(manifest.experts) or 'no expert'}")
 
 
@@ -280,7 +280,7 @@ def _assigned(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         name, sign, codec = pair.partition("=")
         if not sign or not codec:
-            raise ConfigError(f"--codec {pair}: expected ARRAY=CODEC, such as features=pca64-int8")
+            raise ConfigError(f"--codec {pair}: expected ARRAY=CODEC, for example features=pca64-int8")
         result[name] = codec
     return result
 

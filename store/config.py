@@ -55,7 +55,7 @@ def override(content: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
     for assignment in assignments:
         path, sign, value = assignment.partition("=")
         if not sign or not path:
-            raise ConfigError(f"--set {assignment}: expected key=value, such as train.batch_size=8")
+            raise ConfigError(f"--set {assignment}: expected key=value, for example train.batch_size=8")
         *parents, last = path.split(".")
         place = result
         for key in parents:
@@ -146,7 +146,9 @@ def load_section(
     unknown = sorted(set(content) - set(SECTIONS))
     if unknown:
         meant = _meant(_first_path(content, unknown[0]), [*SECTIONS, *key_paths(cls, section)])
-        raise ConfigError(f"{where}: {', '.join(unknown)}: no such section (there are {', '.join(SECTIONS)}){meant}")
+        raise ConfigError(
+            f"{where}: {', '.join(unknown)}: no such section (expected one of {', '.join(SECTIONS)}){meant}"
+        )
     values = content.get(section) or {}
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: {section}: expected a group of keys, found {values!r}")

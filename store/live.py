@@ -48,7 +48,7 @@ def compare_live(store: Store, recompute: Recompute, n: int, tolerance: float = 
 def _difference(array: StoredArray, fresh: np.ndarray, expert: str, tolerance: float) -> LiveDifference:
     image, _, key = array.key.partition("/")
     if fresh.shape != array.shape:
-        raise StoreError(f"{expert}: {array.key} has the shape {array.shape}, the expert now makes {fresh.shape}")
+        raise StoreError(f"{expert}: {array.key} has shape {array.shape}, but the expert now makes {fresh.shape}")
     coded = array.codec.decode(array.codec.encode(fresh, array.params), array.params)
     error = np.abs(array.load() - coded)
     allowed = array.codec.quantum(coded, array.params) + tolerance * float(np.abs(fresh).max())

@@ -33,7 +33,7 @@ def test_help_needs_no_torch():
         (WeightsError("half a network"), 1, "error: half a network\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (MemoryError("12.0 GiB"), 1, "error: out of memory: 12.0 GiB\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on from what is done\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to continue\n"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_its_status(monkeypatch, capsys, error, status, said):

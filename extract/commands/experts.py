@@ -113,7 +113,7 @@ def check(entries, path, assignments, scale, precision, turned, image, random_we
         click.echo(json.dumps(results))
     wavering = [result["name"] for result in results if not result["deterministic"]]
     if wavering:
-        raise click.ClickException(f"{', '.join(wavering)}: two runs of one image differ")
+        raise click.ClickException(f"{', '.join(wavering)}: not deterministic, two runs on the same image differ")
 
 
 def check_text(result: dict[str, Any]) -> str:
@@ -146,7 +146,9 @@ def live(root, n_images, names, trusted, device, as_json):
         click.echo(json.dumps([asdict(check) | {"faults": check.faults} for check in checks]))
     for check in checks if not as_json else ():
         worst = max(difference.error / difference.allowed for difference in check.differences)
-        click.echo(f"{check.name}: {len(check.differences)} arrays, at most {worst:.2f} of what is allowed")
+        click.echo(
+            f"{check.name}: {len(check.differences)} arrays compared, largest difference {worst:.2f} of the tolerance"
+        )
     faults = [fault for check in checks for fault in check.faults]
     if faults:
         raise StoreError(f"{root}: {'; '.join(faults)}")

@@ -78,7 +78,7 @@ def extract_config(path: Path | None, assignments: tuple[str, ...], options: dic
     keys = [text.removeprefix("extract.").partition("=")[0].partition(".")[0] for text in (*assignments, *given)]
     for key, asked in (("store", "--store"), ("data", "--root, --hr or --lr")):
         if path is None and key not in keys:
-            raise ConfigError(f"give {asked}, or a --config with an extract section")
+            raise ConfigError(f"give {asked}, or a --config with an `extract` section")
     return load_section(ExtractConfig, path, "extract", assignments, given)
 
 

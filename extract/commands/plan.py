@@ -166,7 +166,7 @@ def _measured(path: Path) -> dict[str, float]:
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found or "0" in found.groups():
-        raise click.UsageError(f"--lr-size {text}: expected ROWSxCOLUMNS, such as 339x510")
+        raise click.UsageError(f"--lr-size {text}: expected ROWSxCOLUMNS, for example 339x510")
     return int(found[1]), int(found[2])
 
 
@@ -191,15 +191,15 @@ def plan_text(made: "Plan") -> str:
     totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
     totals.append(size_text(made.bytes_without_features))
     rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
-    free = "" if made.free_bytes is None else f"; free where it goes: {size_text(made.free_bytes)}"
+    free = "" if made.free_bytes is None else f"; free on its disk: {size_text(made.free_bytes)}"
     short = made.free_bytes is not None and made.free_bytes < made.bytes
     where = "one forward measured on this machine" if measured else "the given speeds"
     if all(expert.px_per_second is None for expert in made.experts):
-        where = "nothing, as images are only copied"
+        where = "nothing, since images are only copied"
     return "\n".join(
         [
             f"{made.images:,} images, {_pixels_text(made.lr_px)}, {made.shards:,} shards",
-            f"hours from {where}; bytes by the codecs of features + SR, and of SR alone:",
+            f"hours from {where}; bytes for each codec of features + SR, and for SR alone:",
             "",
             table(rows),
             "",
@@ -220,10 +220,10 @@ def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
     fails = "no node fails"
     if math.isfinite(cluster.mtbf_hours):
         back = cluster.restart_seconds / 60
-        fails = f"each fails every {cluster.mtbf_hours:,.0f} h and is back after {back:g} min"
+        fails = f"each node fails every {cluster.mtbf_hours:,.0f} h and is back after {back:g} min"
     fewest, most = (pick(choice.trials for choice in shared.choices) for pick in (min, max))
     trials = f"{most}" if fewest == most else f"{fewest} to {most}"
-    rows = [["images/shard", "shards", "one of them", "hours", "worst", "lost", "fixed",
+    rows = [["images/shard", "shards", "shard size", "hours", "worst", "lost", "fixed",
              "inodes zarr", "inodes hdf5", "PUTs zarr", "PUTs hdf5"]]  # fmt: skip
     for choice in shared.choices:
         counts = [f"{each[name]:,}" for each in (choice.inodes, choice.requests) for name in ("zarr", "hdf5")]
@@ -240,18 +240,18 @@ def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
             ]
         )
     lines = [
-        f"{cluster.nodes} x {cluster.gpus_per_node} GPUs; nodes' speeds differ by {cluster.speed_spread:.0%}; {fails}; "
-        f"a shard costs {cluster.shard_seconds:g} s beside its forwards; simulated {trials} times:",
+        f"{cluster.nodes} x {cluster.gpus_per_node} GPUs; node speeds differ by {cluster.speed_spread:.0%}; {fails}; "
+        f"each shard takes {cluster.shard_seconds:g} s besides its forward passes; simulated {trials} times:",
         "",
         table(rows),
         "",
-        f"* extract.images_per_shard={shared.advised}: the smallest shards that cost no time. {chosen.hours:,.2f} h, "
-        f"{shared.ideal_hours:,.2f} h if nothing were lost and nobody waited",
+        f"* extract.images_per_shard={shared.advised}: the smallest shards that cost no extra time. "
+        f"{chosen.hours:,.2f} h; {shared.ideal_hours:,.2f} h if nothing were lost and no GPU waited",
         f"{shared.gpu_hours:,.0f} GPU hours"
-        + ("" if shared.cost is None else f", {shared.cost:,.0f} at {shared.price:g} an hour"),
+        + ("" if shared.cost is None else f", {shared.cost:,.0f} at {shared.price:g} per hour"),
         f"{size_text(shared.bytes)} to storage at {size_text(shared.bytes_per_second)}/s on average, "
-        f"{size_text(shared.fastest_bytes_per_second)}/s while the expert runs that writes fastest "
-        f"({size_text(shared.fastest_bytes_per_second / cluster.nodes)}/s a node)",
+        f"{size_text(shared.fastest_bytes_per_second)}/s for the expert that writes fastest "
+        f"({size_text(shared.fastest_bytes_per_second / cluster.nodes)}/s per node)",
         f"images.jsonl: {size_text(shared.manifest_bytes)}, read by every process",
     ]
     return "\n".join(lines)

@@ -65,7 +65,11 @@ def source_hashes(data: ImagesConfig, manifest: Manifest) -> Hashes:
     if absent:
         count, of = len(absent), len(manifest.images)
         log.warning(
-            "%d of %d images are not in %s and not compared, such as %s", count, of, (data.hr or data.lr)[0], absent[0]
+            "%d of %d images are not in %s and were not compared, for example %s",
+            count,
+            of,
+            (data.hr or data.lr)[0],
+            absent[0],
         )
 
     def hashes(image: Image) -> tuple[str | None, str | None]:

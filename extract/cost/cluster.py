@@ -94,8 +94,8 @@ def plan_cluster(
     if not wanted:
         hours = min(few) * slowest / 3600
         raise ConfigError(
-            f"--mtbf-hours {cluster.mtbf_hours:g}: a shard of {min(few)} images takes {hours:.3g} h, so that "
-            "hardly one would end before its node fails"
+            f"--mtbf-hours {cluster.mtbf_hours:g}: a shard of {min(few)} images takes {hours:.3g} h, so "
+            "hardly any shard would be done before its node fails"
         )
     choices = tuple(_choice(n, plan, config, seconds, cluster, seed) for n in wanted)
     best = min(choice.hours for choice in choices)

@@ -74,7 +74,7 @@ def find_factory(path: str, key: str, origin: Origin) -> Callable[..., nn.Module
     if origin.file and home.partition(".")[0] != module.partition(".")[0] and home not in origin.trusted:
         raise RefusedArchitecture(f"{where}: {_refusal(home)}")
     if origin.file and known(path) and not isinstance(factory, type):
-        raise RefusedArchitecture(f"{where}: not a class of spandrel's")
+        raise RefusedArchitecture(f"{where}: not one of spandrel's classes")
     return factory
 
 
@@ -90,7 +90,9 @@ def _check_factory(factory: object, where: str) -> None:
     if isinstance(factory, type) and issubclass(factory, nn.Module):
         return
     if not isinstance(factory, FunctionType) or _of_python(factory.__module__):
-        raise RefusedArchitecture(f"{where}: neither a torch.nn.Module class nor a function of yours that returns one")
+        raise RefusedArchitecture(
+            f"{where}: neither a torch.nn.Module class nor a function, in your own code, that returns one"
+        )
 
 
 def _of_python(module: str) -> bool:

@@ -167,7 +167,7 @@ class LoadedExpert:
     def non_finite(self, name: str) -> NonFiniteError:
         """What is to be said of an output that is not finite."""
         return NonFiniteError(
-            f"expert {self.name}: {name} has NaN or Inf at precision {self.precision}; {self._advice}"
+            f"expert {self.name}: {name} contains NaN or Inf at precision {self.precision}; {self._advice}"
         )
 
     @property
@@ -188,7 +188,7 @@ class LoadedExpert:
                 return {name: left.pop() for name, left in shapes.items()}
         open_name = next(name for name, left in shapes.items() if len(left) != 1)
         layouts = " or ".join(shape.layout for shape in shapes[open_name]) or "of another layout at each size"
-        raise ConfigError(f"expert {self.name}: tap {open_name} can be {layouts}; set its layout")
+        raise ConfigError(f"expert {self.name}: tap {open_name} could be {layouts}; set its layout")
 
     def _probe_at(self, size: tuple[int, int]) -> dict[str, set[TapShape]]:
         image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -204,12 +204,13 @@ class LoadedExpert:
         self.scale = self.scale or max(1, sr.shape[-1] // width)
         if tuple(sr.shape) != (1, 3, self.scale * height, self.scale * width):
             raise WeightsError(
-                f"expert {self.name}: makes {tuple(sr.shape)} of (1, 3, {height}, {width}), expected x{self.scale} RGB"
+                f"expert {self.name}: returns {tuple(sr.shape)} for (1, 3, {height}, {width}), "
+                f"expected x{self.scale} RGB"
             )
         points = self.config.points
         silent = [points[name].path for name in points if name not in self._seen]
         if silent:
-            raise ConfigError(f"expert {self.name}: tap {', '.join(silent)} is not used in the forward pass")
+            raise ConfigError(f"expert {self.name}: tap {', '.join(silent)} is not reached in the forward pass")
         seen = {name: self._seen.pop(name) for name in points}
         self._check_finite({"sr": sr} | seen)
         return {name: possible_shapes(seen[name], points[name], (height, width)) for name in points}

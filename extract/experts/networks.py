@@ -138,8 +138,8 @@ def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Modu
     unknown = [key for key in said if key not in found]
     if unknown:
         raise ConfigError(
-            f"expert {config.name}: hyperparameters.{unknown[0]}: {type(model).__name__} here has no such value "
-            f"and would ignore it (it has {', '.join(found)}). Leave it out, or set architecture to code that has it"
+            f"expert {config.name}: hyperparameters.{unknown[0]}: {type(model).__name__} has no such argument "
+            f"and would ignore it (has: {', '.join(found)}). Leave it out, or set architecture to code that takes it"
         )
     with torch.random.fork_rng(devices=[]):
         try:
@@ -148,7 +148,7 @@ def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Modu
         except INCOMPLETE as error:
             values = ", ".join(f"{key}={value}" for key, value in said.items())
             raise WeightsError(
-                f"{path}: not of the hyperparameters of {config.name}, {values}: {_misfit(error)}"
+                f"{path}: does not match the hyperparameters of {config.name}, {values}: {_misfit(error)}"
             ) from None
     _compare(config, model, described, path)
     return described
@@ -168,11 +168,11 @@ def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> Im
     try:
         descriptor = MAIN_REGISTRY.load(dict(state))
     except UnsupportedModelError:
-        raise WeightsError(f"{path}: {found.id} of a kind that spandrel does not support") from None
+        raise WeightsError(f"{path}: holds a kind of {found.id} that spandrel does not support") from None
     except INCOMPLETE as error:
-        raise WeightsError(f"{path}: not a whole {found.id}: {_misfit(error)}") from None
+        raise WeightsError(f"{path}: not a complete {found.id}: {_misfit(error)}") from None
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise WeightsError(f"{path}: {found.id}, which takes more than an image")
+        raise WeightsError(f"{path}: holds {found.id}, which needs more input than one image")
     return descriptor
 
 
@@ -197,12 +197,12 @@ def _compare(config: ExpertConfig, model: nn.Module, declared: nn.Module, path: 
         detail = f"{len(missing)} tensors missing, {len(others)} others" if missing or others else "other shapes"
         raise WeightsError(
             f"{path}: holds {type(model).__name__} of {millions[0]:.2f} M parameters, "
-            f"{config.name} has {millions[1]:.2f} M ({detail}): another size of it, or a part"
+            f"but {config.name} has {millions[1]:.2f} M ({detail}): a different size, or only part of it"
         )
     for key in ("window_size", "stripe_size", "overlap_ratio"):
         here, said = getattr(model, key, None), getattr(declared, key, None)
         if here != said:
-            raise WeightsError(f"{path}: {key} is {here}, the entry of {config.name} says {said}")
+            raise WeightsError(f"{path}: {key} is {here}, but the entry of {config.name} says {said}")
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:

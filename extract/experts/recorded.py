@@ -54,7 +54,7 @@ def check_live(
     result = []
     for name, entry in Store(root, names).experts.items():
         if "images" in entry.identity and not names:
-            log.warning("%s: its images are those of another program; it is not run again", name)
+            log.warning("%s: its images come from another program; it is not run again", name)
             continue
         store = Store(root, [name])
         config = recorded_config(entry, store_origin(root, name, trusted))
@@ -110,12 +110,12 @@ def _check_same(entry: Expert, expert: LoadedExpert) -> None:
     found, expected = now["weights_sha256"], made.get("weights_sha256")
     if found != expected:
         raise WeightsError(
-            f"expert {entry.name}: was made with other weights (sha256 {str(expected)[:12]}) "
-            f"than {expert.config.weights} holds now ({str(found)[:12]})"
+            f"expert {entry.name}: was made with weights of sha256 {str(expected)[:12]}, "
+            f"but {expert.config.weights} now has {str(found)[:12]}"
         )
     if CODE in made and made[CODE] != now.get(CODE):
         raise WeightsError(
-            f"expert {entry.name}: the code of {expert.config.architecture} is not what it was made with "
+            f"expert {entry.name}: the code of {expert.config.architecture} has changed since it was made "
             f"({made[CODE]} then, {now.get(CODE)} now)"
         )
 
@@ -134,7 +134,7 @@ def recorded_config(entry: Expert, origin: Origin) -> ExpertConfig:
     """
     recorded = entry.notes.get("config")
     if not isinstance(recorded, Mapping):
-        raise StoreError(f"expert {entry.name}: its entry holds no configuration (notes.config) to load it again from")
+        raise StoreError(f"expert {entry.name}: its entry records no configuration (notes.config) to load it from")
     return vetted(load_expert_config(recorded), origin)
 
 

@@ -51,7 +51,7 @@ def _one_tensor(value: object, name: str, tap: TapConfig) -> Tensor:
     items = value if isinstance(value, (tuple, list)) else (value,)
     if tap.item >= len(items) or not isinstance(items[tap.item], Tensor):
         kinds = ", ".join(type(item).__name__ for item in items)
-        raise ConfigError(f"tap {name}: the {tap.side} of {tap.path} is ({kinds}); item {tap.item} is no tensor")
+        raise ConfigError(f"tap {name}: the {tap.side} of {tap.path} is ({kinds}); item {tap.item} is not a tensor")
     return items[tap.item]
 
 
@@ -84,8 +84,8 @@ def possible_shapes(tensor: Tensor, tap: TapConfig, padded: tuple[int, int]) -> 
     if not found:
         size = f"{padded[0]} x {padded[1]}"
         raise ConfigError(
-            f"tap {tap.path}: {tuple(tensor.shape)} does not lie on the grid of an image of {size} "
-            f"(layout: {tap.layout}). Is window_px right?"
+            f"tap {tap.path}: {tuple(tensor.shape)} does not match the grid of an image of {size} "
+            f"(layout: {tap.layout}). Check window_px"
         )
     return found
 

@@ -51,7 +51,7 @@ def weights_path(config: ExpertConfig) -> Path:
     weights = config.weights
     if not weights:
         raise ConfigError(
-            f"expert {config.name}: its images are those of another program ({config.images}); it cannot be run here"
+            f"expert {config.name}: its images come from another program ({config.images}); it cannot be run here"
         )
     if weights.startswith(BUNDLED):
         return Path(str(resources.files("championship_sr.extract.weights").joinpath(weights.removeprefix(BUNDLED))))
@@ -70,7 +70,7 @@ def found_weights(config: ExpertConfig) -> tuple[Path, str]:
         where = f" Published at {config.url}." if config.url else ""
         raise WeightsError(
             f"expert {config.name}: no weights at {path}.{where} "
-            "Put the file there or set the entry's weights; --random-weights does without"
+            "Put the file there, set the entry's weights, or give --random-weights"
         ) from None
     except StoreError as error:
         raise WeightsError(f"expert {config.name}: weights: {error}") from None
@@ -80,8 +80,8 @@ def check_digest(config: ExpertConfig, path: Path, digest: str) -> None:
     """Raises WeightsError if a file that fits the entry otherwise is not the one whose sha256 it states."""
     if config.sha256 and not digest.startswith(config.sha256):
         raise WeightsError(
-            f"{path}: sha256 is {digest[:16]}..., the entry of {config.name} says {config.sha256[:16]}: other weights; "
-            "to use them, give an entry of your own"
+            f"{path}: sha256 is {digest[:16]}..., but the entry of {config.name} says {config.sha256[:16]}; "
+            "to use these weights, write an entry of your own"
         )
 
 
@@ -93,7 +93,7 @@ def read_state(path: Path, fits: Fits = bool) -> dict[str, Tensor]:
     raises  WeightsError for a file that is truncated, of another kind, or a pickle that would run code
     """
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: weights end in {', '.join(SUFFIXES)}")
+        raise WeightsError(f"{path}: not a weights file; expected a name ending in {', '.join(SUFFIXES)}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _unwrapped(content, path)
     tensors = {key.replace(COMPILED, ""): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -119,9 +119,9 @@ def _unwrapped(content: dict, path: Path) -> dict:
         averages = [key for key in AVERAGES if key in content and key != found[0]]
         others = [key for key in found[1:] if _has_tensors(inner[key])]
         if found[0] in AVERAGES and others:
-            log.warning("%s: holds %s and %s: the average, %s, is taken", path, found[0], others[0], found[0])
+            log.warning("%s: holds %s and %s; using the average, %s", path, found[0], others[0], found[0])
         elif averages:
-            log.warning("%s: its %s is no state_dict: %s is taken", path, averages[0], found[0])
+            log.warning("%s: its %s is not a state_dict; using %s", path, averages[0], found[0])
         content = inner[found[0]]
 
 
@@ -143,7 +143,7 @@ def _candidates(tensors: dict[str, Tensor], above: str = "") -> Iterator[tuple[s
 def _tell_left_out(prefix: str, taken: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     others = [key for key, value in tensors.items() if value.ndim and not key.startswith(prefix)]
     if others:
-        log.warning("%s: %d tensors below %s are taken, and not %s", path, len(taken), prefix, _listed(others))
+        log.warning("%s: using %d tensors below %s and ignoring %s", path, len(taken), prefix, _listed(others))
 
 
 def _listed(names: list[str]) -> str:
@@ -154,7 +154,7 @@ def _check_extent(tensors: dict[str, Tensor], path: Path) -> None:
     """Raises WeightsError for tensors that say they are larger than what the file holds of them."""
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: {name} says it is {tuple(tensor.shape)}, and the file holds less of it")
+            raise WeightsError(f"{path}: {name} claims shape {tuple(tensor.shape)}, but the file holds less data")
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -173,9 +173,9 @@ def _read_pickle(path: Path) -> dict:
         if found:
             raise WeightsError(
                 f"{path}: is a pickle with Python code ({found.group(1)}), which is never run. "
-                "Save its state_dict alone, on a machine where you trust the file"
+                "On a machine where you trust the file, save only its state_dict"
             ) from None
-        raise WeightsError(f"{path}: truncated, or not a weights file (a pickle that torch did not write)") from None
+        raise WeightsError(f"{path}: truncated, or not a weights file (a pickle not written by torch)") from None
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         # OSError: a zip that ends too early
         raise WeightsError(f"{path}: truncated, or not a weights file ({_first_line(error)})") from None
@@ -189,9 +189,9 @@ def _check_kind(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path}: a pointer of Git LFS in the weights' place. Run: git lfs pull")
+        raise WeightsError(f"{path}: a Git LFS pointer instead of the weights. Run: git lfs pull")
     if start[:1] == b"<":
-        raise WeightsError(f"{path}: a web page, not the file: the download did not work")
+        raise WeightsError(f"{path}: a web page instead of the weights: the download failed")
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as parts:
@@ -199,7 +199,7 @@ def _check_kind(path: Path) -> None:
     if any("/code/" in info.filename for info in infos):
         raise WeightsError(
             f"{path}: a TorchScript program (torch.jit.save), which holds code and is never run. Save the state_dict "
-            "of the module that it was made from"
+            "of the original module instead"
         )
     if any(info.file_size > info.compress_size for info in infos):
         raise WeightsError(f"{path}: a compressed zip, which torch never writes")

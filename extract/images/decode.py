@@ -131,7 +131,7 @@ def _read_png16(path: Path, image: Image.Image) -> Picture:
     check_size(image.height, image.width)
     content = path.read_bytes()
     if image.height * image.width > DEFLATE_RATIO * len(content):  # before memory is taken for so many
-        raise ValueError(f"{image.width} x {image.height} pixels cannot be in {len(content)} bytes")
+        raise ValueError(f"{image.width} x {image.height} pixels cannot fit in {len(content)} bytes")
     values = imagecodecs.png_decode(content)
     picture = from_channels(values if values.ndim == 3 else values[..., None])
     return replace(picture, icc=image.info.get("icc_profile") or b"")

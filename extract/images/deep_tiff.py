@@ -36,7 +36,7 @@ def deep_page(path: Path) -> Iterator[TiffPage | None]:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         if page.bitspersample > 8 and _has_second(tiff):
-            log.warning("%s: more than one frame; the first is used", path)
+            log.warning("%s: more than one frame; using the first", path)
         yield page if page.bitspersample > 8 else None
 
 
@@ -90,7 +90,7 @@ def _check_whole(page: TiffPage) -> None:
     ]
     if len(ends) != math.prod(page.chunked) or max(ends) > page.parent.filehandle.size:
         raise ValueError(
-            f"{len(ends)} of {math.prod(page.chunked)} strips or tiles are there, or their ends are missing"
+            f"{len(ends)} of {math.prod(page.chunked)} strips or tiles are present, or their ends are missing"
         )
 
 

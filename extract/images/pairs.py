@@ -83,7 +83,9 @@ class Pair:
         lr = eight_bit(downscale(hr, self.scale) if self.lr is None else decode(self.lr))
         if tuple(n * self.scale for n in lr.shape[:2]) != hr.shape[:2]:
             sizes = " and ".join(f"{image.shape[0]} x {image.shape[1]}" for image in (hr, lr))
-            raise UnreadableImage(f"{self.hr}: it and {self.lr} have {sizes} pixels, which is not {self.scale} times")
+            raise UnreadableImage(
+                f"{self.hr}: it and {self.lr} have {sizes} pixels, which is not a factor of {self.scale}"
+            )
         return lr, hr
 
 
@@ -134,7 +136,7 @@ def _folders(data: ImagesConfig, scale: int) -> list[tuple[Path, Path | None]]:
         if not found:
             names = ", ".join(sorted({hr for _, hr, _ in LAYOUTS}))
             raise StoreError(
-                f"{root}: no images in a known layout ({data.split} of {names}); name the folders as data.hr"
+                f"{root}: no images in a known layout ({data.split} of {names}); name the folders with data.hr"
             )
         folders += found
     folders += zip(map(Path, data.hr), map(Path, data.lr) if data.lr else [None] * len(data.hr), strict=True)
@@ -187,7 +189,7 @@ def warn_of_nested(folder: Path) -> None:
         {path.relative_to(folder).parts[0] for path in _walk(folder, nested=True) if path.parent != folder}
     )
     if skipped:
-        log.warning("%s: images in folders under it are not read: %s", folder, in_short(skipped))
+        log.warning("%s: images in its subfolders are not read: %s", folder, in_short(skipped))
 
 
 def _lr_alone(folder: Path, scale: int, nested: bool) -> list[Pair]:
@@ -287,13 +289,13 @@ def _with_size(pair: Pair, modes: Counter[str], faults: list[str]) -> Pair | Non
 def _say_once(pairs: list[Pair], modes: Counter[str]) -> None:
     made = sum(pair.lr is None for pair in pairs)
     if made:
-        log.info("LR of %d images is made by bicubic x%d, HR cut to multiples of it", made, pairs[0].scale)
+        log.info("LR of %d images is made with bicubic x%d from HR cropped to multiples of it", made, pairs[0].scale)
     cut = [pair.name for pair in pairs if pair.cut]
     if cut:
         scale = pairs[0].scale
         log.warning(
-            "HR is cut on the right and below to %d times its LR, in %d images: %s", scale, len(cut), in_short(cut)
+            "HR is cropped on the right and bottom to %d times its LR in %d images: %s", scale, len(cut), in_short(cut)
         )
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
     if other:
-        log.warning("converted to RGB (grey repeated, alpha left out): %s", other)
+        log.warning("converted to RGB (grey repeated, alpha dropped): %s", other)

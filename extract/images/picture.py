@@ -75,7 +75,7 @@ def from_pil(image: Image.Image, orientation: int | None = None) -> Picture:
     """
     n_frames = getattr(image, "n_frames", 1)
     if n_frames > 1:
-        log.warning("%s: %d frames; the first is used", getattr(image, "filename", "image"), n_frames)
+        log.warning("%s: %d frames; using the first", getattr(image, "filename", "image"), n_frames)
     image.load()
     icc = b"" if image.mode == "CMYK" else image.info.get("icc_profile") or b""  # of a colour space that is left
     picture = replace(_pixels_of(image), exif=image.info.get("exif") or b"", icc=icc)

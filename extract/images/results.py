@@ -162,10 +162,10 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
         faults.append(f"expert {config.name}: {folder} has more than one image for {name}: {paths}")
     lossy = [file.name for file in files if file.suffix.lower() in (".jpg", ".jpeg")]
     if lossy:
-        log.warning("expert %s: %d of its images are JPEG files, such as %s: their artefacts are learnt from as well; "
-                    "save results as PNG", config.name, len(lossy), lossy[0])  # fmt: skip
+        log.warning("expert %s: %d of its images are JPEG files, for example %s, so the fusion also learns their "
+                    "artefacts; save results as PNG", config.name, len(lossy), lossy[0])  # fmt: skip
     if matches.unused:
-        log.info("expert %s: %d images in %s are of none of the LR images", config.name, len(matches.unused), folder)
+        log.info("expert %s: %d images in %s match none of the LR images", config.name, len(matches.unused), folder)
     found = {id_: by_stem[matches.files[name]][0] for id_, name in names.items() if name in matches.files}
     sizes = {each.id: each.lr_size for each in asked}
     faults += filter(None, (_size_fault(path, sizes[name], scale) for name, path in found.items()))
@@ -234,16 +234,17 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, ResultFile]]) -> None:
         usual = median(known.values())
         if others and usual > WORSE_DB:
             log.warning(
-                "expert %s: its images, reduced bicubically, are %.1f dB further from LR than the others': JPEG "
-                "artefacts, or made from other LR images? (a weaker network's are so too)", name, usual,
+                "expert %s: its images, downscaled bicubically, are %.1f dB further from LR than the other experts'. "
+                "They may have JPEG artefacts or be made from other LR images; a weaker network's are further away too",
+                name, usual,
             )  # fmt: skip
         worse = sorted((id_ for id_ in known if known[id_] - usual > WORSE_DB), key=lambda id_: -known[id_])
         if worse:
             text = ", ".join(f"{Path(mine[id_].stamp[0]).name} ({known[id_] - usual:.1f} dB)" for id_ in worse[:5])
             more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
             log.warning(
-                "expert %s: reduced bicubically, %s%s are further from LR than its other images: JPEG artefacts, "
-                "another crop or another image?", name, text, more,
+                "expert %s: downscaled bicubically, %s%s are further from LR than its other images. They may have JPEG "
+                "artefacts, be cropped differently or show another image", name, text, more,
             )  # fmt: skip
 
 

@@ -76,13 +76,13 @@ class Forwards:
         torch.cuda.empty_cache()
         half, name = len(group) // 2, self.expert.name
         if half:
-            log.warning("%s: out of memory; going on with %d images at a time", name, half)
+            log.warning("%s: out of memory; continuing with %d images at a time", name, half)
             return self._of(group[:half], tiling) + self._of(group[half:], tiling)
         if tiling.batch_size > 1 and is_tiled(group[0].lr.shape[:2], tiling, self.expert.align_px):
             tiling = replace(tiling, batch_size=tiling.batch_size // 2)
-            log.warning("%s: out of memory; going on with %d tiles at a time", name, tiling.batch_size)
+            log.warning("%s: out of memory; continuing with %d tiles at a time", name, tiling.batch_size)
             return self._of(group, tiling)
-        log.warning("%s: out of memory; image %s is put together in the machine's memory", name, group[0].image_id)
+        log.warning("%s: out of memory; image %s is assembled in main memory", name, group[0].image_id)
         return [(group[0], on_host(self.expert, group[0], tiling))]
 
     def _once(self, group: list[View], tiling: Tiling) -> list[tuple[View, Outputs]]:

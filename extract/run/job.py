@@ -107,7 +107,7 @@ class Job:
         if not self.rebuild:
             return
         if self.manifest.missing_shards(name, rebuild=True):
-            log.info("%s: the old shards stay until every part is rebuilt", name)
+            log.info("%s: the old shards are kept until every part is rebuilt", name)
         else:
             self.manifest.swap_rebuilt(name)
 

@@ -86,7 +86,7 @@ def actor_shares(options: RayOptions, nodes: list[dict[str, float]], device: str
     room = sum(int(min(node["CPU"] / cpus, node["GPU"] / gpus if gpus else node["CPU"])) for node in useful)
     if not room:
         there = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ConfigError(f"an actor needs {cpus} CPUs and {gpus:g} GPUs, which no node has (there are: {there})")
+        raise ConfigError(f"an actor needs {cpus} CPUs and {gpus:g} GPUs, which no node has (nodes have: {there})")
     return Shares(options.actors or room, gpus, cpus)
 
 
@@ -206,7 +206,7 @@ class _Crew:
                 if not ready and not self._busy() and not told:
                     told = True
                     log.warning(
-                        "%s: waiting for a node with %d CPUs and %g GPUs to spare",
+                        "%s: waiting for a node with %d CPUs and %g GPUs free",
                         self._name, self._shares.cpus, self._shares.gpus,
                     )  # fmt: skip
         return ExpertSummary(len(self._made), self._pixels(self._made), time.monotonic() - started)
@@ -274,7 +274,7 @@ class _Crew:
         self._lost[member.shard] += 1
         if self._lost[member.shard] == TRIES:
             raise StoreError(f"{self._name}: {what} has lost its worker {TRIES} times, last on {where}: {error}")
-        log.warning("%s: %s is lost with %s; another worker makes it", self._name, what, where)
+        log.warning("%s: %s was lost with %s; another worker will make it", self._name, what, where)
         self._ray.kill(member.actor)
         if member.shard is not None:
             self._todo.append(member.shard)

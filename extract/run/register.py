@@ -91,7 +91,7 @@ def _check_files(results: ResultImages, manifest: Manifest) -> None:
     if changed:
         raise StoreError(
             f"{manifest.root}: expert {results.name} was made from other files: {listed(changed)} changed since. "
-            f"To make it anew: pipeline.py extract --rebuild {results.name}"
+            f"To extract it again: pipeline.py extract --rebuild {results.name}"
         )
 
 
@@ -114,7 +114,7 @@ def fit_tiling(expert: LoadedExpert, images: Sequence[Image], tiling: Tiling) ->
         torch.cuda.empty_cache()
         if smaller is None:
             raise StoreError(f"expert {expert.name}: out of memory on {expert.device} even with {tiling}")
-        log.warning("%s: out of memory with %s; going on with %s", expert.name, tiling, smaller)
+        log.warning("%s: out of memory with %s; continuing with %s", expert.name, tiling, smaller)
         tiling = smaller
 
 

@@ -37,7 +37,7 @@ class Part:
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ConfigError(f"--part {text}: expected I/N with 1 <= I <= N, such as 2/8")
+            raise ConfigError(f"--part {text}: expected I/N with 1 <= I <= N, for example 2/8")
         return cls(int(found[1]), int(found[2]))
 
     def shards(self, manifest: Manifest, among: list[int] | None = None) -> list[int]:
@@ -92,8 +92,8 @@ class Rank:
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
                 raise StoreError(
-                    f"rank {self.rank}: another rank has died ({reason}); no finished shard is lost: "
-                    "the same command goes on from there"
+                    f"rank {self.rank}: another rank has died ({reason}); no finished shard is lost, "
+                    "so run the same command again to continue"
                 ) from None
 
     def _meet(self) -> None:
@@ -135,7 +135,7 @@ def unless_busy(told: list[str], expected: bool) -> Iterator[None]:
         yield
     except ShardBusy as busy:
         if not told and not expected:
-            log.warning("%s; each shard is made once, by whoever has it", busy)
+            log.warning("%s; skipping it, since each shard is made only once", busy)
             told.append(str(busy))
 
 

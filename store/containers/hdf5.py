@@ -142,7 +142,7 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
                 place = tuple(at // step for at, step in zip(info.chunk_offset, steps, strict=True))
                 table[np.ravel_multi_index(place, counts)] = info.byte_offset, info.size
         except (*_DAMAGE, AttributeError, IndexError) as error:
-            raise _fault(f"{shard}: {name} cannot be found in it", error) from None
+            raise _fault(f"{shard}: cannot find {name} in it", error) from None
     if (table < 0).any():
         raise StoreError(f"{shard}: {name} lacks chunks")
     return table

@@ -75,14 +75,14 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
         with files.reading(path), files.open_file(path) as file:
             size = n_chunks * INDEX_ENTRY + INDEX_CHECKSUM
             if os.fstat(file.fileno()).st_size < size:
-                raise StoreError(f"{path}: the index of its chunks is missing (truncated)")
+                raise StoreError(f"{path}: its chunk index is missing (truncated)")
             file.seek(-size, os.SEEK_END)
             packed = file.read(n_chunks * INDEX_ENTRY)
             checksum = int.from_bytes(file.read(), "little")
     except FileNotFoundError:
         raise StoreError(f"{path}: missing, although its shard is recorded as whole") from None
     if google_crc32c.value(packed) != checksum:
-        raise StoreError(f"{path}: the index of its chunks is damaged (crc32c)")
+        raise StoreError(f"{path}: its chunk index is damaged (crc32c)")
     return np.frombuffer(packed, "<u8").astype(np.int64).reshape(-1, 2)
 
 
@@ -104,7 +104,7 @@ def _group_fault(folder: Path) -> StoreError | None:
         return error
     plain = {"zarr_format": 3, "node_type": "group"}
     if not isinstance(content, dict) or any(content.get(key) != value for key, value in plain.items()):
-        return StoreError(f"{folder / 'zarr.json'}: damaged: not the description of a group")
+        return StoreError(f"{folder / 'zarr.json'}: damaged: it does not describe a group")
     return None
 
 
@@ -143,7 +143,7 @@ def _check_as_written(
         del expected["dimension_names"]
     different = [key for key in expected if _plain(content.get(key)) != _plain(expected[key])]
     if different:
-        raise StoreError(f"{path}: damaged: {', '.join(different)}: not what was written")
+        raise StoreError(f"{path}: damaged: {', '.join(different)} differ from what was written")
 
 
 def _plain(part: Any) -> Any:

@@ -29,7 +29,9 @@ def reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         link = _link_to_nowhere(path)
         if link:
-            raise Unreadable(f"{link}: cannot be read: a link to {os.readlink(link)}, which is not there") from None
+            raise Unreadable(
+                f"{link}: cannot be read: it is a link to {os.readlink(link)}, which does not exist"
+            ) from None
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -130,7 +132,7 @@ def written(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise StoreError(
-            f"{path}: cannot be written ({reason}). What was saved before is whole; "
+            f"{path}: cannot be written ({reason}). Everything saved earlier is intact; "
             "make room, then run the same command again"
         ) from error
 

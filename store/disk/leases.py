@@ -114,7 +114,7 @@ class Lease:
                 if not there.exists():  # else NFS has asked twice, and only the first answer was lost
                     raise ShardBusy(
                         f"{self._folder.with_suffix('')}: taken over by {_told(_file_in(self._folder))} "
-                        "while this process stood still; what it made of it is dropped"
+                        "while this process was suspended; this process's work on it is discarded"
                     ) from None
             self._count += 1
 
@@ -224,7 +224,7 @@ def _taken(lock: Path, wait: bool, watch: bool) -> Lease:
             if not wait and not (watch and seen in (None, there) and _may_be_dead(there)):
                 raise
             if watch and seen is None:
-                log.warning("%s; waiting for a sign of life, at most %.0f s", busy, STANDING_SECONDS)
+                log.warning("%s; waiting up to %.0f s for a sign of life", busy, STANDING_SECONDS)
             seen = there
         time.sleep(WAIT_SECONDS)
 

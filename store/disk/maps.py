@@ -45,7 +45,7 @@ class FileMap:
         with files.open_file(path) as file:
             found = os.fstat(file.fileno()).st_size
             if found != n_bytes:
-                raise StoreError(f"{path}: {found} bytes, expected {n_bytes} (truncated or of another store)")
+                raise StoreError(f"{path}: {found} bytes, expected {n_bytes} (truncated, or from another store)")
             address = _libc.mmap(None, n_bytes, _PROT_READ, _MAP_SHARED, file.fileno(), 0)
             if address == _MAP_FAILED:
                 number = ctypes.get_errno()

@@ -31,7 +31,7 @@ def read_small(path: Path, max_mib: int = JSON_MIB) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_mib << 20:
-            raise StoreError(f"{path}: {size >> 20} MiB, and no such file is larger than {max_mib}")
+            raise StoreError(f"{path}: {size >> 20} MiB, but such a file is never larger than {max_mib}")
         return file.read(size)
 
 
@@ -107,7 +107,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
     """How many values a node stands for, its aliases written out; raises ValueError beyond what is read."""
     key = id(node)
     if key in above:
-        raise ValueError("an alias inside of what it stands for")
+        raise ValueError("an alias inside the value that it refers to")
     if key in sizes:
         return sizes[key]
     size, number = 1, node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -118,7 +118,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
         parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
         size += sum(_check_size(part, sizes, above | {key}) for part in parts)
     if size > MAX_VALUES:
-        raise ValueError(f"its aliases stand for more than {MAX_VALUES:,} values")
+        raise ValueError(f"its aliases expand to more than {MAX_VALUES:,} values")
     sizes[key] = size
     return size
 

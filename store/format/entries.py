@@ -129,7 +129,7 @@ def check_images(images: tuple[Image, ...], container: str) -> None:
     if not images:
         raise StoreError("a store needs at least one image")
     if len({image.hr_sha256 is None for image in images}) > 1:
-        raise StoreError("a store has HR images of all its photographs or of none; make two stores of these")
+        raise StoreError("a store holds HR for all of its images or for none; make two stores")
     seen: set[str] = set()
     for image in images:
         checked_name(image.id, "image id")
@@ -155,7 +155,7 @@ def read_images(path: Path, about: Mapping[str, Any]) -> tuple[Image, ...]:
     except FileNotFoundError:
         lines = []
     if hashlib.sha256(b"".join(lines)).hexdigest() != about["images_sha256"] or len(lines) != about["images"]:
-        raise StoreError(f"{path}: missing, damaged or of another store ({STORE_FILE} names another sha256)")
+        raise StoreError(f"{path}: missing, damaged or from another store ({STORE_FILE} names another sha256)")
     number = 0
     try:
         images = []
@@ -163,7 +163,7 @@ def read_images(path: Path, about: Mapping[str, Any]) -> tuple[Image, ...]:
             images.append(image_of(parse_json(line)))
         check_images(tuple(images), about["container"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path}: line {number} is no image: {' '.join(str(error).split())}") from None
+        raise StoreError(f"{path}: line {number} is not an image: {' '.join(str(error).split())}") from None
     return tuple(images)
 
 
@@ -216,7 +216,9 @@ def read_store(root: Path) -> dict[str, Any]:
     content = read_yaml(path, f"{root}: not a feature store (it has no {STORE_FILE})")
     version = content.get("format_version")
     if type(version) is not int or version not in KNOWN_VERSIONS:
-        raise StoreError(f"{root}: format version {version!r}; this program knows {known_versions()}: update it")
+        raise StoreError(
+            f"{root}: format version {version!r}, but this program only reads {known_versions()}; update it"
+        )
     schema.check(schema.StoreFile, content, path)
     return {key: content[key] for key in schema.StoreFile.model_fields}
 
@@ -250,7 +252,7 @@ def expert_of(content: Mapping[str, Any], name: str, where: object) -> Expert:
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{where}: damaged: {error}") from None
     if expert.name != name:
-        raise StoreError(f"{where}: the folder of {name} holds the expert {expert.name}")
+        raise StoreError(f"{where}: the folder of expert {name} holds expert {expert.name}")
     return expert
 
 
@@ -299,7 +301,7 @@ def named_experts(root: Path) -> set[str]:
         return set()
     wrong = [name for name in names if not is_name(name)]
     if wrong:
-        raise StoreError(f"{path}: damaged: {wrong[0][:24]!r} is no expert's name")
+        raise StoreError(f"{path}: damaged: {wrong[0][:24]!r} is not an expert name")
     return set(names)
 
 
@@ -330,7 +332,7 @@ def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
     except FileNotFoundError:
         content = b""
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise StoreError(f"{path}: missing or damaged, and nothing coded with it can be read; rebuild the expert")
+        raise StoreError(f"{path}: missing or damaged; nothing encoded with it can be read, so rebuild the expert")
     result: dict[str, dict[str, np.ndarray]] = {}
     for key, value in load(content).items():
         name, _, part = key.rpartition(".")

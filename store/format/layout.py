@@ -27,7 +27,9 @@ def checked_name(name: str, what: str) -> str:
     raises  ConfigError otherwise
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{what} {name!r}: only letters, digits and ._+- are allowed, the first a letter or digit")
+        raise ConfigError(
+            f"{what} {name!r}: only letters, digits and ._+- are allowed, starting with a letter or digit"
+        )
     if name.endswith(UNFINISHED):
         raise ConfigError(f"{what} {name!r}: must not end in {' or '.join(UNFINISHED)}")
     return name

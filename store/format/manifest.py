@@ -84,9 +84,7 @@ class Manifest:
             found = cls.load(root)
         different = different_stores(found, scale, container, images)
         if different:
-            raise StoreError(
-                f"{root}: a store of something else: {listed(different)}. Choose another folder for this one"
-            )
+            raise StoreError(f"{root}: holds a different store: {listed(different)}. Choose another folder")
         return found
 
     @classmethod
@@ -197,7 +195,7 @@ class Manifest:
             if different and not rebuild:
                 raise StoreError(
                     f"{self.root}: expert {expert.name} was made differently: {listed(different)}. "
-                    f"To make it anew: pipeline.py extract --rebuild {expert.name}"
+                    f"To extract it again: pipeline.py extract --rebuild {expert.name}"
                 )
             if there is None or different:
                 there = write_expert(folder, expert, basis or {})
@@ -319,7 +317,7 @@ def _check_idle(folder: Path, what: str) -> None:
     """
     stems = {name.partition(".")[0] for name in os.listdir(folder) if name.endswith((".lock", leases.SUFFIX))}
     if any(leases.is_held(folder / f"{stem}.lock") for stem in stems):
-        raise StoreError(f"{folder}: another process {what}. Wait for it, or stop it")
+        raise StoreError(f"{folder}: another process {what}. Wait for it to end, or stop it")
 
 
 def _fingerprint_in(root: Path, name: str, rebuild: bool) -> str | None:
@@ -369,7 +367,7 @@ def _grow(found: Manifest, images: tuple[Image, ...]) -> None:
     """Put images behind those that the store has; killed at any moment it has these or all."""
     root, there = found.root, {image.shard for image in found.images}
     if there & {image.shard for image in images[len(found.images) :]}:
-        raise StoreError(f"{root}: new images belong into shards of their own")
+        raise StoreError(f"{root}: new images must go into shards of their own")
     with leases.held(root / LOCK_FILE, wait=True):
         if Manifest.load(root).images == found.images:  # else another process has been faster
             _describe(root, found.scale, found.container, images, found.format_version)

@@ -47,7 +47,7 @@ def measure_codecs(
     """
     store = Store(root)
     if sample >= len(store.images):
-        raise StoreError(f"{root}: {len(store.images)} images; a sample of {sample} leaves none to measure on")
+        raise StoreError(f"{root}: {len(store.images)} images; a sample of {sample} leaves none to measure")
     names = sorted({spec.name for expert in store.experts.values() for spec in expert.arrays})
     for name in names:
         chosen = (sr_codecs or SR_CODECS) if name == "sr" else (codecs or FEATURE_CODECS)

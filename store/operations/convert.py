@@ -49,7 +49,7 @@ def convert(
     store = Store(root, list(Manifest.load(root).experts))
     codecs = dict(codecs or {})
     if Path(output).resolve() == store.root.resolve():
-        raise StoreError(f"{output}: is the store itself; name another folder for the result")
+        raise StoreError(f"{output}: this is the store itself; choose another folder for the result")
     _check_codecs(store, codecs)
     parsed_chunk(chunks, (1, 1, 1), False, store.manifest.container)
     images = store.images if images_per_shard is None else assign_shards(store.images, images_per_shard)
@@ -76,7 +76,7 @@ def _check_codecs(store: Store, codecs: Mapping[str, str]) -> None:
     known = {spec.name for _, spec in specs}
     unknown = sorted(codecs.keys() - known)
     if unknown:
-        raise ConfigError(f"--codec {unknown[0]}: no expert has such an array (there are: {', '.join(sorted(known))})")
+        raise ConfigError(f"--codec {unknown[0]}: no expert has such an array (has: {', '.join(sorted(known))})")
     for name, spec in specs:
         codec = get_codec(codecs.get(spec.name, spec.codec))
         if codec.components > spec.channels:

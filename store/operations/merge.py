@@ -53,14 +53,14 @@ def merge(
     if not manifests:
         raise StoreError("merge needs at least one store")
     if any(output.resolve() == each.root.resolve() for each in manifests):
-        raise StoreError(f"{output}: is one of the stores to be merged; name another one for the result")
+        raise StoreError(f"{output}: this is one of the stores to be merged; choose another folder for the result")
     there = [Manifest.load(output)] if (output / STORE_FILE).exists() else []
     conflicts = _conflicts([*manifests, *there])
     if conflicts:
-        raise StoreError(f"these stores cannot become one: {listed(conflicts)}")
+        raise StoreError(f"these stores cannot be merged: {listed(conflicts)}")
     missing = _missing([*manifests, *there])
     if complete and any(missing.values()):
-        raise StoreError(f"these stores do not make a whole: {_lacking(missing)}. Nothing is written")
+        raise StoreError(f"the merged store would be incomplete: {_lacking(missing)}. Nothing was written")
     first = manifests[0]
     merged = Manifest.create(output, scale=first.scale, container=first.container, images=first.images)
     done = 0
@@ -142,7 +142,7 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
     if name not in merged.experts:
         merged.add_expert(expert, basis=origin.basis(name))
     if merged.fingerprint(name) != origin.fingerprint(name):
-        raise StoreError(f"{merged.root}: {name} is there already, fitted to another sample than in {origin.root}")
+        raise StoreError(f"{merged.root}: already has {name}, fitted to another sample than the one in {origin.root}")
     merged.add_expert(expert)
 
 

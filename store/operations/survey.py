@@ -76,7 +76,7 @@ def _lost_experts(root: Path) -> list[Fault]:
     return [
         Fault(
             f"{source_dir(root, name)}: missing, although {EXPERTS_FILE} names it. Put it back, or run: "
-            f"pipeline.py extract --expert {name}; if it is to go: pipeline.py store rm --expert {name}",
+            f"pipeline.py extract --expert {name}; to remove it: pipeline.py store rm --expert {name}",
             name,
         )
         for name in lost
@@ -185,11 +185,11 @@ def _expert(manifest: Manifest, name: str, faults: list[Fault]) -> tuple[Expert 
         return proven, None
     if said is None:
         if own or _holds_shards(path.parent):
-            faults.append(Fault(f"{why}; its shards cannot be judged without it", name))
+            faults.append(Fault(f"{why}; its shards cannot be checked without it", name))
         return None, None
     if len(prints) == 1:
         told = f"{path}: damaged or exchanged: all records of {name} were made with other settings than it says"
-        faults.append(Fault(f"{told}; put back what it held, or run: pipeline.py extract --rebuild {name}", name))
+        faults.append(Fault(f"{told}; put its contents back, or run: pipeline.py extract --rebuild {name}", name))
         return said, prints.pop()
     return said, None
 

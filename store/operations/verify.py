@@ -105,7 +105,7 @@ class SourceCheck:
                     faults += self.shard(shard)
                 return faults + strays(manifest, source)
         except FileNotFoundError:
-            return [Fault(f"{source_dir(manifest.root, source)}: removed while it was read", source)]
+            return [Fault(f"{source_dir(manifest.root, source)}: removed while it was being read", source)]
         except Unreadable as error:
             return [Fault(str(error), source, unread=True)]
 
@@ -162,7 +162,7 @@ class SourceCheck:
         if digest.hexdigest() != array.entry.sha256:
             told = f"{path}: {array.key} is damaged: its bytes are not those that were written (sha256)"
             return StoreError(told), n_bytes
-        return (None if finite else StoreError(f"{path}: {array.key} holds values that are not finite")), n_bytes
+        return (None if finite else StoreError(f"{path}: {array.key} holds non-finite values")), n_bytes
 
 
 def _is_finite(raw: np.ndarray, codec: str) -> bool:
@@ -216,7 +216,7 @@ def _changed_sources(manifest: Manifest, hashes: Hashes) -> list[Fault]:
         try:
             now = hashes(image)
         except (OSError, StoreError) as error:
-            faults.append(Fault(f"image {image.id} ({image.name}): cannot be read any more: {error}"))
+            faults.append(Fault(f"image {image.id} ({image.name}): can no longer be read: {error}"))
             continue
         for what, recorded, sha256 in zip(("LR", "HR"), (image.lr_sha256, image.hr_sha256), now, strict=True):
             if sha256 and recorded and sha256 != recorded:

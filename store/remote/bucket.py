@@ -73,7 +73,7 @@ class Bucket:
                 return None
             if found.meta["size"] > JSON_MIB << 20:
                 size = found.meta["size"] >> 20
-                raise StoreError(f"{self.url}/{key}: {size} MiB, and no such file is larger than {JSON_MIB}")
+                raise StoreError(f"{self.url}/{key}: {size} MiB, but such a file is never larger than {JSON_MIB}")
             return found.bytes().to_bytes()
 
     def exists(self, key: str) -> bool:
@@ -112,7 +112,9 @@ class Bucket:
             except (obstore.exceptions.GenericError, obstore.exceptions.NotSupportedError) as error:
                 if "Not Implemented" not in str(error) and not isinstance(error, obstore.exceptions.NotSupportedError):
                     raise
-        log.warning("%s: no conditional puts here; AWS_CONDITIONAL_PUT=disabled saves finding that out", self.url)
+        log.warning(
+            "%s: conditional puts are not supported; set AWS_CONDITIONAL_PUT=disabled to skip this check", self.url
+        )
         self._conditional = False
         return self.create(key, content)
 
@@ -144,8 +146,8 @@ class Bucket:
             progress(-n_bytes)
             if second:
                 raise StoreError(
-                    f"{self.url}/{key}: not the bytes that were put there (sha256); make its shard again: "
-                    "store push from a whole copy, or extract --rebuild"
+                    f"{self.url}/{key}: its bytes are not those that were uploaded (sha256); make its shard again with "
+                    "store push from an intact copy, or with extract --rebuild"
                 )
 
     def _fetch(self, key: str, path: Path, n_bytes: int, progress: BytesDone) -> str:
@@ -220,7 +222,7 @@ def _tries(what: str) -> Iterator[bool]:
     """True for the last one; with a growing pause before each but the first."""
     for number in range(1, TRIES + 1):
         if number > 1:
-            log.warning("%s: trying again (%d of %d)", what, number, TRIES)
+            log.warning("%s: retrying (%d of %d)", what, number, TRIES)
             time.sleep(PAUSE_SECONDS * 2 ** (number - 2))
         yield number == TRIES
 

@@ -273,7 +273,7 @@ class ShardCache:
             self._stack.enter_context(leases.held(manifest.root / LOCK_FILE, watch=True))
         except ShardBusy as busy:
             self._stack.close()
-            raise StoreError(f"{busy}: another run uses this cache; choose another one with --cache") from None
+            raise StoreError(f"{busy}: another run is using this cache; choose another one with --cache") from None
         files.remove(manifest.root / UNFINISHED)
         for shard in range(manifest.n_shards):
             paths = [manifest.shard_path(s, shard) for s in manifest.sources if manifest.is_recorded(s, shard)]

@@ -79,7 +79,7 @@ class RemoteStore:
                     for name in (IMAGES_FILE, STORE_FILE):
                         files.write_atomic(root / name, content[name] or b"")
                 elif (root / STORE_FILE).read_bytes() != content[STORE_FILE]:
-                    raise StoreError(f"{root}: a copy of another store than {self.url}; choose another folder")
+                    raise StoreError(f"{root}: not a copy of {self.url} but of another store; choose another folder")
                 known = self.expert_names()
                 missing = sorted(set(experts or ()) - set(known))
                 if missing:
@@ -104,7 +104,7 @@ class RemoteStore:
         for name in (IMAGES_FILE, STORE_FILE):
             content = (manifest.root / name).read_bytes()
             if not self.bucket.create(name, content) and self.bucket.get(name) != content:
-                raise StoreError(f"{self.url}: a store of something else: {self._difference(manifest, name)}")
+                raise StoreError(f"{self.url}: holds a different store: {self._difference(manifest, name)}")
 
     def _difference(self, manifest: Manifest, name: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -239,12 +239,12 @@ class RemoteStore:
         content = self.bucket.get(key)
         where = f"{self.url}/{key}"
         if content is None:
-            raise StoreError(f"{where}: missing, so that its shard isn't whole")
+            raise StoreError(f"{where}: missing, so its shard is incomplete")
         try:
             record = parse_json(content)
             parts = [ShardFile(name, name.partition("/")[2], *place) for name, place in record.pop(OBJECTS).items()]
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise StoreError(f"{where}: doesn't say which its files are; put the shard with store push") from None
+            raise StoreError(f"{where}: does not list the shard's files; upload the shard with store push") from None
         record = parsed(json.dumps(record).encode(), where)
         check_place(record, manifest, source, shard, where)
         check_arrays(record, wanted_arrays(manifest, source, shard), where)

@@ -44,7 +44,7 @@ def connect(url: str) -> Any:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
-        raise ConfigError(f"{url}: object storage needs pip install 'championship-sr[cloud]'") from None
+        raise ConfigError(f"{url}: object storage needs extra packages: pip install 'championship-sr[cloud]'") from None
     endpoint = _endpoint(scheme)
     options = _s3_options(url, endpoint) if scheme == "s3" else {}
     client: ClientConfig = {**CLIENT, "allow_http": endpoint.startswith("http://")}
@@ -94,16 +94,16 @@ def explained(error: BaseException, url: str) -> Exception:
     if "169.254.169.254" in text or "token request" in text:
         return ConfigError(_no_credentials(url))
     if no_bucket(text):
-        return StoreError(f"{url}: there is no bucket {bucket}{where}; make it, or correct the URL")
+        return StoreError(f"{url}: there is no bucket {bucket}{where}; create it, or correct the URL")
     if re.search(r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|configured region", text):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return StoreError(f"{url}: the bucket isn't in the region {region}; set AWS_REGION to its own")
+        return StoreError(f"{url}: the bucket is not in the region {region}; set AWS_REGION to the bucket's region")
     if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
         code = re.search(r"<Code>(\w+)</Code>", text)
         why = code.group(1) if code else type(error).__name__.removesuffix("Error")
         if why == "RequestTimeTooSkewed":
             return StoreError(
-                f"{url}: refused ({why}): this machine's clock is too far from the server's{where}; set it"
+                f"{url}: refused ({why}): this machine's clock differs too much from the server's{where}; correct it"
             )
         return StoreError(f"{url}: refused ({why}): these credentials may not do this in the bucket {bucket}{where}")
     if isinstance(error, FileNotFoundError):

@@ -190,7 +190,7 @@ class ShardUploads:
             if self._here.is_recorded(source, shard, rebuild):
                 first = self._remote.put_shard(self._here, source, shard, self._files, rebuild=rebuild)
                 if not first:
-                    log.warning("%s: shard %d of %s is there already", self._remote.url, shard, source)
+                    log.warning("%s: shard %d of %s has already been uploaded", self._remote.url, shard, source)
                     take_away(self._here, source, shard, rebuild)
         self.keep(source, shard, rebuild)
 

@@ -142,7 +142,7 @@ def _check_same(manifest: Manifest, remote: RemoteStore, places: Sequence[tuple[
         differing = [each for each in pool.map(differs, places) if each]
     if differing:
         shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        raise StoreError(f"{remote.url}: has other bytes than {manifest.root} in {shown}; nothing was put")
+        raise StoreError(f"{remote.url}: differs from {manifest.root} in {shown}; nothing was uploaded")
 
 
 def tree_bytes(path: Path) -> int:

@@ -63,7 +63,7 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
     with leases.held(lock_path(manifest.root, source, shard, rebuild), watch=watch) as lease:
         _check_current(manifest, source, rebuild)  # who begins the expert anew from now on sees the lock
         if manifest.is_recorded(source, shard, rebuild):
-            raise locks.ShardBusy(f"{final}: written by another process meanwhile")
+            raise locks.ShardBusy(f"{final}: another process has written it in the meantime")
         files.remove(final)  # without a record it is nobody's
         claim = Claim(final, record, lease)
         try:
@@ -78,11 +78,11 @@ def _check_current(manifest: Manifest, source: str, rebuild: bool) -> None:
         return
     mine, folder = manifest.expert(source, rebuild), source_dir(manifest.root, source, rebuild)
     if not folder.is_dir():
-        raise locks.ShardBusy(f"{folder}: swapped in or removed by another process meanwhile")
+        raise locks.ShardBusy(f"{folder}: another process has swapped it in or removed it in the meantime")
     there = read_expert(manifest.root, source, rebuild)
     if there.fingerprint != mine.fingerprint:
         different = listed(different_experts(there, mine)) or "it is fitted to different samples"
-        raise StoreError(f"{folder}: begun anew by another process, which makes it differently: {different}")
+        raise StoreError(f"{folder}: another process has restarted it with other settings: {different}")
 
 
 def take_away(
@@ -111,4 +111,6 @@ def unless_done(manifest: Manifest, source: str, shard: int) -> Iterator[None]:
         yield
     except locks.ShardBusy as busy:
         if not manifest.is_recorded(source, shard):
-            raise StoreError(f"{busy}: it does the same. Wait for it; this command then goes on") from None
+            raise StoreError(
+                f"{busy}: it is doing the same work. Wait for it to end, then run this command again"
+            ) from None

@@ -58,8 +58,9 @@ def check_range(smallest: float, largest: float, codec: Codec, what: str) -> Non
     """
     magnitude = max(-smallest, largest)
     if not np.isfinite(smallest + largest):
-        raise StoreError(f"{what}: values are not finite; compute the expert in float32 or bfloat16")
+        raise StoreError(f"{what}: holds non-finite values; run the expert in float32 or bfloat16")
     if magnitude > codec.limit:
         raise StoreError(
-            f"{what}: a value of {magnitude:g} is beyond {codec.name} ({codec.limit:g}); choose bfloat16 or int8"
+            f"{what}: a value of {magnitude:g} exceeds the limit of {codec.name} ({codec.limit:g}); "
+            "choose bfloat16 or int8"
         )

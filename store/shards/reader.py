@@ -85,8 +85,8 @@ class Store:
         """Raises StoreError where the store has no HR images, which the purpose needs."""
         if not self.manifest.has_hr:
             raise StoreError(
-                f"{self.root}: was made from LR images alone, and {purpose} needs their HR images. Extract with both, "
-                "--hr and --lr, into another store"
+                f"{self.root}: was made from LR images alone, but {purpose} needs HR images. Extract with both "
+                "--hr and --lr into another store"
             )
 
     def forget(self, source: str, shard: int) -> None:
@@ -156,7 +156,7 @@ class Store:
             counts = grid(entry.raw_shape, entry.chunk)
             table = container.chunk_table(shard, array.key, int(np.prod(counts)))
             if table.min() < 0 or table.max() > entry.file_bytes or table.sum(1).max() > entry.file_bytes:
-                raise StoreError(f"{path}: the chunks of {array.key} reach beyond the file's end")
+                raise StoreError(f"{path}: the chunks of {array.key} extend past the end of the file")
             return Chunks(mapped, table, entry, self._chunks, f"{path}: {array.key}")
         if entry.chunk[1] == entry.raw_shape[1]:
             return Rows(mapped, entry, entry.offset)
@@ -221,7 +221,7 @@ class StoredArray:
         self._inside(y, x, out.shape[1], cols)
         view = self._store.view(self)
         if not isinstance(view, Tiles):
-            raise ValueError(f"{self.source}: {self.key}: does not lie in strips")
+            raise ValueError(f"{self.source}: {self.key}: not stored in strips")
         view.read_strips(out, y, x, cols)
 
     def read(self, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None) -> np.ndarray:
@@ -296,7 +296,7 @@ def _reopened(root: Path, made: dict[str, str], whole: bool, check: bool) -> Sto
     store = Store(root, list(made), whole, check)
     replaced = [name for name, fingerprint in made.items() if store.experts[name].fingerprint != fingerprint]
     if replaced:
-        raise StoreError(f"{root}: {', '.join(replaced)} has been replaced since it was read. Begin again")
+        raise StoreError(f"{root}: {', '.join(replaced)} has been replaced since it was read. Start again")
     return store
 
 

@@ -113,11 +113,11 @@ def parsed(content: bytes, where: object) -> dict[str, Any]:
         raise StoreError(f"{where}: damaged: {error}") from None
     version = record.get("format_version") if isinstance(record, dict) else 1
     if version not in KNOWN_VERSIONS:
-        raise StoreError(f"{where}: format version {version!r}; this program knows {known_versions()}")
+        raise StoreError(f"{where}: format version {version!r}, but this program only reads {known_versions()}")
     is_sealed = version >= SEALED_VERSION
     schema.check(schema.SealedRecordFile if is_sealed else schema.RecordFile, record, where)
     if is_sealed and checksum(record) != record[CHECKSUM]:
-        raise StoreError(f"{where}: damaged: its contents are not those that were written (checksum)")
+        raise StoreError(f"{where}: damaged: its contents are not what was written (checksum)")
     return record
 
 
@@ -129,16 +129,14 @@ def check_place(record: Mapping[str, Any], manifest: Manifest, source: str, shar
     if (record["source"], record["shard"]) != (source, shard):
         raise StoreError(f"{where}: records shard {record['shard']} of {record['source']}, not this one")
     if record["fingerprint"] != manifest.fingerprint(source):
-        raise StoreError(
-            f"{where}: a shard of another {source}: made with other weights or settings than its expert.yaml says"
-        )
+        raise StoreError(f"{where}: a shard of another {source}: its weights or settings are not those in expert.yaml")
     if record["images"] != manifest.lr_identity(shard):
-        raise StoreError(f"{where}: a shard of other images than {manifest.root} has: from another store")
+        raise StoreError(f"{where}: from another store: its images are not those of {manifest.root}")
     if record["format_version"] != manifest.format_version:
         versions = f"format version {record['format_version']} in a store of version {manifest.format_version}"
-        raise StoreError(f"{where}: {versions}: from another store")
+        raise StoreError(f"{where}: from another store: {versions}")
     if record["format_version"] >= SEALED_VERSION and record["store"] != manifest.kind:
-        raise StoreError(f"{where}: a shard of a store that is not described as {manifest.root} is: from another store")
+        raise StoreError(f"{where}: from another store: that store's description differs from {manifest.root}'s")
 
 
 def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, WantedArray], where: object) -> None:
@@ -148,7 +146,7 @@ def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, WantedArray], w
     """
     entries = record["arrays"]
     if entries.keys() != wanted.keys():
-        raise StoreError(f"{where}: records other arrays than it must hold: {_different_keys(entries, wanted)}")
+        raise StoreError(f"{where}: does not record the expected arrays: {_different_keys(entries, wanted)}")
     for key, entry in entries.items():
         for fault in _entry_faults(entry, wanted[key]):
             raise StoreError(f"{where}: damaged: {key}: {fault}")
@@ -198,7 +196,7 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
         check_place(record, manifest, source, shard, path)
         check_arrays(record, wanted_arrays(manifest, source, shard), path)
     except FileNotFoundError:
-        raise StoreError(f"{path}: missing, so that its shard isn't whole. Run: {remedy(source)}") from None
+        raise StoreError(f"{path}: missing, so its shard is incomplete. Run: {remedy(source)}") from None
     return record
 
 
@@ -230,8 +228,8 @@ def unchanged(path: Path) -> Iterator[None]:
 def replaced(path: Path) -> StoreError:
     """The error of whoever has read a record that is another one by now."""
     return StoreError(
-        f"{path}: has been replaced since it was read, by a rebuild or a repair, and what was read before and after "
-        "would not fit together. Begin again"
+        f"{path}: has been replaced since it was read (by a rebuild or a repair), so earlier and later reads "
+        "would not match. Start again"
     )
 
 

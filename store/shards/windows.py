@@ -71,7 +71,7 @@ class Tiles:
 
     def read_into(self, out: np.ndarray, y: int, x: int) -> None:
         if not out[0].flags.c_contiguous:
-            raise ValueError("windows are only read into rows whose numbers lie side by side")
+            raise ValueError("windows can only be read into contiguous rows")
         lines, down = out.reshape(out.shape[0], -1), _pieces(y, out.shape[0], self._rows)
         for tx, nx, left, n_cols, at_x in _pieces(x, out.shape[1], self._cols):
             first, start, width = (cols * self._channels for cols in (left, at_x, n_cols))

@@ -183,7 +183,7 @@ class ShardWriter:
     def _encoded(self, spec: ArraySpec, values: Any, what: str) -> Encoded:
         if self._source == PAIRS:
             if values.dtype not in (np.uint8, np.uint16):
-                raise StoreError(f"{what}: {values.dtype}, expected uint8 or uint16")
+                raise StoreError(f"{what}: has type {values.dtype}, expected uint8 or uint16")
             return Encoded(np.ascontiguousarray(values), {}, *extremes(values))
         codec = get_codec(spec.codec)
         if isinstance(values, np.ndarray):
@@ -222,4 +222,4 @@ def _check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         wanted, spare, there = (f"{n / 2**20:,.1f} MiB" for n in (needed, SPARE_BYTES, free))
-        raise StoreError(f"{folder / what}: needs {wanted} and {spare} to spare, and {there} are free")
+        raise StoreError(f"{folder / what}: needs {wanted} plus {spare} in reserve, but only {there} are free")

@@ -51,7 +51,7 @@ def commands(run_root, store_root, hr_folder, expert_entries, tmp_path) -> dict[
     }
 
 
-SAID = re.compile(r"No space left on device|needs .* MiB to spare, and .* are free")
+SAID = re.compile(r"No space left on device|needs .* MiB in reserve, but only .* are free")
 NAMES = ["extract hdf5", "extract zarr", "evaluate", "upscale", "submit", "export"]
 
 

@@ -37,10 +37,10 @@ def test_tap_is_short_for_a_tap_called_features():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tap": None}, "give one of tap and taps"),
-        ({"taps": {"features": "body"}}, "give one of tap and taps"),
+        ({"tap": None}, "give either tap or taps"),
+        ({"taps": {"features": "body"}}, "give either tap or taps"),
         ({"tap": None, "taps": {"deep": "body"}}, "one must be called features, found deep"),
-        ({"tap": None, "taps": {"features": "body", "sr": "x"}}, "sr is a name of the store's own"),
+        ({"tap": None, "taps": {"features": "body", "sr": "x"}}, "sr is a name that the store uses itself"),
         ({"name": "a/b"}, "only letters, digits"),
         ({"architecture": "nafnet.build"}, "package.module:factory"),
         ({"sha256": "xyz"}, "8 to 64 hexadecimal digits"),
@@ -53,7 +53,7 @@ def test_a_faulty_entry_is_refused_with_its_reason(values, message):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"expert hat-m: no such entry. Known are drct-l,.*hat-l"):
+    with pytest.raises(ConfigError, match=r"expert hat-m: no such entry \(has: drct-l,.*hat-l"):
         load_expert_config("hat-m")
 
 
@@ -73,8 +73,8 @@ def test_choosing_an_expert_that_is_not_configured_says_which_are():
         ({"data": {}}, "give roots, hr or lr"),
         ({"data": {"hr": ["a", "b"], "lr": ["c"]}}, "lr must name one folder for each of hr, found 1 for 2"),
         ({"tile_px": 0}, "tile_px must be at least 1"),
-        ({"halo_px": 256}, "under half of tile_px"),
-        ({"variants": ["mirror"]}, "variants must hold identity"),
+        ({"halo_px": 256}, "less than half of tile_px"),
+        ({"variants": ["mirror"]}, "variants must contain identity"),
         ({"variants": ["identity", "rot45"]}, "rot45"),
         ({"precision": "fp8"}, "extract.precision"),
     ],

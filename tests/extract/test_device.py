@@ -41,7 +41,7 @@ def test_the_gpu_that_is_taken_becomes_the_current_one_and_no_other(four_gpus, n
 
 
 def test_a_gpu_beyond_the_last_is_refused(four_gpus):
-    with pytest.raises(ConfigError, match="device=cuda:4: the last of this machine's CUDA devices is cuda:3"):
+    with pytest.raises(ConfigError, match="device=cuda:4: this machine's last CUDA device is cuda:3"):
         pick_device("cuda:4")
     assert four_gpus == []
 
@@ -59,7 +59,7 @@ def test_switches_hold_inside_the_block_and_are_restored_even_after_an_error(tf3
 
 
 def test_tf32_is_refused_where_there_is_none():
-    with pytest.raises(ConfigError, match=r"precision=tf32: .* this runs on cpu; set fp32"):
+    with pytest.raises(ConfigError, match=r"precision=tf32: .* the device is cpu; set fp32"):
         check_tf32("tf32", torch.device("cpu"))
     check_tf32("tf32", torch.device("cuda"))
     check_tf32("fp32", torch.device("cpu"))

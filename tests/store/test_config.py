@@ -104,9 +104,9 @@ class Whole:
         ("train.batches=1", "train.batches: no such key; did you mean train.batch?"),
         ("train.folder=x", "train.folder: no such key; did you mean train.optimiser.folder?"),
         ("train.stages=[{crop: 1}]", "train.stages.0.crop: no such key; did you mean train.stages.crop_px?"),
-        ("crop_px=64", "crop_px: no such section (there are extract, train, evaluate); did you mean train."),
+        ("crop_px=64", "crop_px: no such section (expected one of extract, train, evaluate); did you mean train."),
         ("data.crop_px=64", "did you mean train.data.crop_px?"),
-        ("trian.batch=1", "trian: no such section (there are extract, train, evaluate); did you mean train"),
+        ("trian.batch=1", "trian: no such section (expected one of extract, train, evaluate); did you mean train"),
         ("train.zzz=1", "train.zzz: no such key"),
     ],
 )

@@ -125,7 +125,7 @@ def test_folders_that_are_not_read_are_named(tmp_path, caplog):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert [path.name for path in find_inputs(str(tmp_path))] == ["a.png"]
-    assert caplog.messages == [f"{tmp_path}: images in folders under it are not read: more, other"]
+    assert caplog.messages == [f"{tmp_path}: images in its subfolders are not read: more, other"]
 
 
 def test_existing_results_are_found_before_any_work(model, tmp_path, photo):

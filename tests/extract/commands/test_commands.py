@@ -69,9 +69,9 @@ def test_wrong_options_are_refused_with_the_key(run, config_file):
         run(extract, "--config", config_file, "--set", "extract.tile=3")
     with pytest.raises(ConfigError, match=r"--part 3/2: expected I/N"):
         run(extract, "--config", config_file, "--part", "3/2")
-    with pytest.raises(ConfigError, match=r"give --store, or a --config with an extract section"):
+    with pytest.raises(ConfigError, match=r"give --store, or a --config with an `extract` section"):
         run(extract)
-    with pytest.raises(ConfigError, match=r"give --root, --hr or --lr, or a --config with an extract section"):
+    with pytest.raises(ConfigError, match=r"give --root, --hr or --lr, or a --config with an `extract` section"):
         run(plan)
 
 
@@ -104,7 +104,7 @@ def test_the_bench_ends_with_its_figures(run, save_edsr, tmp_path):
 
 def test_a_stores_experts_are_run_again(run, config_file, save_edsr, tmp_path):
     run(extract, "--config", config_file)
-    assert "tiny: 4 arrays, at most 0.00" in run(experts, "live", tmp_path / "store").stdout
+    assert "tiny: 4 arrays compared, largest difference 0.00" in run(experts, "live", tmp_path / "store").stdout
     save_edsr(seed=5)
     with pytest.raises(StoreError, match=r"weights_sha256 is .* in the store, .* now; tiny: image photo0"):
         run(experts, "live", tmp_path / "store")

@@ -41,4 +41,4 @@ def test_verify_tells_which_source_images_are_not_there(filled, tmp_path, caplog
     other.mkdir()
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(other / "two.png")
     assert CliRunner().invoke(store, ["verify", str(root), "--hr", str(other)]).exit_code == 0
-    assert f"1 of 1 images are not in {other} and not compared, such as one" in caplog.text
+    assert f"1 of 1 images are not in {other} and were not compared, for example one" in caplog.text

@@ -122,9 +122,9 @@ def test_the_command_says_hours_cost_bandwidth_and_which_shards(sized):
     text = call(*sized, *cluster)
     for part in (
         "2 x 3 GPUs",
-        "each fails every 50 h",
+        "each node fails every 50 h",
         "GPU hours",
-        "at 2 an hour",
+        "at 2 per hour",
         "to storage at",
         "images_per_shard=",
     ):

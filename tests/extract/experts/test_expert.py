@@ -84,7 +84,7 @@ def test_closing_takes_the_hooks_off():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_not_finite_is_an_error_even_where_clamping_would_hide_it(value):
     loaded = expert(Small(lambda x, y: y.index_fill(3, torch.tensor([0]), value) if x.shape[2] == 5 else y))
-    with pytest.raises(NonFiniteError, match="expert e: sr has NaN or Inf at precision fp32"):
+    with pytest.raises(NonFiniteError, match="expert e: sr contains NaN or Inf at precision fp32"):
         loaded(torch.rand(1, 3, 5, 5))
 
 
@@ -98,7 +98,7 @@ def test_large_values_whose_sum_overflows_are_finite():
     [("fp32", "the weights may be damaged"), ("bf16", "precision to fp32"), ("fp16", "precision to bf16 or fp32")],
 )
 def test_weights_whose_first_answer_is_not_finite_are_refused_with_advice(precision, advice):
-    with pytest.raises(NonFiniteError, match=f"sr has NaN or Inf at precision {precision}; .*{advice}"):
+    with pytest.raises(NonFiniteError, match=f"sr contains NaN or Inf at precision {precision}; .*{advice}"):
         expert(Small(lambda x, y: y * float("inf")), precision=precision)
 
 
@@ -129,12 +129,12 @@ def test_taps_of_a_compiled_network_are_refreshed_at_each_forward(monkeypatch):
 
 
 def test_another_scale_is_found_before_the_first_image():
-    with pytest.raises(WeightsError, match=r"makes \(1, 3, 64, 96\) of \(1, 3, 32, 48\), expected x4 RGB"):
+    with pytest.raises(WeightsError, match=r"returns \(1, 3, 64, 96\) for \(1, 3, 32, 48\), expected x4 RGB"):
         expert(Small(), scale=4)
 
 
 def test_a_tap_that_does_not_run_is_found_before_the_first_image():
-    with pytest.raises(ConfigError, match="tap unused is not used in the forward pass"):
+    with pytest.raises(ConfigError, match="tap unused is not reached in the forward pass"):
         expert(Small(), tap="unused")
 
 

@@ -128,7 +128,7 @@ def test_another_scale_is_told_apart(entry):
 def test_half_a_network_is_told_apart(entry):
     state = edsr().state_dict()
     cut = {key: value for key, value in state.items() if not key.startswith(("body.1.conv2", "body.2"))}
-    with pytest.raises(WeightsError, match=r"not a whole EDSR: 2 tensors missing \(such as body.1.conv2"):
+    with pytest.raises(WeightsError, match=r"not a complete EDSR: 2 tensors missing \(such as body.1.conv2"):
         load_network(entry(cut), 4)
     only_body = {key: value for key, value in state.items() if key.startswith("body")}
     with pytest.raises(WeightsError, match=r"not a whole e: 10 of its 22 tensors are missing"):
@@ -139,10 +139,10 @@ def test_half_a_network_is_told_apart(entry):
 
 def test_another_size_of_the_architecture_is_told_apart(entry):
     with pytest.raises(
-        WeightsError, match=r"holds EDSR of 0.01 M parameters, e has 0.01 M \(4 tensors missing, 0 others\)"
+        WeightsError, match=r"holds EDSR of 0.01 M parameters, but e has 0.01 M \(4 tensors missing, 0 others\)"
     ):
         load_network(entry(edsr(num_block=2).state_dict(), **DECLARED), 4)
-    with pytest.raises(WeightsError, match=r"holds EDSR of 0.04 M parameters, e has 0.01 M \(other shapes\)"):
+    with pytest.raises(WeightsError, match=r"holds EDSR of 0.04 M parameters, but e has 0.01 M \(other shapes\)"):
         load_network(entry(edsr(num_feat=16).state_dict(), **DECLARED), 4)
 
 
@@ -161,7 +161,7 @@ def test_a_grl_of_another_window_is_told_apart(entry, tmp_path):
     state = read_state(tmp_path / "weights.safetensors")
     declared = {"architecture": "spandrel.architectures.GRL:GRL", "hyperparameters": small}
     assert load_network(entry(state, **declared), 4).multiple_px == 16
-    with pytest.raises(WeightsError, match=r"window_size is .*8.*, the entry of e says .*16"):
+    with pytest.raises(WeightsError, match=r"window_size is .*8.*, but the entry of e says .*16"):
         load_network(entry(state, **declared | {"hyperparameters": small | {"window_size": 16}}), 4)
 
 
@@ -175,7 +175,7 @@ def test_a_grl_file_that_shows_no_sizes_has_those_of_the_published_sr_checkpoint
     declared = {"architecture": "spandrel.architectures.GRL:GRL", "hyperparameters": small}
     network = load_network(entry(state, ".ckpt", **declared), 4)
     assert (network.model.window_size, network.model.stripe_size) == ((32, 32), [64, 64])
-    with pytest.raises(WeightsError, match=r"window_size is .*32.*, the entry of e says .*8"):
+    with pytest.raises(WeightsError, match=r"window_size is .*32.*, but the entry of e says .*8"):
         load_network(entry(state, ".ckpt", **declared | {"hyperparameters": small | {"window_size": 8}}), 4)
 
 
@@ -223,7 +223,7 @@ def test_code_in_a_pickle_is_named_and_not_run(entry, tmp_path, zipped):
 
 
 def test_a_pickle_of_something_else_is_refused(entry):
-    with pytest.raises(WeightsError, match="a pickle that torch did not write"):
+    with pytest.raises(WeightsError, match="a pickle not written by torch"):
         load_network(entry(pickle.dumps({"a": [1, 2]}), ".pth"), 4)
 
 
@@ -251,7 +251,7 @@ def test_a_file_with_another_sha256_is_refused(entry, tmp_path):
     state = edsr().state_dict()
     digest = sha256_of(entry(state) and tmp_path / "weights.safetensors")
     assert load_network(entry(state, sha256=digest[:8]), 4).weights_sha256 == digest
-    with pytest.raises(WeightsError, match=rf"sha256 is {digest[:16]}\.\.\., the entry of e says 00000000"):
+    with pytest.raises(WeightsError, match=rf"sha256 is {digest[:16]}\.\.\., but the entry of e says 00000000"):
         load_network(entry(state, sha256="00000000"), 4)
 
 
@@ -322,8 +322,8 @@ def test_hyperparameters_that_change_nothing_leave_the_network_that_spandrel_mak
 @pytest.mark.parametrize(
     ("said", "error", "message"),
     [
-        ({"rgb_mean": [0, 0, 0]}, ConfigError, "expert e: hyperparameters.rgb_mean: HAT here has no such value"),
-        ({"embed_dim": 16}, WeightsError, r"not of the hyperparameters of e, embed_dim=16"),
+        ({"rgb_mean": [0, 0, 0]}, ConfigError, "expert e: hyperparameters.rgb_mean: HAT has no such argument"),
+        ({"embed_dim": 16}, WeightsError, r"does not match the hyperparameters of e, embed_dim=16"),
         ({"window_size": 4}, WeightsError, r"weights.safetensors: .*window_size"),
     ],
 )
@@ -360,9 +360,10 @@ def wrapped(weights: dict, other: dict) -> dict:
     }
 
 
-AVERAGED = {"Lightning's EMA": "ema_model.module.", "params_ema": "params_ema, is taken", "ema": "ema, is taken",
-            "ema_state_dict": "ema_state_dict, is taken", "model_ema": "model_ema, is taken",
-            "a list of averages": "its ema is no state_dict: state_dict is taken"}  # fmt: skip
+AVERAGED = {"Lightning's EMA": "ema_model.module.", "params_ema": "using the average, params_ema",
+            "ema": "using the average, ema", "ema_state_dict": "using the average, ema_state_dict",
+            "model_ema": "using the average, model_ema",
+            "a list of averages": "its ema is not a state_dict; using state_dict"}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", wrapped({}, {}))
@@ -389,8 +390,8 @@ def test_what_is_no_weights_file_is_named_as_what_it_is(entry, tmp_path):
     torch.jit.script(torch.nn.Conv2d(3, 3, 1)).save(str(tmp_path / "scripted.pt"))
     for content, said in (
         ((tmp_path / "scripted.pt").read_bytes(), "a TorchScript program"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
-        (b"<!DOCTYPE html><html>", "a web page, not the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "a web page instead of the weights"),
     ):
         with pytest.raises(WeightsError, match=said):
             load_network(entry(content, ".pth"), 4)
@@ -399,7 +400,7 @@ def test_what_is_no_weights_file_is_named_as_what_it_is(entry, tmp_path):
 def test_hostile_weights_cannot_claim_more_than_they_hold(entry):
     state = edsr().state_dict()
     state["conv_first.weight"] = torch.zeros(1).expand(1 << 20, 3, 3, 3)
-    with pytest.raises(WeightsError, match=r"conv_first.weight says it is \(1048576, 3, 3, 3\), and the file holds"):
+    with pytest.raises(WeightsError, match=r"conv_first.weight claims shape \(1048576, 3, 3, 3\), but the file holds"):
         load_network(entry(state, ".pth"), 4)
 
 

@@ -75,13 +75,13 @@ def test_an_expert_with_other_weights_is_refused_unless_told(make_config, save_e
     config = make_config()
     extract(config)
     elsewhere = load_expert_config(save_edsr(seed=5))
-    with pytest.raises(WeightsError, match="tiny: was made with other weights"):
+    with pytest.raises(WeightsError, match="tiny: was made with weights of sha256"):
         live_expert(entry_of(config), 4, torch.device("cpu"), elsewhere)
     live_expert(entry_of(config), 4, torch.device("cpu"), elsewhere, any_weights=True).close()
 
 
 def test_an_entry_without_a_configuration_is_named():
-    with pytest.raises(StoreError, match="expert bare: its entry holds no configuration"):
+    with pytest.raises(StoreError, match="expert bare: its entry records no configuration"):
         recorded_config(Expert("bare", (), {}, {}), USER)
 
 
@@ -105,7 +105,7 @@ def test_other_code_is_refused_as_other_weights_are(make_config, save_edsr, tmp_
     trusted = Origin(root / "experts/tiny/expert.yaml", ("own_code",))
     live_expert(entry, 4, torch.device("cpu"), recorded_config(entry, trusted)).close()
     (tmp_path / "own_code.py").write_text(OWN_CODE + "# changed")
-    with pytest.raises(WeightsError, match="tiny: the code of own_code:make is not what it was made with"):
+    with pytest.raises(WeightsError, match="tiny: the code of own_code:make has changed since it was made"):
         live_expert(entry, 4, torch.device("cpu"), recorded_config(entry, trusted))
     (checked,) = check_live(root, 1, trusted=["own_code"])
     assert [text[:7] for text in checked.changed] == ["code is"]

@@ -77,7 +77,7 @@ def test_an_item_that_is_no_tensor_is_an_error():
     network = Network()
     with (
         captured(network, {"a": TapConfig(path="several", item=2)}),
-        pytest.raises(ConfigError, match=r"the output of several is \(Tensor, Tensor\); item 2 is no tensor"),
+        pytest.raises(ConfigError, match=r"the output of several is \(Tensor, Tensor\); item 2 is not a tensor"),
     ):
         network(torch.rand(1, 3, 4, 4))
 
@@ -134,7 +134,7 @@ def test_a_coarser_tensor_is_brought_to_the_lr_grid():
 
 
 def test_a_tensor_off_the_grid_is_an_error_that_names_the_key():
-    with pytest.raises(ConfigError, match=r"tap x: \(1, 4, 7\) does not lie on the grid.*window_px"):
+    with pytest.raises(ConfigError, match=r"tap x: \(1, 4, 7\) does not match the grid.*window_px"):
         possible_shapes(torch.zeros(1, 4, 7), TapConfig(path="x"), (32, 48))
 
 

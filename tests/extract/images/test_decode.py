@@ -137,7 +137,7 @@ def test_hostile_tiffs_whose_strips_are_missing_are_not_black(tmp_path):
 def test_of_several_pages_the_first_is_used_and_it_is_said(tmp_path, caplog):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([DEEP, DEEP // 2]), photometric="rgb")
     assert np.array_equal(decode(tmp_path / "a.tif"), DEEP)
-    assert caplog.messages == [f"{tmp_path}/a.tif: more than one frame; the first is used"]
+    assert caplog.messages == [f"{tmp_path}/a.tif: more than one frame; using the first"]
 
 
 def test_colours_that_were_multiplied_by_alpha_are_divided_again(tmp_path):

@@ -225,7 +225,7 @@ def test_hr_that_is_no_multiple_is_cut_to_its_lr_and_said_once(tmp_path, caplog)
         lr, hr = pair.read()
         assert np.array_equal(hr, whole[pair.id][:8, :12]) and lr.shape == (2, 3, 3) and pair.lr_size == (2, 3)
     assert [record.message for record in caplog.records] == [
-        "HR is cut on the right and below to 4 times its LR, in 2 images: a.png, b.png"
+        "HR is cropped on the right and bottom to 4 times its LR in 2 images: a.png, b.png"
     ]
 
 
@@ -334,5 +334,5 @@ def test_conversions_are_said_once(tmp_path, caplog):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"hr/{i}.png")
     find_pairs(ImagesConfig(hr=(str(tmp_path / "hr"),)), 4)
     assert [r.message for r in caplog.records if "RGB" in r.message] == [
-        "converted to RGB (grey repeated, alpha left out): 3 of mode L"
+        "converted to RGB (grey repeated, alpha dropped): 3 of mode L"
     ]

@@ -180,7 +180,7 @@ def test_results_are_not_run_again_and_the_others_are(make_config, save_results,
     config = make_config(experts=[save_results(), save_edsr()])
     extract(config)
     assert [check.name for check in check_live(Path(config.store), 1)] == ["tiny"]
-    assert "swinir: its images are those of another program; it is not run again" in caplog.text
+    assert "swinir: its images come from another program; it is not run again" in caplog.text
     with pytest.raises(ConfigError, match="it cannot be run here"):
         check_live(Path(config.store), 1, ["swinir"])
 
@@ -195,8 +195,12 @@ def test_artefacts_are_told_by_name(make_config, save_results, caplog):
         Picture.fromarray(jpeg(np.asarray(Picture.open(path)), 20)).save(path)
     extract(make_config(experts=entries), rebuild=["two", "three"])
     messages = [message for message in caplog.messages if "further from LR" in message]
-    assert [message for message in messages if message.startswith("expert two: reduced bicubically, photo1_SR.png (")]
-    assert [message for message in messages if message.startswith("expert three: its images, reduced bicubically, are")]
+    assert [
+        message for message in messages if message.startswith("expert two: downscaled bicubically, photo1_SR.png (")
+    ]
+    assert [
+        message for message in messages if message.startswith("expert three: its images, downscaled bicubically, are")
+    ]
     assert not [message for message in messages if "expert one" in message]
 
 
@@ -205,7 +209,7 @@ def test_one_folder_alone_is_judged_by_its_other_images(make_config, save_result
     path = folder_of(entry) / "photo1_SwinIR.png"
     Picture.fromarray(np.roll(np.asarray(Picture.open(path)), 5, axis=1)).save(path)
     extract(make_config(experts=[entry]))
-    assert "photo1_SwinIR.png (" in caplog.text and "another crop or another image?" in caplog.text
+    assert "photo1_SwinIR.png (" in caplog.text and "be cropped differently or show another image" in caplog.text
 
 
 def test_a_plan_has_the_bytes_of_results_and_no_hours(make_config, save_results, save_edsr):
@@ -221,10 +225,10 @@ def test_a_plan_has_the_bytes_of_results_and_no_hours(make_config, save_results,
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"name": "a"}, "give one of weights and images"),
-        ({"name": "a", "images": "x", "weights": "y", "tap": "z"}, "give one of weights and images"),
-        ({"name": "a", "images": "x", "tap": "body"}, "tap is of a network, and images have none"),
-        ({"name": "a", "images": "x", "architecture": "m:f"}, "architecture is of a network"),
+        ({"name": "a"}, "give either weights or images"),
+        ({"name": "a", "images": "x", "weights": "y", "tap": "z"}, "give either weights or images"),
+        ({"name": "a", "images": "x", "tap": "body"}, "tap belongs to a network, but this expert is given as images"),
+        ({"name": "a", "images": "x", "architecture": "m:f"}, "architecture belongs to a network"),
     ],
 )
 def test_an_entry_of_images_has_nothing_of_a_network(make_config, entry, message):

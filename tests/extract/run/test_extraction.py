@@ -275,7 +275,7 @@ def test_growth_that_was_killed_half_way_leaves_the_store_as_it_was(make_config,
 def test_a_store_with_fewer_images_than_before_is_refused(make_config):
     config = make_config()
     extract(config)
-    with pytest.raises(StoreError, match="a store of something else: with the extra photo2"):
+    with pytest.raises(StoreError, match="holds a different store: with the extra photo2"):
         extract(config, limit=2)
 
 

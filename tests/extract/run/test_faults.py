@@ -89,7 +89,7 @@ def test_out_of_memory_with_one_tile_on_a_gpu_is_no_traceback_either(small_store
 
 def test_a_value_that_a_gpu_finds_not_finite_names_the_image_too(small_store, pretended_gpu):
     with pytest.raises(
-        StoreError, match=r"image bad: expert fragile: .* has NaN or Inf at precision fp32; the weights"
+        StoreError, match=r"image bad: expert fragile: .* contains NaN or Inf at precision fp32; the weights"
     ):
         run_expert(small_store, fragile(), [0, 1], Tiling(64, 8))
     assert small_store.missing_shards("fragile") == [1]
@@ -155,7 +155,7 @@ def test_a_shard_that_another_process_took_over_is_dropped_and_the_run_goes_on(m
 
     monkeypatch.setattr(ShardWriter, at, stand_still)
     assert extract(config).experts["tiny"].shards_written == 3
-    assert "shard-00000: taken over by another process while this process stood still" in caplog.text
+    assert "shard-00000: taken over by another process while this process was suspended" in caplog.text
     assert not verify(Path(config.store)).faults
 
 

@@ -63,17 +63,17 @@ def test_such_a_store_is_grown_converted_merged_looked_at_and_checked_as_any_oth
 
 def test_training_and_scores_refuse_a_store_without_hr_in_one_line(config, tmp_path):
     extract(config)
-    with pytest.raises(StoreError, match=r"was made from LR images alone, and training needs their HR images"):
+    with pytest.raises(StoreError, match=r"was made from LR images alone, but training needs HR images"):
         train(TrainConfig(device="cpu"), Path(config.store), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(StoreError, match=r"was made from LR images alone, and a score needs their HR images"):
+    with pytest.raises(StoreError, match=r"was made from LR images alone, but a score needs HR images"):
         evaluate_store(None, Path(config.store))
 
 
 def test_hr_is_there_for_all_images_or_for_none(make_config, save_photos, lr, config):
-    with pytest.raises(ConfigError, match="lr without hr stands alone"):
+    with pytest.raises(ConfigError, match="lr without hr cannot be combined with roots"):
         make_config(data={"roots": ["anywhere"], "lr": [str(lr)]})
     extract(config)
     both = make_config(data={"hr": [str(save_photos(((64, 48),)))]})
-    with pytest.raises(StoreError, match="a store of something else: "):
+    with pytest.raises(StoreError, match="holds a different store: "):
         extract(both)

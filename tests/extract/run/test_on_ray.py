@@ -141,7 +141,7 @@ def test_a_store_made_while_a_node_is_killed_equals_one_made_alone(
         stop.set()
         killer.join()
     assert {name: done.shards_written for name, done in summary.experts.items()} == {"halting": 10, "after": 10}
-    assert f"halting: shard {killed[0]} is lost with node" in caplog.text
+    assert f"halting: shard {killed[0]} was lost with node" in caplog.text
     assert checksums(config.store) == checksums(alone.store)
     assert not verify(Path(config.store)).faults
 
@@ -191,7 +191,7 @@ def test_actors_share_the_nodes_out(options, device, there, expected):
 
 @pytest.mark.parametrize("options", [{"gpus_per_actor": 1}, {"cpus_per_actor": 9}])
 def test_a_cluster_without_room_for_an_actor_is_refused(options):
-    with pytest.raises(ConfigError, match=r"which no node has \(there are: 8 CPUs, 0 GPUs; 4 CPUs, 0 GPUs\)"):
+    with pytest.raises(ConfigError, match=r"which no node has \(nodes have: 8 CPUs, 0 GPUs; 4 CPUs, 0 GPUs\)"):
         actor_shares(RayOptions(**options), nodes((8, 0), (4, 0)), "auto")
 
 

@@ -110,7 +110,7 @@ def test_a_store_in_a_bucket_says_that_it_does_not_grow(config, tmp_path):
 def test_a_machine_with_other_images_or_another_expert_is_refused(config, make_config, save_edsr, save_photos, options):
     extract(config)
     other = {**options, "data": {"hr": [str(save_photos(((40, 40),), folder="others"))]}}
-    with pytest.raises(StoreError, match="a store of something else"):
+    with pytest.raises(StoreError, match="holds a different store"):
         extract(make_config(store=config.store, **other))
     changed = {**options, "experts": [save_edsr(seed=1)]}
     with pytest.raises(StoreError, match=r"^s3://.*expert tiny was made differently: weights_sha256.*--rebuild tiny"):

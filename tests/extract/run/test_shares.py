@@ -76,5 +76,6 @@ def test_the_user_is_told_once_that_another_process_is_at_it(caplog):
         with unless_busy(told, expected):
             raise ShardBusy(f"a.store/experts/x/shard-{shard}: being written by process 7 on there")
     assert caplog.messages == [
-        "a.store/experts/x/shard-1: being written by process 7 on there; each shard is made once, by whoever has it"
+        "a.store/experts/x/shard-1: being written by process 7 on there; "
+        "skipping it, since each shard is made only once"
     ]

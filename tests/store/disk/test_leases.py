@@ -278,7 +278,7 @@ def test_a_holder_that_stood_still_too_long_publishes_nothing(manifest, clock):
         told = pipe.recv()
         child.join()
         assert f"shard-00000: taken over by process {os.getpid()} on " in told
-        assert "while this process stood still; what it made of it is dropped" in told
+        assert "while this process was suspended; this process's work on it is discarded" in told
         for image in manifest.images_of(0):
             rows, cols = image.lr_size
             sr = np.full((4 * rows, 4 * cols, 3), 0.5, np.float32)

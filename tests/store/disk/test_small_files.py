@@ -15,9 +15,9 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 MERGES = "m0: &m0 {k: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 9))
 HOSTILE = {
-    "aliases": (BOMB, f"its aliases stand for more than {MAX_VALUES:,} values"),
-    "merge keys": (MERGES, f"its aliases stand for more than {MAX_VALUES:,} values"),
-    "an alias of itself": ("a: &a [*a]", "an alias inside of what it stands for"),
+    "aliases": (BOMB, f"its aliases expand to more than {MAX_VALUES:,} values"),
+    "merge keys": (MERGES, f"its aliases expand to more than {MAX_VALUES:,} values"),
+    "an alias of itself": ("a: &a [*a]", "an alias inside the value that it refers to"),
     "depth": ("[" * 20_000, "nested too deeply"),
     "a long number": ("a: " + "9" * 5000, "a number of 5000 digits"),
     "a date that is none": ("a: 2026-99-99", "month must be in 1..12"),
@@ -108,5 +108,5 @@ def test_a_file_beyond_its_bounds_is_refused(tmp_path):
     path = tmp_path / "large"
     with open(path, "wb") as file:
         file.truncate(3 << 20)
-    with pytest.raises(StoreError, match="large: 3 MiB, and no such file is larger than 2"):
+    with pytest.raises(StoreError, match="large: 3 MiB, but such a file is never larger than 2"):
         read_small(path, 2)

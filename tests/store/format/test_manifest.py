@@ -52,7 +52,7 @@ def test_a_store_of_the_same_images_goes_on(tmp_path):
 )
 def test_a_store_of_something_else_is_named(tmp_path, change, message):
     create(tmp_path / "s")
-    with pytest.raises(StoreError, match=f"a store of something else: .*{message}"):
+    with pytest.raises(StoreError, match=f"holds a different store: .*{message}"):
         create(tmp_path / "s", **change)
 
 
@@ -71,7 +71,7 @@ def test_an_unknown_format_version_is_named(tmp_path):
     create(tmp_path / "s")
     path = tmp_path / "s/store.yaml"
     path.write_text(path.read_text().replace("format_version: 2", "format_version: 7"))
-    with pytest.raises(StoreError, match="format version 7; this program knows 1 and 2"):
+    with pytest.raises(StoreError, match="format version 7, but this program only reads 1 and 2"):
         Store(tmp_path / "s")
 
 
@@ -80,7 +80,7 @@ def test_damaged_images_are_named(tmp_path, damage):
     create(tmp_path / "s")
     path = tmp_path / "s/images.jsonl"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(StoreError, match=r"images.jsonl: missing, damaged or of another store"):
+    with pytest.raises(StoreError, match=r"images.jsonl: missing, damaged or from another store"):
         Manifest.load(tmp_path / "s")
 
 

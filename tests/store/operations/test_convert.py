@@ -86,7 +86,7 @@ def test_damage_is_not_given_a_new_checksum(tmp_path, make_store):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codecs": {"feature": "int8"}}, r"--codec feature: no expert has such an array \(there are: features, sr\)"),
+        ({"codecs": {"feature": "int8"}}, r"--codec feature: no expert has such an array \(has: features, sr\)"),
         ({"codecs": {"features": "int9"}}, r"codec 'int9': expected one of float32, float16"),
         ({"codecs": {"features": "pca6-int8"}}, r"--codec features=pca6-int8: a has 5 channels there"),
         ({"chunks": "tiles:8"}, r"chunks 'tiles:8': expected default, rows or tiles:ROWSxCOLUMNS"),

@@ -85,7 +85,7 @@ def test_parts_that_do_not_cover_the_whole_are_named_by_source_and_shard(tmp_pat
     parts.append(make_store(tmp_path / "other", shards=[3, 5, 6], **options))
     Manifest.load(parts[1]).remove_expert("b")
     told = r"a lacks 5 shards \(0-2, 4, 7\), b lacks 7 shards \(0-2, 4-7\)"
-    with pytest.raises(StoreError, match=rf"these stores do not make a whole: {told}\. Nothing is written"):
+    with pytest.raises(StoreError, match=rf"the merged store would be incomplete: {told}\. Nothing was written"):
         merge(parts, tmp_path / "out", complete=True)
     assert not (tmp_path / "out").exists()
     assert re.fullmatch(told, merge(parts, tmp_path / "out").lacking)

@@ -188,7 +188,7 @@ SMALL_FILES = [
     ("experts/a/expert.yaml", "codec: float16", "codec: bfloat16", r"arrays .* its records say"),
     ("experts/a/expert.yaml", "weights_sha256: a0", "weights_sha256: a1", "weights_sha256 is a1, its records say a0"),
     ("experts/a/expert.yaml", "identity:", "identity: {", "expert.yaml: damaged"),
-    ("images.jsonl", "photo 1", "photo 7", "images.jsonl: missing, damaged or of another store"),
+    ("images.jsonl", "photo 1", "photo 7", "images.jsonl: missing, damaged or from another store"),
 ]
 
 
@@ -611,7 +611,9 @@ def test_a_link_to_a_disk_that_is_not_there_cannot_be_read_and_stays(tmp_path, m
     else:
         assert planned(root, faults) == [] == repair(root, faults)
     assert faults and all(fault.unread for fault in faults)
-    assert all(f"{path}: cannot be read: a link to {disk}, which is not there" in each.message for each in faults)
+    assert all(
+        f"{path}: cannot be read: it is a link to {disk}, which does not exist" in each.message for each in faults
+    )
     assert content(root) == before and path.is_symlink()
     (tmp_path / "unmounted").rename(disk)
     assert not verify(root).faults
@@ -634,4 +636,4 @@ def test_records_of_other_images_prove_nothing(tmp_path, make_store):
     (root / "experts/a/expert.yaml").unlink()
     faults = verify(root).faults
     assert not any(fault.content for fault in faults)
-    assert any("its shards cannot be judged without it" in fault.message for fault in faults)
+    assert any("its shards cannot be checked without it" in fault.message for fault in faults)

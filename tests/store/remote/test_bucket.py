@@ -37,7 +37,7 @@ def test_what_is_put_is_there_and_the_rest_is_not(place):
 def test_an_object_that_is_too_large_for_a_small_file_is_refused(place, monkeypatch):
     assert place.create("store.yaml", b"scale: 4")
     monkeypatch.setattr("championship_sr.store.remote.bucket.JSON_MIB", 0)
-    with pytest.raises(StoreError, match=r"store\.yaml: 0 MiB, and no such file is larger than 0"):
+    with pytest.raises(StoreError, match=r"store\.yaml: 0 MiB, but such a file is never larger than 0"):
         place.get("store.yaml")
 
 
@@ -149,9 +149,9 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
     [
         (403, "AccessDenied", r"refused \(AccessDenied\).*bucket-"),
         (403, "SignatureDoesNotMatch", r"refused \(SignatureDoesNotMatch\)"),
-        (403, "RequestTimeTooSkewed", r"refused \(RequestTimeTooSkewed\): this machine's clock .* set it"),
-        (301, "PermanentRedirect", "isn't in the region us-east-1; set AWS_REGION"),
-        (400, "AuthorizationHeaderMalformed", "isn't in the region"),
+        (403, "RequestTimeTooSkewed", r"refused \(RequestTimeTooSkewed\): this machine's clock .* correct it"),
+        (301, "PermanentRedirect", "is not in the region us-east-1; set AWS_REGION"),
+        (400, "AuthorizationHeaderMalformed", "is not in the region"),
         (400, "InvalidBucketName", r"key: 400 Bad Request, InvalidBucketName: injected$"),
     ],
 )

@@ -78,9 +78,13 @@ def test_a_shard_without_one_of_its_images_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "value, codec, message",
     [
-        (np.nan, "float16", "hat: image i0, features: values are not finite; compute the expert in float32"),
-        (-np.inf, "int8", "hat: image i0, features: values are not finite"),
-        (70000.0, "float16", r"features: a value of 70000 is beyond float16 \(65504\); choose bfloat16 or int8"),
+        (np.nan, "float16", "hat: image i0, features: holds non-finite values; run the expert in float32"),
+        (-np.inf, "int8", "hat: image i0, features: holds non-finite values"),
+        (
+            70000.0,
+            "float16",
+            r"features: a value of 70000 exceeds the limit of float16 \(65504\); choose bfloat16 or int8",
+        ),
     ],
 )
 def test_values_that_cannot_be_stored_are_named(tmp_path, value, codec, message):
@@ -154,7 +158,10 @@ def test_the_lock_keeps_a_second_writer_out(tmp_path):
             pass
         out.add("i0", arrays())
         out.add("i1", arrays())
-    with pytest.raises(locks.ShardBusy, match="written by another process meanwhile"), write_shard(manifest, "hat", 0):
+    with (
+        pytest.raises(locks.ShardBusy, match="another process has written it in the meantime"),
+        write_shard(manifest, "hat", 0),
+    ):
         pass
     assert not list(manifest.root.rglob("*.lock"))
 
@@ -234,7 +241,7 @@ def test_a_disk_too_full_for_the_shard_is_named_before_it_begins(tmp_path, monke
     before = tree(manifest.root)
     with (
         pytest.raises(
-            StoreError, match=r"shard-00000\.zarr: needs 0\.0 MiB and 16\.0 MiB to spare, and 5\.0 MiB are free"
+            StoreError, match=r"shard-00000\.zarr: needs 0\.0 MiB plus 16\.0 MiB in reserve, but only 5\.0 MiB are free"
         ),
         write_shard(manifest, "hat", 0),
     ):

@@ -147,7 +147,7 @@ def test_an_iterator_that_is_closed_early_waits_for_nothing(opened):
 
 def test_two_runs_do_not_share_a_cache(opened):
     opened(100)
-    with pytest.raises(StoreError, match="another run uses this cache; choose another one with --cache"):
+    with pytest.raises(StoreError, match="another run is using this cache; choose another one with --cache"):
         opened(100)
 
 

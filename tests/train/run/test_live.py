@@ -88,7 +88,7 @@ def test_an_expert_whose_weights_have_changed_is_told(edsr_store, edsr_files, ma
     from championship_sr.store.config import dump_yaml
 
     path.write_text(dump_yaml(other))
-    with pytest.raises(WeightsError, match="a: was made with other weights"):
+    with pytest.raises(WeightsError, match="a: was made with weights of sha256"):
         train(make_config(live={"enabled": True, "experts": [str(path)]}), edsr_store, tmp_path / "run")
 
 

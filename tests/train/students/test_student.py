@@ -188,7 +188,7 @@ def test_images_without_hr_teach_a_student_by_the_teacher_alone(student_config, 
     from tests.train.students.test_teacher import without_hr
 
     root = without_hr(shared_store, tmp_path / "store")
-    with pytest.raises(StoreError, match="training needs their HR images"):
+    with pytest.raises(StoreError, match="training needs HR images"):
         train(student_config(), root, tmp_path / "run")
     only = {"stages": [{"length": "100 %", "weights": {"teacher": 1.0}}]}
     run = train(student_config(losses=only, teacher={"of": "mean"}, steps=4), root, tmp_path / "run")

@@ -220,7 +220,7 @@ def test_without_hr_the_teacher_alone_is_learnt_from(make_learnable, make_config
     only = {"losses": {"stages": [{"length": "100 %", "weights": {"teacher": 1.0}}]}}
     with pytest.raises(StoreError, match="made from LR images alone, and weights are fitted to HR"):
         make(root, of="fitted")
-    with pytest.raises(StoreError, match="made from LR images alone, and training needs their HR images"):
+    with pytest.raises(StoreError, match="made from LR images alone, but training needs HR images"):
         train(make_config(teacher={"of": "mean"}, **TAUGHT), root, tmp_path / "run")
     run = train(make_config(steps=4, teacher={"of": "mean"}, **only), root, tmp_path / "run")
     assert "teacher" not in read_metrics(run)[0]["psnr"]  # it is what is measured against

@@ -1,12 +1,13 @@
 """Shards written behind the forward passes, a few images at most behind.
 
-Several threads encode and hash; one writes and publishes, in the order in which the images came.
+Several threads encode and hash; one writes, in the order in which the images came; one syncs and publishes shards that
+are written, while the next is written.
 """
 
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 THREADS = max(2, min(4, os.cpu_count() or 1))  # that encode and hash
 BEHIND = THREADS  # images whose arrays may wait in memory
+UNPUBLISHED = 1  # shards that may wait to be synced
 
 
 class Sink:
@@ -39,7 +41,9 @@ class Sink:
         self._manifest, self._source, self._rebuild, self._made_on = manifest, source, rebuild, dict(made_on or {})
         self._encoders = ThreadPoolExecutor(THREADS, thread_name_prefix="encoder")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         self._waiting: deque[Future] = deque()
+        self._publishing: deque[Future] = deque()
         self._open: _OpenShard | None = None
         self.published: list[int] = []
 
@@ -57,12 +61,14 @@ class Sink:
     def add(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more, or its encoded arrays."""
         ready = self._encoders.submit(self._current.encode, image_id, outputs, variant)
-        self._submit(self._current.write, ready)
+        self._waiting.append(self._writer.submit(self._current.write, ready))
+        _drain(self._waiting, BEHIND)
 
     def close(self) -> None:
         """Publishes the open shard, once its images are written."""
         shard, self._open = self._current, None
-        self._submit(self._publish, shard)
+        self._publishing.append(self._publisher.submit(self._publish, shard, list(self._waiting)))
+        _drain(self._publishing, UNPUBLISHED)
 
     @property
     def _current(self) -> "_OpenShard":
@@ -71,7 +77,8 @@ class Sink:
 
     def flush(self) -> None:
         """Returns when all that was handed over is written, and the closed shards are published."""
-        self._drain(0)
+        _drain(self._waiting, 0)
+        _drain(self._publishing, 0)
 
     def __enter__(self) -> "Sink":
         return self
@@ -79,31 +86,36 @@ class Sink:
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
             try:
-                self._drain(0)
+                self.flush()
             except BaseException as late:
                 kind, error, traceback = type(late), late, late.__traceback__
                 self._abandon(kind, error, traceback)
                 raise
         self._abandon(kind, error, traceback)
 
-    def _publish(self, shard: "_OpenShard") -> None:
+    def _publish(self, shard: "_OpenShard", images: list[Future]) -> None:
+        """images  of the shard, those that may still have to be written"""
+        try:
+            _drain(deque(images), 0)
+        except BaseException as error:
+            shard.close(type(error), error, error.__traceback__)
+            raise
         shard.close()
         if not shard.lost:
             self.published.append(shard.number)
 
-    def _submit(self, work: Callable, *args: object) -> None:
-        self._waiting.append(self._writer.submit(work, *args))
-        self._drain(BEHIND)
-
-    def _drain(self, left: int) -> None:
-        while len(self._waiting) > left:
-            self._waiting.popleft().result()
-
     def _abandon(self, kind, error, traceback) -> None:
-        self._writer.shutdown()  # what is closed is still published
+        self._writer.shutdown()
+        self._publisher.shutdown()  # what is closed is still published
         self._encoders.shutdown()
         if self._open is not None:
             self._open.close(kind, error, traceback)
+
+
+def _drain(waiting: deque[Future], left: int) -> None:
+    """Waits for the oldest until no more than so many are left; raises what went wrong in them."""
+    while len(waiting) > left:
+        waiting.popleft().result()
 
 
 class _OpenShard:

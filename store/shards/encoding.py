@@ -8,6 +8,8 @@ from championship_sr.store.codecs import Codec, Params
 from championship_sr.store.containers.chunks import WIDE_CHANNELS
 from championship_sr.store.errors import StoreError
 
+BAND_VALUES = 2**19  # encoded at a time on a CPU: what lies in between stays in the cache
+
 
 class Encoded(NamedTuple):
     """Raw numbers and what the record says of them: arrays, or tensors that a device may still be computing."""
@@ -28,7 +30,25 @@ def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
         values = values.contiguous().numpy()  # as it has always been: another library's products differ in last bits
     params = codec.params(values, basis)
     own = {name: value for name, value in params.items() if name not in basis}
-    return Encoded(channels_last(codec.encode(values, params)), own, smallest, largest)
+    raw = _in_bands(values, codec, params) if _by_pixel(values, codec) else channels_last(codec.encode(values, params))
+    return Encoded(raw, own, smallest, largest)
+
+
+def _by_pixel(values: Any, codec: Codec) -> bool:
+    """Whether to encode a part at a time: products of matrices would differ in last bits, and a GPU wants it whole."""
+    return not isinstance(values, np.ndarray) and values.device.type == "cpu" and not codec.components
+
+
+def _in_bands(values: Any, codec: Codec, params: Params) -> Any:
+    """The same numbers, some rows at a time: new memory for whole arrays costs more than the work."""
+    rows, cols, channels = values.shape
+    step = max(1, BAND_VALUES // (cols * channels))
+    first = channels_last(codec.encode(values[:step], params))
+    raw = first.new_empty((rows, cols, channels))
+    raw[:step] = first
+    for top in range(step, rows, step):
+        raw[top : top + step] = channels_last(codec.encode(values[top : top + step], params))
+    return raw
 
 
 def extremes(values: Any) -> tuple[Any, Any]:

@@ -40,6 +40,11 @@ def _cuda_device(name: str, index: int | None, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def bench_px(device: torch.device) -> int:
+    """Side of the tiles to measure with, LR pixels: small ones leave a GPU idle between kernels."""
+    return 64 if device.type == "cpu" else 256
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether a CUDA device computes in bfloat16 itself; older ones only emulate it."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -184,7 +184,7 @@ def _run_bare(expert: LoadedExpert, padded: list[Tensor]) -> None:
         for image in padded:
             expert.bare(image)
         if expert.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(expert.device)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The command that measures extraction."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +15,23 @@ from championship_sr.extract.commands.options import (
 )
 from championship_sr.extract.config import FULL_SIZE, expert_configs
 
+if TYPE_CHECKING:
+    from championship_sr.extract.bench.writing import WritingBench
+
 
 @click.command("extract")
 @click.argument("entries", nargs=-1, metavar="[NAME | FILE.yaml]...")
-@click.option("--tile-px", default=64, show_default=True, help="Side of a tile in LR pixels.")
-@click.option("--tiles", type=click.IntRange(min=1), default=2, show_default=True, help="Tiles in each shard.")
+@click.option(
+    "--tile-px",
+    type=click.IntRange(min=1),
+    help="Side of a tile in LR pixels; 64 by default, and 256 on a GPU and with --writing.",
+)
+@click.option("--tiles", type=click.IntRange(min=1), help="Tiles in each shard; 2 by default, and 4 with --writing.")
+@click.option(
+    "--writing",
+    is_flag=True,
+    help="Measure encoding, hashing and writing alone, with experts that cost nothing.",
+)
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -37,15 +50,23 @@ from championship_sr.extract.config import FULL_SIZE, expert_configs
 @precision_option
 @device_option
 @json_option
-def bench_extract(entries, tile_px, tiles, rounds, scale, container, precision, device, as_json):
+def bench_extract(entries, tile_px, tiles, writing, rounds, scale, container, precision, device, as_json):
     """Measure the time of a whole extraction relative to the forward passes alone on the same tiles.
 
     Experts whose weights files are missing run with random weights.
     """
     from championship_sr.extract.bench.overhead import BenchConfig, opened
-    from championship_sr.extract.device import pick_device
+    from championship_sr.extract.bench.writing import CHANNELS, WritingConfig, bench_writing
+    from championship_sr.extract.device import bench_px, pick_device
 
     where, results = pick_device(device or "auto"), []
+    if writing and entries:
+        raise click.UsageError("--writing measures experts of its own; name none")
+    if writing:
+        config = WritingConfig(tile_px or WritingConfig.tile_px, tiles or WritingConfig.tiles, rounds, scale, container)
+        _tell_writing([bench_writing(config, where, channels) for channels in CHANNELS], as_json)
+        return
+    tile_px, tiles = tile_px or bench_px(where), tiles or BenchConfig.tiles
     with opened(BenchConfig(tile_px, tiles, rounds, scale, container, precision)) as bench:
         for config in expert_configs(entries or FULL_SIZE):
             last = bench.expert(config, where)
@@ -62,3 +83,15 @@ def bench_text(figures: dict[str, Any]) -> str:
     """One line's figures of `bench extract`."""
     ratios = f"overhead {figures['overhead']:.3f} (processor time {figures['cpu_overhead']:.3f})"
     return f"{ratios}, {figures['px_per_second']:,.0f} px/s, {figures['peak_gib']:.2f} GiB"
+
+
+def _tell_writing(results: Sequence["WritingBench"], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"writing": {str(result.channels): asdict(result) for result in results}}))
+        return
+    for result in results:
+        click.echo(
+            f"{result.channels} channels: {result.px_per_second:,.0f} px/s, {result.mb_per_second:,.0f} MB/s "
+            f"(plain synced writes: {result.disk_mb_per_second:,.0f} MB/s), "
+            f"{result.cpu_px_per_second:,.0f} px for a second of one core"
+        )

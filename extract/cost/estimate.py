@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from championship_sr.extract.config import ExpertConfig, ExtractConfig, chosen_experts
-from championship_sr.extract.device import pick_device
+from championship_sr.extract.device import bench_px, pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import spans
 from championship_sr.extract.experts.weights_file import weights_path
@@ -32,7 +32,6 @@ CODECS = (
     ("pca150-int4", "uint8"),
 )
 SR_CODECS = tuple(sr for _, sr in CODECS)
-MEASURED_PX = 64
 MEASURED_TIMES, MEASURED_SECONDS = 3, 1.0  # what only the first forward of a size costs is not counted
 
 
@@ -44,7 +43,7 @@ class ExpertPlan:
     random_weights: bool
     channels: dict[str, int]
     px_per_second: float | None  # LR pixels through the network; None for a folder of images
-    measured: bool  # here, on windows of 64 x 64; False: given, or nothing to measure
+    measured: bool  # here, on a tile of `bench_px`; False: given, or nothing to measure
     multiple_px: int  # what sides are padded to
     align_px: int  # what tiles begin at multiples of
     hours: float
@@ -190,15 +189,16 @@ def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> Expe
 
 
 def measured_speed(expert: LoadedExpert) -> float:
-    """LR pixels a second of one forward of 64 x 64: the fastest of three, or the first where that takes long."""
-    image, times = torch.rand(1, 3, MEASURED_PX, MEASURED_PX), list[float]()
+    """LR pixels a second of one forward: the fastest of three, or the first where that takes long."""
+    side, times = bench_px(expert.device), list[float]()
+    image = torch.rand(1, 3, side, side)
     with torch.inference_mode():
         while not times or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
             started = time.perf_counter()
             sr, _ = expert(image)
             sr.cpu()  # waits for the device
             times.append(time.perf_counter() - started)
-    return MEASURED_PX**2 / min(times)
+    return side**2 / min(times)
 
 
 def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int, align_px: int) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from championship_sr.extract.device import check_tf32, float32_products, has_bf16, pick_device
+from championship_sr.extract.device import bench_px, check_tf32, float32_products, has_bf16, pick_device
 from championship_sr.store.errors import ConfigError
 
 
@@ -68,3 +68,8 @@ def test_tf32_is_refused_where_there_is_none():
 def test_bfloat16_that_a_gpu_only_emulates_does_not_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert not has_bf16(torch.device("cuda")) and not has_bf16(torch.device("cpu"))
+
+
+def test_a_gpu_is_measured_with_large_tiles():
+    assert bench_px(torch.device("cpu")) == 64
+    assert 256 <= bench_px(torch.device("cuda", 1)) <= 512

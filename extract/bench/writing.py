@@ -1,0 +1,150 @@
+"""`bench extract --writing`: how fast a process encodes, hashes and writes what an expert makes.
+
+The experts cost nearly nothing, so that what remains of their extraction is the work of the host. Plain writes of as
+many bytes in as many files, synced like a store's, take turns with it: no extraction is faster than its disk.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from championship_sr.extract.bench.overhead import SILENT, Seconds, seconds
+from championship_sr.extract.config import ExpertConfig, ExtractConfig
+from championship_sr.extract.experts.expert import LoadedExpert, load_expert
+from championship_sr.extract.experts.tiling import Tiling
+from championship_sr.extract.run.job import run_expert
+from championship_sr.extract.run.register import describe
+from championship_sr.store.config import build
+from championship_sr.store.format.entries import Image
+from championship_sr.store.format.layout import PAIRS
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.progress import progress
+from championship_sr.store.shards.writer import write_shard
+
+CHANNELS = (180, 256)  # the narrowest and the widest features of the published experts
+SHARDS = 4  # of one extraction: each is synced and recorded while the next is on its way
+SEED = 1
+
+
+@dataclass(frozen=True)
+class WritingConfig:
+    """What is timed: `rounds` extractions of `SHARDS` shards of `tiles` images, each of one tile."""
+
+    tile_px: int = 256  # side, LR pixels
+    tiles: int = 4
+    rounds: int = 3
+    scale: int = 4
+    container: str = "zarr"
+
+
+@dataclass(frozen=True)
+class WritingBench:
+    """The figures for one number of channels; medians over the rounds, float16 features and images."""
+
+    channels: int
+    px_per_second: float  # LR pixels
+    cpu_px_per_second: float  # the same by a second of processor time: what one core does
+    mb_per_second: float
+    disk_mb_per_second: float  # plain synced writes of as many bytes
+    seconds: tuple[float, ...]  # of each round's extraction
+
+
+class NearlyFree(nn.Module):
+    """Noise in place of an SR image and of features, made once for each size: an answer takes no time."""
+
+    def __init__(self, channels: int, upscale: int) -> None:
+        super().__init__()
+        self.features, self.sr = Noise(channels), Noise(3, upscale)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        self.features(lr)
+        return self.sr(lr)
+
+
+class Noise(nn.Module):
+    """0..1, (B, channels, factor * h, factor * w) beside LR (B, 3, h, w)."""
+
+    def __init__(self, channels: int, factor: int = 1) -> None:
+        super().__init__()
+        self._channels, self._factor = channels, factor
+        self._kept: dict[torch.Size, Tensor] = {}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        if lr.shape not in self._kept:
+            batch, _, rows, cols = lr.shape
+            size = batch, self._channels, self._factor * rows, self._factor * cols
+            self._kept[lr.shape] = torch.rand(size, generator=torch.Generator().manual_seed(SEED)).to(lr.device)
+        return self._kept[lr.shape]
+
+
+def bench_writing(config: WritingConfig, device: torch.device, channels: int) -> WritingBench:
+    """The figures of an expert with so many features; all that is written goes."""
+    entry = ExpertConfig(
+        name=f"nearly-free-{channels}",
+        weights="nearly-free",  # no such file: its weights are random
+        tap="features",
+        architecture=f"{__name__}:NearlyFree",
+        hyperparameters={"channels": channels, "upscale": config.scale},
+    )
+    n_px, taken, plain = SHARDS * config.tiles * config.tile_px**2, list[Seconds](), list[float]()
+    n_bytes = n_px * 2 * (channels + 3 * config.scale**2)
+    with load_expert(entry, device, config.scale, random_weights=True) as expert:
+        for turn in progress(range(config.rounds + 1), desc=entry.name, unit="round"):
+            with _store(config) as manifest:
+                times = _extracted(manifest, expert, config)
+                plain.append(_plain_writes(manifest.root, n_bytes, 2 * SHARDS * config.tiles))
+            if turn:  # the first round warms up
+                taken.append(times)
+    wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
+    return WritingBench(
+        channels=channels,
+        px_per_second=n_px / wall,
+        cpu_px_per_second=n_px / cpu,
+        mb_per_second=n_bytes / wall / 1e6,
+        disk_mb_per_second=n_bytes / statistics.median(plain) / 1e6,
+        seconds=tuple(wall for wall, _ in taken),
+    )
+
+
+@contextmanager
+def _store(config: WritingConfig) -> Iterator[Manifest]:
+    """A store of noise whose pairs are written."""
+    rng, size = np.random.default_rng(SEED), (config.tile_px, config.tile_px)
+    images = [
+        Image(f"noise{i}", "", size, f"{i:064x}", None, i // config.tiles, "file") for i in range(SHARDS * config.tiles)
+    ]
+    with tempfile.TemporaryDirectory(prefix="bench-writing-") as folder:
+        manifest = Manifest.create(Path(folder), scale=config.scale, container=config.container, images=images)
+        for shard in range(SHARDS):
+            with write_shard(manifest, PAIRS, shard) as out:
+                for image in manifest.images_of(shard):
+                    out.add(image.id, {"lr": rng.integers(0, 256, (*size, 3), np.uint8)})
+        yield manifest
+
+
+def _extracted(manifest: Manifest, expert: LoadedExpert, config: WritingConfig) -> Seconds:
+    values = {"store": str(manifest.root), "data": {"lr": [str(manifest.root)]}, "scale": config.scale}
+    run, tiling = build(ExtractConfig, values, "bench extract"), Tiling(config.tile_px, 0)
+    manifest.add_expert(describe(expert, run, tiling))
+    return seconds(lambda: run_expert(manifest, expert, list(range(SHARDS)), tiling, rank=SILENT))
+
+
+def _plain_writes(folder: Path, n_bytes: int, n_files: int) -> float:
+    """Seconds to write and sync so many bytes."""
+    content = np.random.default_rng(SEED).bytes(n_bytes // n_files)
+    started = time.perf_counter()
+    for i in range(n_files):
+        with open(folder / f"plain{i}", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    return time.perf_counter() - started

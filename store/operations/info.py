@@ -14,7 +14,7 @@ from championship_sr.store.format.entries import EXPERT_FILE, ArraySpec
 from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.repair import damaged_bytes
-from championship_sr.store.shards.record import read
+from championship_sr.store.shards.record import read_head
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StoreInfo:
 
 
 def info(root: Path) -> StoreInfo:
-    """The store's description, from its files' sizes and its records; nothing in the shards is read."""
+    """The store's description, from its files' sizes and the heads of its records; nothing in the shards is read."""
     damaged: list[str] = []
     manifest = Manifest.load(root, damaged)
     sources = tuple(_source(manifest, name) for name in manifest.sources)
@@ -103,8 +103,8 @@ def _devices(manifest: Manifest, name: str) -> dict[str, int]:
     found: Counter[str] = Counter()
     for shard in manifest.recorded_shards(name):
         with suppress(StoreError, FileNotFoundError):  # `verify` reports them
-            record = read(manifest.record_path(name, shard))
-            found[str(record.get("made_on", {}).get("device", "cpu"))] += 1
+            made_on = read_head(manifest.record_path(name, shard)).get("made_on")
+            found[str(made_on["device"]) if isinstance(made_on, dict) and "device" in made_on else "cpu"] += 1
     return dict(found)
 
 

@@ -181,7 +181,7 @@ class ValidationConfig:
 
     One of: a `store` of their own; the `images` of the training store with these ids; `hr` folders (with `lr`,
     or LR made by the bicubic recipe), extracted into the run first; or else `hold_out` images of the training
-    store, spread over it.
+    store, chosen by a hash of their ids.
     """
 
     every: Length = 500

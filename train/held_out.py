@@ -1,9 +1,10 @@
 """Which images are held out of training, and that those of another store are none of it."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.entries import Expert, Image
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import ValidationConfig
@@ -16,6 +17,9 @@ def split_images(
 ) -> tuple[list[int], list[int]]:
     """(training, validation) images of one store, by index; none is in both.
 
+    `hold_out` images are those of the lowest hashes. In a store that has grown they are new or were held out before: a
+    later run never holds out what an earlier one was trained on.
+
     count   only the first so many of the store; None: all
     raises  ConfigError if an id is not in the store or nothing is left to train on
     """
@@ -26,8 +30,7 @@ def split_images(
     if config.images:
         chosen = {index[name] for name in config.images}
     else:
-        held = min(config.hold_out, len(index))
-        chosen = {int((number + 0.5) * len(index) / held) for number in range(held)}
+        chosen = {index[name] for name in sorted(index, key=_hash)[: config.hold_out]}
     left = [number for number in range(len(index)) if number not in chosen]
     if not left:
         raise ConfigError(
@@ -35,6 +38,16 @@ def split_images(
             "lower validation.hold_out, or give another store with validation.store"
         )
     return left, sorted(chosen)
+
+
+def _hash(image_id: str) -> bytes:
+    return hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()
+
+
+def spread(images: Sequence[Image], hold_out: int) -> tuple[str, ...]:
+    """The ids of as many images, spread over the store: those that runs without a record of their images hold out."""
+    held = min(hold_out, len(images))
+    return tuple(images[int((number + 0.5) * len(images) / held)].id for number in range(held))
 
 
 def check_apart(training: Store, experts: Mapping[str, Expert], validation: Store) -> None:

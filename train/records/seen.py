@@ -6,6 +6,7 @@ images.jsonl    one line an image: id, use (training | validation), hr_sha256, l
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,9 @@ from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.entries import Image
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.train.held_out import split_images
+from championship_sr.train.config import ValidationConfig
+from championship_sr.train.held_out import split_images, spread
+from championship_sr.train.records.checkpoint import folders
 from championship_sr.train.records.folder import CONFIG_FILE, RUN_FILE, read_config, read_image_count, read_store
 
 log = logging.getLogger(__name__)
@@ -54,14 +57,34 @@ def read_seen(run: Path) -> Seen | None:
 
     raises  StoreError if the record is damaged
     """
+    lines = _read(run)
+    return _of_store(run) if lines is None else Seen([(use, hr, lr) for _, use, hr, lr in lines])
+
+
+def _read(run: Path) -> list[tuple[str, Use, str | None, str]] | None:
+    """(id, use, sha256 of HR and LR) of each image; None of a run without a record."""
     path = run / SEEN_FILE
     if not path.exists():
-        return _of_store(run)
+        return None
     try:
         lines = [parse_json(line) for line in read_small(path, SEEN_MIB).splitlines()]
-        return Seen([(line["use"], line["hr_sha256"], line["lr_sha256"]) for line in lines])
+        return [(line["id"], line["use"], line["hr_sha256"], line["lr_sha256"]) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); copy it again from the run") from None
+
+
+def held_before(run: Path, images: Sequence[Image], settings: ValidationConfig) -> ValidationConfig:
+    """The settings with the ids that a run holds out already where it goes on, however they were chosen.
+
+    images  those of the store that the run knows
+    """
+    if settings.images or not folders(run):
+        return settings
+    lines = _read(run)
+    recorded = None if lines is None else tuple(name for name, use, *_ in lines if use == "validation")
+    ids = spread(images, settings.hold_out) if recorded is None else recorded
+    same = len(ids) == min(settings.hold_out, len(images)) and set(ids) <= {image.id for image in images}
+    return replace(settings, images=ids) if same else settings
 
 
 def _of_store(run: Path) -> Seen | None:
@@ -70,11 +93,12 @@ def _of_store(run: Path) -> Seen | None:
     try:
         manifest, settings = Manifest.load(Path(read_store(run))), read_config(run).validation
         count = read_image_count(run)
+        images = manifest.images[:count]
+        as_then = replace(settings, images=settings.images or spread(images, settings.hold_out))
         apart = settings.store or settings.hr
-        training, held = (range(len(manifest.images[:count])), ()) if apart else split_images(manifest, settings, count)
+        training, held = (range(len(images)), ()) if apart else split_images(manifest, as_then, count)
     except (StoreError, ConfigError, OSError) as error:
         log.info("%s: its images are not known: %s", run, error)
         return None
     uses: dict[Use, Sequence[int]] = {"training": training, "validation": held}
-    images = manifest.images
     return Seen([(use, images[i].hr_sha256, images[i].lr_sha256) for use, several in uses.items() for i in several])

@@ -25,6 +25,7 @@ from championship_sr.train.held_out import check_apart, split_images
 from championship_sr.train.losses.combined import TEACHER
 from championship_sr.train.processes import World
 from championship_sr.train.records.folder import read_image_count
+from championship_sr.train.records.seen import held_before
 from championship_sr.train.run.live import LiveExperts, LiveLoader, load_experts, window_px
 from championship_sr.train.run.validation import Validation
 from championship_sr.train.students.teacher import made_teacher
@@ -152,6 +153,7 @@ def make_validation(
         scored = list(range(len(held.images)))
     else:
         held = store
+        settings = held_before(run, store.images[: len(images)], settings)
         training, scored = split_images(store, settings, len(images))
         if source.cache:
             mine = {image for rank in world.beside for image in scored[rank :: world.size]}

@@ -50,7 +50,7 @@ class ExpertImages(click.ParamType):
     def convert(self, value, param, ctx) -> tuple[str, Path]:
         name, sign, folder = value.partition("=")
         if not (name and sign and Path(folder).is_dir()):
-            self.fail(f"expected NAME=DIR, an expert's name and a folder of its images, found {value!r}", param, ctx)
+            self.fail(f"expected NAME=DIR, an expert's name and the folder of its images, found {value!r}", param, ctx)
         return name, Path(folder)
 
 
@@ -265,14 +265,14 @@ def upscale(
     from championship_sr.evaluate.single import load_single
 
     if diffusion and options["experts_only"]:
-        raise click.UsageError("--diffusion refines the fusion's image: leave out --experts-only")
+        raise click.UsageError("--diffusion refines the fusion's image; leave out --experts-only")
     if run and expert:
         raise click.UsageError("give --run or --expert, not both")
     from_store = is_store(given)
     if expert and (from_store or expert_images):
-        raise click.UsageError("--expert is run on image files; leave out stores and --expert-images")
+        raise click.UsageError("--expert runs on image files; leave out stores and --expert-images")
     if from_store and expert_images:
-        raise click.UsageError("--expert-images is for image files; a store has its experts' images")
+        raise click.UsageError("--expert-images is for image files; a store already has its experts' images")
     inputs, config = [] if from_store else find_inputs(given), section(config_path, assignments)
     refiner = refiner_from_options(diffusion, alpha, config.diffusion, config.device)
     if expert:

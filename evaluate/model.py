@@ -189,7 +189,7 @@ class Model:
                 if self.tiling.tile_px <= SMALLEST_TILE_PX:
                     raise
                 self.tiling = replace(self.tiling, tile_px=self.tiling.tile_px // 2)
-                log.warning("out of memory; going on with tiles of %d LR pixels", self.tiling.tile_px)
+                log.warning("out of memory; continuing with tiles of %d LR pixels", self.tiling.tile_px)
 
     def _answering(self, given: Sequence[GivenImage]) -> list[LoadedExpert | GivenImage]:
         """Everyone who answers for an expert, in the order of the network's inputs."""
@@ -197,7 +197,7 @@ class Model:
         answers = {expert.name: expert for expert in everyone}
         missing = [name for name in self.expert_names if name not in answers]
         if missing:
-            raise ConfigError(f"expert {missing[0]}: is not run, and its image of this picture is not given")
+            raise ConfigError(f"expert {missing[0]}: is not run, and its image of this input was not given")
         return [answers[name] for name in self.expert_names]
 
     def _image(
@@ -258,8 +258,8 @@ def _check_images(images: Mapping[str, Path], fusion: LoadedFusion) -> None:
     with_features = [name for name in images if fusion.config.fusion.features and fusion.channels[name]]
     if with_features:
         raise ConfigError(
-            f"--expert-images {with_features[0]}: the run was trained with this expert's features, which images have "
-            "not; train one with fusion.features=false, or from a store without them"
+            f"--expert-images {with_features[0]}: the run was trained with this expert's features, which images do not "
+            "have; train one with fusion.features=false or from a store without features"
         )
 
 
@@ -270,7 +270,7 @@ def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
     """
     if not config.weights:
         raise ConfigError(
-            f"expert {config.name}: another program made its images; give those of these inputs by "
+            f"expert {config.name}: another program made its images; give its images of these inputs with "
             f"--expert-images {config.name}=DIR"
         )
     own = folder / Path(config.weights).name

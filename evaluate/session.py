@@ -54,7 +54,7 @@ class Results:
     def check(self) -> None:
         """raises  StoreError naming the images that could not be read, once the others are done"""
         if self.left_out:
-            raise StoreError(f"scored without what does not fit: {joined(self.left_out)}")
+            raise StoreError(f"scored, but skipped what does not fit: {joined(self.left_out)}")
 
 
 def evaluate_sets(
@@ -150,7 +150,7 @@ def _file_sets(
 def _named_entries(names: Sequence[str], images: Mapping[str, Path]) -> list[ExpertConfig]:
     if not names and not images:
         raise ConfigError(
-            "evaluate: files need a --run, or the experts to be scored as --expert NAME or --expert-images NAME=DIR"
+            "evaluate: image files need --run, or the experts to score as --expert NAME or --expert-images NAME=DIR"
         )
     return expert_configs((*names, *({"name": name, "images": str(folder)} for name, folder in images.items())))
 

@@ -92,16 +92,16 @@ def train(
     if device:
         assignments += (f"train.device={device}",)
     if compares:
-        _refuse("--compare-features trains runs of its own", resume=resume, init=init, live=live or None)
+        _refuse("--compare-features trains its own runs", resume=resume, init=init, live=live or None)
         _compare_features(store, out, config, assignments, as_json)
         return
     place: Path | str | None = store
     if resume:
-        _refuse("--resume goes on with the run's own", config=config, out=out, init=init, student=student)
+        _refuse("--resume uses the run's own settings", config=config, out=out, init=init, student=student)
         place, settings = _of_run(resume, store, assignments, trusted)
     else:
         if student:
-            _refuse("--student trains a network from its own entry", init=init)
+            _refuse("--student trains the network of its own entry", init=init)
         profile = (TAUGHT_STUDENT_PROFILE if teacher else STUDENT_PROFILE) if student else DEFAULT_PROFILE
         settings = read_settings(config, assignments, profile, init)
     if live:

@@ -120,7 +120,7 @@ class StageConfig:
         if not any(self.weights.values()):
             raise ValueError("weights: at least one loss needs a weight above 0")
         if self.to and not any(self.weights_at(1).values()):
-            raise ValueError("to: at least one loss needs a weight above 0 at the stage's end")
+            raise ValueError("to: at least one loss needs a weight above 0 at the end of the stage")
 
     @property
     def used(self) -> set[str]:
@@ -196,7 +196,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         given = [name for name in ("store", "images", "hr") if getattr(self, name)]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given; choose one of them")
+            raise ValueError(f"{' and '.join(given)} are both given; choose one")
         if self.lr and not self.hr:
             raise ValueError("lr is given without hr")
 
@@ -221,9 +221,11 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         if not self.of and (self.x8 or self.experts):
-            raise ValueError("of is missing: fitted, mean or a run's folder")
+            raise ValueError("of is missing; expected fitted, mean or a run's folder")
         if self.experts and self.of not in WEIGHTED:
-            raise ValueError(f"experts: a run has its own; leave them out, or set of to {' or '.join(WEIGHTED)}")
+            raise ValueError(
+                f"experts: a run has its own experts; leave them out, or set of to {' or '.join(WEIGHTED)}"
+            )
 
 
 @config_dataclass
@@ -253,24 +255,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if parse_length(self.steps)[1] == "%":
-            raise ValueError(f"steps={self.steps}: the run's own length is in steps or epochs")
+            raise ValueError(f"steps={self.steps}: the length of a run must be in steps or epochs")
         if TEACHER in self.losses.used and not self.teacher.of:
             raise ValueError(
                 "losses: the loss teacher needs a teacher: set teacher.of to fitted, mean or a run's folder"
             )
         if self.teacher.of and TEACHER not in self.losses.used:
             raise ValueError(
-                "teacher: no stage learns from it; give the loss teacher a weight, such as "
+                "teacher: no stage learns from it; give the loss teacher a weight, for example "
                 "losses.stages=[{length: 100 %, weights: {l1: 1, teacher: 1}}]"
             )
         if isinstance(self.student, str):  # resolved: a run stands without the entry's file
             object.__setattr__(self, "student", load_expert_config(self.student))
         if self.student and self.experts:
-            raise ValueError("experts: a student sees LR alone; name those of its teacher with teacher.experts")
+            raise ValueError("experts: a student sees only LR; name its teacher's experts with teacher.experts")
         if self.student and self.live.enabled:
-            raise ValueError("student: it sees LR alone, and there is no expert to be run live; leave live out")
+            raise ValueError("student: it sees only LR, so there is no expert to run live; leave live out")
         if self.teacher.of and self.live.enabled:
-            raise ValueError("teacher: its images are in the store, and live training changes images; choose one")
+            raise ValueError("teacher: its images are stored, but live training changes the images; choose one")
 
     @property
     def student_entry(self) -> ExpertConfig | None:

@@ -58,7 +58,7 @@ def check_apart(training: Store, experts: Mapping[str, Expert], validation: Stor
     shared = [image.id for image in validation.images if image.hr_sha256 in known]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
-        raise StoreError(f"{validation.root}: images that are also trained on: {', '.join(shared[:3])}{more}")
+        raise StoreError(f"{validation.root}: contains images that are also trained on: {', '.join(shared[:3])}{more}")
     for name, mine in experts.items():
         theirs = validation.experts[name]
         differing = [key for key in DECIDING if mine.identity.get(key) != theirs.identity.get(key)]

@@ -43,9 +43,9 @@ def parse_length(length: int | str) -> tuple[float, str]:
     try:
         value = float(number)
     except ValueError:
-        raise ValueError(f"{length!r} is no length: write 500, '500 steps', '20 epochs' or '40 %'") from None
+        raise ValueError(f"{length!r} is not a length: write 500, '500 steps', '20 epochs' or '40 %'") from None
     if not 0 <= value < math.inf:
-        raise ValueError(f"{length!r} is no length: it must not be negative")
+        raise ValueError(f"{length!r} is not a length: it must not be negative")
     return value, unit
 
 
@@ -127,7 +127,9 @@ def _shown(span: RunLength, steps: float) -> str:
 def _warmup_steps(span: RunLength, warmup: int | str) -> int:
     steps = span.in_steps(warmup)
     if steps >= span.steps:
-        raise ConfigError(f"schedule.warmup={warmup}: {steps} steps of warm-up leave nothing of {span.steps} steps")
+        raise ConfigError(
+            f"schedule.warmup={warmup}: {steps} steps of warm-up leave none of the run's {span.steps} steps"
+        )
     return steps
 
 
@@ -159,7 +161,7 @@ def stages(span: RunLength, lengths: Sequence[int | str]) -> Curriculum:
         parts = " + ".join(f"{part:g}" for part in exact)
         raise ConfigError(
             f"losses.stages: {parts} = {total:g} steps, but the run has {span.steps} "
-            f"({span.steps / span.steps_per_epoch:.6g} epochs): the stages must fill it"
+            f"({span.steps / span.steps_per_epoch:.6g} epochs): together, the stages must have the run's length"
         )
     ends = [round(sum(exact[: index + 1])) for index in range(len(exact))]
     return Curriculum((*ends[:-1], span.steps))

@@ -151,7 +151,9 @@ def export_graph(model: Model, path: Path, lr_px: int = 64) -> float:
     difference = (found - expected).abs().max().item()
     if not difference <= TOLERANCE:
         path.unlink()
-        raise StoreError(f"{path}: its output differs from the network's by {difference:.2g} of 1; it is not kept")
+        raise StoreError(
+            f"{path}: its output differs from the network's by {difference:.2g} (on 0..1); the file was removed"
+        )
     return difference
 
 

@@ -26,7 +26,7 @@ def upscale_store(model: Model, store: Store, output: Path, options: UpscaleOpti
     """
     check_experts(model.fusion, store)
     if options.self_ensemble and len(stored_variants(store)) < len(VARIANTS):
-        raise StoreError(f"{store.root}: has not all {len(VARIANTS)} variants, which --self-ensemble takes the mean of")
+        raise StoreError(f"{store.root}: lacks some of the {len(VARIANTS)} variants that --self-ensemble averages over")
     names = [Path(f"{image.id}.png") for image in store.images]
     plans = plan_outputs(names, output, options, model.expert_names, into_folder=True)
     check_writable(output)

@@ -93,7 +93,7 @@ def _taken_over(out: Path, origins: dict[Path, PictureOrigin]) -> dict[str, Made
     }
     if len(there) > len(same):
         log.warning(
-            "%s: %d of %d pictures are of another run, option or input, or were changed; they are made anew",
+            "%s: %d of %d pictures come from another run, option or input, or were changed; making them again",
             out / RESULTS, len(there) - len(same), len(there),
         )  # fmt: skip
     return same
@@ -123,7 +123,7 @@ def _check_names(inputs: Sequence[Path]) -> None:
 def readme(seconds: float, gpu: bool, facts: Facts) -> str:
     """The text of readme.txt, in the fields and order that the challenge's server reads."""
     if "\n" in facts.description:
-        raise ConfigError("--description: must be one line, as readme.txt has one for it")
+        raise ConfigError("--description: must be a single line, since readme.txt has one line for it")
     return (
         f"runtime per image [s] : {seconds:.2f}\n"
         f"CPU[1] / GPU[0] : {int(not gpu)}\n"
@@ -166,7 +166,7 @@ def _pack(inputs: Sequence[Path], out: Path) -> Path:
         with zipfile.ZipFile(unfinished) as archive:
             broken = archive.testzip()
         if broken:
-            raise StoreError(f"{unfinished}: {broken} was damaged while it was written; is the disk sound?")
+            raise StoreError(f"{unfinished}: {broken} was damaged while it was being written; check the disk")
         unfinished.replace(final)
     finally:
         unfinished.unlink(missing_ok=True)

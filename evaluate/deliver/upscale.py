@@ -47,7 +47,7 @@ def find_inputs(given: str) -> list[Path]:
     else:
         found = sorted(Path(name) for name in glob.glob(given, recursive=True) if is_image(Path(name)))
     if not found:
-        raise StoreError(f"{given}: no image file, no folder with images in it, and no pattern that fits any")
+        raise StoreError(f"{given}: not an image file, a folder with images or a pattern that matches images")
     return found
 
 
@@ -67,14 +67,14 @@ def plan_outputs(
         format_of(path)
     twice = [path for path, count in Counter(every).items() if count > 1]
     if twice:
-        raise ConfigError(f"{twice[0]}: the result of more than one input")
+        raise ConfigError(f"{twice[0]}: more than one input would be written to it")
     replaced = {path.resolve() for path in inputs} & {path.resolve() for path in every}
     if replaced:
-        raise ConfigError(f"{min(replaced)}: an input would be replaced; choose another output")
+        raise ConfigError(f"{min(replaced)}: the output would replace an input; choose another output")
     existing = [path for path in every if path.exists()]
     if existing and not options.overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise StoreError(f"{existing[0]}{more}: exists. Give --overwrite to replace it")
+        raise StoreError(f"{existing[0]}{more}: already exists. Give --overwrite to replace it")
     return plans
 
 

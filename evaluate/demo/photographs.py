@@ -45,8 +45,8 @@ def photograph(name: str) -> np.ndarray:
         image = np.asarray(read(), dtype=np.uint8)
     except MISSING as error:
         raise ConfigError(
-            f"demo: the installed {package} does not carry the photograph {name} ({type(error).__name__}: {error}). "
-            f"Install the version that the demo was made with: pip install '{package}=={MADE_WITH[package]}'"
+            f"demo: the installed {package} does not contain the photograph {name} ({type(error).__name__}: {error}). "
+            f"Install the version the demo was made with: pip install '{package}=={MADE_WITH[package]}'"
         ) from error
     height, width = (n - n % 4 for n in image.shape[:2])
     colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

@@ -38,7 +38,7 @@ class DiffusionConfig:
         for tile, overlap in ((self.tile, self.overlap), (self.vae_tile, self.vae_overlap)):
             if tile < 16 or not 0 <= overlap <= tile // 2:
                 raise ValueError(
-                    f"tiles must be at least 16, overlaps at most half of them, found {tile} and {overlap}"
+                    f"tiles must be at least 16 and overlaps at most half of that, found {tile} and {overlap}"
                 )
 
     @property

@@ -41,7 +41,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     settings = {key.rpartition(".")[2]: value for key, value in settings.items()}
     strange = [key for key in UNKNOWN if settings.get(key)]
     if strange:
-        raise WeightsError(f"{path}: a LoRA with {', '.join(strange)}: merge it into the weights by other means")
+        raise WeightsError(
+            f"{path}: a LoRA with {', '.join(strange)}, which is unsupported; merge it with another tool"
+        )
     return tensors, settings
 
 
@@ -51,17 +53,19 @@ def _updates(tensors: dict[str, Tensor], alpha: float | None, path: Path) -> dic
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         if not match:
-            raise WeightsError(f"{path}: {key} is no LoRA of the known kind (layer.lora_A.weight, layer.lora_B.weight)")
+            raise WeightsError(
+                f"{path}: {key} is not a supported kind of LoRA key (layer.lora_A.weight, layer.lora_B.weight)"
+            )
         half = halves.setdefault(match[1], {})
         if match[2] in half:
             raise WeightsError(f"{path}: {match[1]}: two lora_{match[2]}, with and without a prefix")
         half[match[2]] = tensor.float().flatten(1)
     if not halves:
-        raise WeightsError(f"{path}: holds no LoRA")
+        raise WeightsError(f"{path}: contains no LoRA")
     updates = {}
     for name, half in halves.items():
         if len(half) < 2 or half["A"].shape[0] != half["B"].shape[1]:
-            raise WeightsError(f"{path}: {name}: lora_A and lora_B don't make a pair")
+            raise WeightsError(f"{path}: {name}: lora_A and lora_B do not form a pair")
         rank = half["A"].shape[0]
         updates[name] = half["B"] @ half["A"] * ((alpha or rank) / rank)
     return updates
@@ -74,6 +78,6 @@ def _weight(model: nn.Module, name: str, update: Tensor, path: Path) -> nn.Param
         raise WeightsError(f"{path}: {name}: the model has no such layer") from None
     if weight.flatten(1).shape != update.shape:
         raise WeightsError(
-            f"{path}: {name}: the model's weight is {tuple(weight.shape)}, the update makes {tuple(update.shape)}"
+            f"{path}: {name}: the model's weight is {tuple(weight.shape)}, but the update is {tuple(update.shape)}"
         )
     return weight

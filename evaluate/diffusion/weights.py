@@ -85,7 +85,7 @@ def _check_complete(folder: Path, config: DiffusionConfig) -> None:
         if missing:
             faults.append(f"{', '.join(missing)} ({source})")
     if faults:
-        raise WeightsError(f"{folder}: missing for the {config.method} are {'; '.join(faults)}")
+        raise WeightsError(f"{folder}: files missing for {config.method}: {'; '.join(faults)}")
 
 
 def _library() -> ModuleType:
@@ -140,7 +140,7 @@ def _prompt(folder: Path, transformer: Any) -> Prompt:
     expected = (1, transformer.config.joint_attention_dim, 1, transformer.config.pooled_projection_dim)
     if found != expected:
         raise WeightsError(
-            f"{folder}: the transformer takes embeddings (1, tokens, {expected[1]}) and (1, {expected[3]}), "
+            f"{folder}: the transformer expects embeddings (1, tokens, {expected[1]}) and (1, {expected[3]}), "
             f"found {tuple(embeds.shape)} and {tuple(pooled.shape)}"
         )
     return prompt
@@ -165,7 +165,7 @@ def _tensor(folder: Path, name: str) -> Tensor:
 def _check_fit(folder: Path, config: DiffusionConfig, vae: Any, transformer: Any) -> None:
     made, taken = vae.config.latent_channels, transformer.config.in_channels
     if made != taken:
-        raise WeightsError(f"{folder}: the VAE makes {made} latent channels, the transformer takes {taken}")
+        raise WeightsError(f"{folder}: the VAE makes {made} latent channels, but the transformer takes {taken}")
     largest = transformer.config.pos_embed_max_size * transformer.config.patch_size
     if config.tile > largest:
         raise ConfigError(f"evaluate.diffusion.tile={config.tile}: the transformer in {folder} takes at most {largest}")

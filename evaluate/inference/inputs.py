@@ -119,7 +119,7 @@ def must_run(experts: Sequence[LoadedExpert | GivenImage | ResultImages]) -> Non
     """Raises ConfigError if one of the experts is not run, and so cannot answer to flips and turns."""
     given = [expert.name for expert in experts if isinstance(expert, (GivenImage, ResultImages))]
     if given:
-        raise ConfigError(f"expert {given[0]}: its images are given, and of flipped or turned images there are none")
+        raise ConfigError(f"expert {given[0]}: its images are given, but not those of flipped or rotated inputs")
 
 
 def chw(image: np.ndarray) -> Tensor:

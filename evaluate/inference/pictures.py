@@ -50,11 +50,11 @@ def write_picture(path: Path, picture: Picture, *, quality: int = 95, overwrite:
     """
     kind = format_of(path)
     if path.exists() and not overwrite:
-        raise StoreError(f"{path}: exists. Give --overwrite to replace it")
+        raise StoreError(f"{path}: already exists. Give --overwrite to replace it")
     if picture.alpha is not None and kind not in TRANSPARENT:
         raise StoreError(f"{path}: {kind} cannot hold transparency. Choose --format png")
     if picture.pixels.dtype != np.uint8 and kind not in SIXTEEN_BIT:
-        log.warning("%s: %s holds 8 bits a channel; 16-bit values are rounded", path, kind)
+        log.warning("%s: %s has 8 bits per channel; 16-bit values are rounded", path, kind)
     picture = replace(picture, exif=_with_size(picture.exif, picture.pixels.shape))
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.tmp")  # the name itself may be the longest
     try:

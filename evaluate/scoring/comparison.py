@@ -118,7 +118,7 @@ class _Comparison:
         _check_sizes(case.name, lr, hr, self.scale)
         if min(hr.shape[:2]) <= 2 * self.border:
             size = f"{hr.shape[1]} x {hr.shape[0]}"
-            raise UnreadableImage(f"{case.name}: of {size} pixels nothing is left after cutting {self.border}")
+            raise UnreadableImage(f"{case.name}: of {size} pixels, nothing is left after cropping {self.border}")
         inputs = case.inputs("identity", self.plan.experts)
         with peak_memory(self.device) as peak:
             result = run(inputs, self.networks, self.tiling, keep_experts=True)

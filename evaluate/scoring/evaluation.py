@@ -187,8 +187,8 @@ def _check_bundled(bundled: Model, store: Store, names: Sequence[str]) -> None:
     """Raises StoreError if the bundled fusion is one of other experts, or takes them in another order."""
     if bundled.expert_names != tuple(names):
         raise StoreError(
-            f"{bundled.root}: a fusion of {', '.join(bundled.expert_names)}, in this order; "
-            f"{store.root} is scored with {', '.join(names)}"
+            f"{bundled.root}: a fusion of {', '.join(bundled.expert_names)} in this order, "
+            f"but {store.root} is scored with {', '.join(names)}"
         )
     check_experts(bundled.fusion, store)
 
@@ -248,7 +248,7 @@ def _loadable(live: Callable[[], Sequence[LoadedExpert]]) -> Sequence[LoadedExpe
     try:
         return live()
     except (WeightsError, ConfigError, StoreError) as error:
-        log.info("the experts are not timed: %s", error)
+        log.info("cannot time the experts: %s", error)
         return ()
 
 

@@ -101,5 +101,5 @@ def _store_of_run(model: Model | None, names: Sequence[str]) -> Store | None:
     try:
         return None if is_remote(place) else Store(place, names)
     except StoreError as error:
-        log.info("the run's store cannot be used to fit weights: %s", error)
+        log.info("cannot fit weights to the run's store: %s", error)
         return None

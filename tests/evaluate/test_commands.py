@@ -77,7 +77,7 @@ def test_an_image_too_small_for_ssim_loses_that_score_alone(run_root, hr_folder,
     ]
     result = CliRunner().invoke(evaluate, [*given, "--json"])
     assert isinstance(result.exception, StoreError)
-    assert "speck: of 8 x 8 pixels nothing is left after cutting 4" in str(result.exception)
+    assert "speck: of 8 x 8 pixels, nothing is left after cropping 4" in str(result.exception)
     [scored] = json.loads(result.stdout.splitlines()[-1])["sets"].values()
     values = scored["scores"]["values"]
     assert scored["scores"]["images"] == ["large", "small"]

@@ -105,9 +105,9 @@ def test_a_store_of_lr_images_alone_is_fused_as_the_files_are(fused, folders, tm
     assert np.array_equal(np.asarray(Image.open(written[1])), picture)
     experts = call(upscale, "--run", fused, tmp_path / "lr.store", tmp_path / "each", "--experts-only").split()
     assert len(experts) == 12
-    with pytest.raises(StoreError, match="has not all 8 variants, which --self-ensemble takes the mean of"):
+    with pytest.raises(StoreError, match="lacks some of the 8 variants that --self-ensemble averages over"):
         call(upscale, "--run", fused, tmp_path / "lr.store", tmp_path / "x8", "--self-ensemble")
-    with pytest.raises(ConfigError, match=r"expert \w+: is not run, and its image of this picture is not given"):
+    with pytest.raises(ConfigError, match=r"expert \w+: is not run, and its image of this input was not given"):
         model(np.zeros((8, 8, 3), np.uint8))
 
 
@@ -132,9 +132,13 @@ def test_what_is_missing_is_said_before_anything_is_written(fused, folders, tmp_
     with pytest.raises(StoreError, match=r"expert hat: .*hat has no image for photo2x4"):
         call(upscale, "--run", fused, folders["LR"], tmp_path / "SR", *given(broken))
     assert not (tmp_path / "SR").exists()
-    with pytest.raises(ConfigError, match=r"expert \w+: another program made its images; give those"):
+    with pytest.raises(
+        ConfigError, match=r"expert \w+: another program made its images; give its images of these inputs"
+    ):
         call(upscale, "--run", fused, folders["LR"], tmp_path / "SR")
-    with pytest.raises(ConfigError, match=r"expert \w+: its images are given, and of flipped or turned images"):
+    with pytest.raises(
+        ConfigError, match=r"expert \w+: its images are given, but not those of flipped or rotated inputs"
+    ):
         call(upscale, "--run", fused, folders["LR"], tmp_path / "SR", "--self-ensemble", *given(folders))
 
 

@@ -44,7 +44,7 @@ def test_upscale_takes_a_run_or_an_expert_and_not_both(entries, run_root, store_
     done = run(upscale, "--run", run_root, "--expert", entries[0], hr_folder, tmp_path / "out")
     assert done.exit_code == 2 and "give --run or --expert, not both" in done.output
     done = run(upscale, "--expert", entries[0], store_root, tmp_path / "out")
-    assert done.exit_code == 2 and "--expert is run on image files" in done.output
+    assert done.exit_code == 2 and "--expert runs on image files" in done.output
     with pytest.raises(ConfigError, match="another program made its images"):
         (tmp_path / "given.yaml").write_text(yaml.safe_dump({"name": "given", "images": str(hr_folder)}))
         run(upscale, "--expert", tmp_path / "given.yaml", hr_folder, tmp_path / "out")

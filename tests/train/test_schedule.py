@@ -34,7 +34,7 @@ def test_a_length_is_due_as_often_as_it_fits_and_a_share_never_just_before_the_e
 
 @pytest.mark.parametrize("length", ["ten", "5 minutes", "-1", "nan", "", "inf steps"])
 def test_what_is_no_length_is_refused(length):
-    with pytest.raises(ValueError, match="is no length"):
+    with pytest.raises(ValueError, match="is not a length"):
         parse_length(length)
 
 
@@ -89,7 +89,7 @@ def test_constant_stays_at_the_peak():
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(ConfigError, match="leave nothing of 100 steps"):
+    with pytest.raises(ConfigError, match="leave none of the run's 100 steps"):
         cosine(RunLength(100, 10), warmup="10 epochs", **RATES)
 
 

@@ -103,8 +103,8 @@ def node_share(weights: np.ndarray, shards: np.ndarray, nodes: Sequence[int], no
     numbers, of_image = np.unique(shards, return_inverse=True)
     if len(numbers) < len(nodes):
         raise ConfigError(
-            f"data.sharding=node: {len(nodes)} nodes, and only {len(numbers)} shards with images to train on; "
-            "use data.sharding=all, or a store with fewer images a shard"
+            f"data.sharding=node: {len(nodes)} nodes, but only {len(numbers)} shards with images to train on; "
+            "use data.sharding=all, or a store with fewer images in each shard"
         )
     loads, owner = np.zeros(len(nodes)), np.empty(len(numbers), dtype=np.int64)
     of_shard = np.bincount(of_image, weights)

@@ -62,7 +62,7 @@ class FusionConfig:
     def __post_init__(self) -> None:
         check_phases(self.without, "fusion.without")
         if self.hyperparameters and not self.architecture:
-            raise ConfigError("fusion.hyperparameters: they are arguments of fusion.architecture, which is not given")
+            raise ConfigError("fusion.hyperparameters: they are arguments of fusion.architecture, which is not set")
         widths = self.widths
         for name, width in vars(widths).items():
             if width < 1:

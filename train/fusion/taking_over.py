@@ -46,7 +46,7 @@ def _load_same(network: nn.Module, old: Mapping[str, Tensor]) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"--init: of a network of one's own all weights must fit, which takes the same experts: {reason}"
+            f"--init: a network of your own needs all weights to fit, and so the same experts: {reason}"
         ) from None
 
 

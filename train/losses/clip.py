@@ -54,7 +54,9 @@ def load_encoder(weights: Path | None) -> "CLIPVisionModelWithProjection":
     try:
         from transformers import CLIPVisionModelWithProjection
     except ImportError:
-        raise ConfigError("the clip loss needs transformers: pip install 'championship-sr[perceptual]'") from None
+        raise ConfigError(
+            "the clip loss needs the package transformers: pip install 'championship-sr[perceptual]'"
+        ) from None
     place = str(weights or DEFAULT_MODEL)
     if weights is not None and not weights.is_dir():
         raise WeightsError(f"{place}: no such folder; the clip loss needs CLIP's weights: {HOW_TO_GET}")

@@ -36,7 +36,7 @@ def pretrain(
     if recipe is None:
         raise ConfigError(f"{config.name}: has no pretrain section")
     if teacher.of and not store:
-        raise ConfigError("a teacher is made of a store's experts: give --store")
+        raise ConfigError("a teacher is made from a store's experts; give --store")
     settings = train_config(config, recipe, device, teacher)
     train(settings, store or _pairs_store(recipe, out), out, resume=True, changes=True)
     return out / f"{config.name}.safetensors"
@@ -76,7 +76,7 @@ def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teac
 def _pairs_store(recipe: PretrainConfig, out: Path) -> Path:
     """A store of the images alone; LR is made by the bicubic recipe."""
     if not recipe.hr:
-        raise ConfigError("pretrain.hr: no folder of HR images; give --hr, or --store")
+        raise ConfigError("pretrain.hr: no folder of HR images; give --hr or --store")
     check_folder(out)
     store = out / PAIRS_STORE
     content = {

@@ -77,7 +77,7 @@ def checkpoints(run: Path) -> list[Checkpoint]:
         try:
             state = _read_state(folder)
         except Damaged as error:
-            log.warning("left out: %s", error)
+            log.warning("skipping a checkpoint: %s", error)
         else:
             found.append(Checkpoint(folder, state["step"], state["psnr"]))
     return found
@@ -92,7 +92,9 @@ def choose(run: Path, which: Which) -> Checkpoint:
     """
     found = checkpoints(run)
     if not found:
-        raise StoreError(f"{run}: no checkpoint in it: not a training run, or one that ended before its first")
+        raise StoreError(
+            f"{run}: contains no checkpoint: not a training run, or one that stopped before its first checkpoint"
+        )
     scored = [each for each in found if each.psnr is not None]
     if which == "best" and scored:
         return max(scored, key=lambda each: (each.psnr, -each.step))
@@ -100,7 +102,7 @@ def choose(run: Path, which: Which) -> Checkpoint:
         return found[-1]
     steps = {each.step: each for each in found}
     if which not in steps:
-        raise StoreError(f"{run}: no checkpoint of step {which} (there are {', '.join(map(str, steps))})")
+        raise StoreError(f"{run}: no checkpoint of step {which} (has: {', '.join(map(str, steps))})")
     return steps[which]
 
 
@@ -117,7 +119,7 @@ def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -
     if config.student_entry:
         entry = run / f"{config.student_entry.name}.yaml"
         raise ConfigError(
-            f"{run}: the run of a student, which is a single network; use it as an expert: --expert {entry}"
+            f"{run}: the run of a student, which is a single network; use it as an expert with --expert {entry}"
         )
     channels = {name: feature_channels(entry) for name, entry in entries.items()}
     scale = scale_of(entries)
@@ -137,7 +139,7 @@ def check_experts(fusion: LoadedFusion, store: Store | Manifest) -> None:
         for key in deciding:
             if there.identity.get(key) != trained.identity.get(key):
                 raise StoreError(
-                    f"{store.root}: expert {name} has another {key} than the one that the run was trained with. "
+                    f"{store.root}: expert {name} has another {key} than the one the run was trained with. "
                     f"Run: pipeline.py extract --rebuild {name}"
                 )
 
@@ -155,7 +157,7 @@ def copy_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
         network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path}: the weights of another network than the configuration's: {reason}") from None
+        raise WeightsError(f"{path}: its weights do not fit the network in the configuration: {reason}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -246,7 +248,7 @@ def check(folder: Path, names: Sequence[str] = (WEIGHTS_FILE, TRAINING_FILE)) ->
         if not path.exists():
             raise Damaged(f"{path}: missing")
         if name in hashes and sha256_of(path) != hashes[name]:
-            raise Damaged(f"{path}: damaged: its bytes are not those that were written (sha256)")
+            raise Damaged(f"{path}: damaged: its bytes are not what was written (sha256)")
     return state
 
 

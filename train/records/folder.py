@@ -96,12 +96,12 @@ def begin(
     """
     taught_by = {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint}} if teacher else {}
     if trained and not resume:
-        raise ConfigError(f"{run}: holds a run already. Go on with --resume {run}, or choose another --out")
+        raise ConfigError(f"{run}: already holds a run. Continue it with --resume {run}, or choose another --out")
     if trained:
         _check_config(run, config, changes)
         _check_experts(run, entries)
         if taught_by.get("teacher") != read_yaml(run / RUN_FILE).get("teacher"):
-            raise StoreError(f"{run}: the store's teacher is not the one that the run began with; choose another --out")
+            raise StoreError(f"{run}: the store's teacher is not the one the run started with; choose another --out")
         images, init = read_image_count(run), read_yaml(run / RUN_FILE).get("init", init)
     run.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run / EXPERTS_FILE, dump_yaml({name: asdict(entry) for name, entry in entries.items()}).encode())
@@ -141,7 +141,7 @@ def _check_config(run: Path, config: TrainConfig, changes: bool) -> None:
     ]
     fixed = [line for line in differing if line.startswith(("fusion.", "experts ", "teacher.", "student"))]
     if fixed or (differing and not changes):
-        raise ConfigError(f"{run}: a run with another configuration: {'; '.join(fixed or differing)}")
+        raise ConfigError(f"{run}: the run has another configuration: {'; '.join(fixed or differing)}")
     for line in differing:
         log.warning("%s: %s", run, line)
 
@@ -153,9 +153,11 @@ def _check_experts(run: Path, entries: Mapping[str, Expert]) -> None:
     for name, entry in entries.items():
         there, now = feature_channels(known[name]), feature_channels(entry)
         if there != now:
-            raise StoreError(f"{run}: the store's {name} has {now} feature channels, the run's network takes {there}")
+            raise StoreError(
+                f"{run}: the store's {name} has {now} feature channels, but the run's network takes {there}"
+            )
         old, new = flat(known[name].identity), flat(entry.identity)
         keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if keys or known[name].fingerprint != entry.fingerprint:
             differing = ", ".join(keys) or "its arrays"
-            raise StoreError(f"{run}: the store's {name} is not the one that the run began with: {differing} differ")
+            raise StoreError(f"{run}: the store's {name} is not the one the run started with: {differing} differ")

@@ -98,7 +98,7 @@ def _of_store(run: Path) -> Seen | None:
         apart = settings.store or settings.hr
         training, held = (range(len(images)), ()) if apart else split_images(manifest, as_then, count)
     except (StoreError, ConfigError, OSError) as error:
-        log.info("%s: its images are not known: %s", run, error)
+        log.info("%s: its training images are unknown: %s", run, error)
         return None
     uses: dict[Use, Sequence[int]] = {"training": training, "validation": held}
     return Seen([(use, images[i].hr_sha256, images[i].lr_sha256) for use, several in uses.items() for i in several])

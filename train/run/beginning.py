@@ -42,7 +42,7 @@ class Beginning:
         if len(joined) == len(entries):
             began = [name for name in trained.experts if name not in trained.config.fusion.joined]
             raise ConfigError(
-                f"--init {run}: none of the experts that it began with, {', '.join(began)}, is among "
+                f"--init {run}: none of its original experts, {', '.join(began)}, is among "
                 f"{', '.join(entries)} with the same features; train a new run"
             )
         self.fusion = replace(fusion, joined=joined)
@@ -75,4 +75,4 @@ def _check_network(fusion: FusionConfig, there: FusionConfig, run: Path) -> None
         if old[key] != new[key] and key not in MAY_DIFFER
     ]
     if differing:
-        raise ConfigError(f"--init {run}: a run with another network: {'; '.join(differing)}")
+        raise ConfigError(f"--init {run}: the run has another network: {'; '.join(differing)}")

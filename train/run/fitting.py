@@ -28,7 +28,7 @@ def fit_start(source: Source, images: Sequence[int], config: TrainConfig, world:
     """
     experts = tuple(source.entries)
     if len(experts) == 1:
-        log.info("one expert: an untrained fusion returns its image")
+        log.info("one expert only: the untrained fusion returns its image")
         return {experts[0]: 1.0}
     products, windows = _sampled_products(source, images, config, world)
     weights = dict(zip(experts, fit_weights(products).tolist(), strict=True))
@@ -84,10 +84,10 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 def _tell(weights: dict[str, float], products: np.ndarray, windows: int) -> None:
     names = list(weights)
     if all_equal(products):
-        log.warning("the images of %s are equal: no weights are better than equal ones", " and ".join(names))
+        log.warning("the images of %s are identical, so they get equal weights", " and ".join(names))
         return
     for a, b in equal_experts(products):
-        log.warning("the images of %s and %s are equal: they get equal weights", names[a], names[b])
+        log.warning("the images of %s and %s are identical, so they get equal weights", names[a], names[b])
     log.info(
-        "weights fitted to %d windows: %s", windows, ", ".join(f"{name} {value:.3f}" for name, value in weights.items())
+        "weights fitted to %d crops: %s", windows, ", ".join(f"{name} {value:.3f}" for name, value in weights.items())
     )

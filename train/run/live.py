@@ -66,7 +66,7 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device, trusted:
     manifest = Manifest.load(root)
     names = config.experts or tuple(manifest.answering)
     if not config.live.experts and not names:
-        raise ConfigError(f"live.experts: {root} records no experts; name some, such as [hat-l, edsr-l]")
+        raise ConfigError(f"live.experts: {root} records no experts; name some, for example [hat-l, edsr-l]")
     recorded = {name: manifest.experts[name] for name in names if name in manifest.experts}
     missing = [name for name in names if name not in recorded]
     if missing and not config.live.experts:

@@ -244,8 +244,8 @@ class Run:
             scores = self.validation.score(self.trainer.ema.network)
         except torch.OutOfMemoryError:
             raise StoreError(
-                f"{self.out}: out of memory in validation at step {self.step}, whose checkpoint is saved; go on with "
-                "--resume once there is more, or score smaller images"
+                f"{self.out}: out of memory in validation at step {self.step}, whose checkpoint is saved; continue "
+                "with --resume once memory is free, or validate on smaller images"
             ) from None
         psnr, ssim = scores.mean
         self.best, self.stale = (psnr, 0) if psnr > self.best else (self.best, self.stale + 1)
@@ -291,11 +291,13 @@ class Run:
                 self._restore(folder)
                 break
             except checkpoint.Damaged as error:
-                log.warning("%s; going on from the checkpoint before", error)
+                log.warning("%s; continuing from the previous checkpoint", error)
                 damaged.append(folder)
         else:
             if damaged:
-                raise WeightsError(f"{self.out}: none of its checkpoints is whole; to begin anew, choose another --out")
+                raise WeightsError(
+                    f"{self.out}: all of its checkpoints are damaged; to start over, choose another --out"
+                )
         self.world.wait()
         if self.world.first:
             for folder in damaged:

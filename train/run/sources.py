@@ -181,7 +181,7 @@ def _large_enough(store: Store, images: Sequence[int], crop_px: int) -> list[int
     fitting = [image for image in images if min(store.images[image].lr_size) >= crop_px]
     small = f"{len(images) - len(fitting)} images are smaller than data.crop_px={crop_px} LR pixels"
     if not fitting:
-        raise StoreError(f"{store.root}: {small}, and no other is left to train on")
+        raise StoreError(f"{store.root}: {small}, and no others are left to train on")
     if len(fitting) < len(images):
         log.warning("%s: %s and are left out", store.root, small)
     return fitting
@@ -264,17 +264,17 @@ def check_shares(data: DataConfig, processes: int) -> None:
 def _check_answerable(config: TrainConfig) -> None:
     if config.live.augmentations:
         raise ConfigError(
-            f"live.{config.live.augmentations[0]}: a store holds what the experts said of the images as they are, "
-            "and they would say something else of the changed ones. Train with --live to run them"
+            f"live.{config.live.augmentations[0]}: a store holds the experts' outputs for the unchanged images, "
+            "which do not fit changed ones. Train with --live to run the experts"
         )
 
 
 def _check_entries(root: Path | str, entries: dict[str, Expert], config: TrainConfig) -> None:
     if not entries:
-        raise StoreError(f"{root}: no experts in it. Run: pipeline.py extract")
+        raise StoreError(f"{root}: contains no experts. Run: pipeline.py extract")
     random = [name for name, entry in entries.items() if entry.identity.get("random_weights")]
     if random and not config.allow_random_weights:
         raise StoreError(
-            f"{root}: {', '.join(random)} had random weights, which is for sizing a run. "
+            f"{root}: {', '.join(random)} had random weights, which only serve to estimate time and size. "
             "Extract with real weights, or set train.allow_random_weights=true"
         )

@@ -124,7 +124,7 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     """
     size, rest = divmod(len(batch.lr), count)
     if rest:
-        raise ConfigError(f"data.accumulation={count}: {len(batch.lr)} windows a process cannot be split evenly")
+        raise ConfigError(f"data.accumulation={count}: {len(batch.lr)} crops per process cannot be split evenly")
     return [_part(batch, slice(start, start + size)) for start in range(0, len(batch.lr), size)]
 
 

@@ -75,7 +75,7 @@ class Validation:
         least = SSIM_WINDOW + 2 * store.scale
         for image in map(store.images.__getitem__, self.images):
             if min(image.lr_size) * store.scale < least:
-                raise StoreError(f"{store.root}: validation image {image.id} has sides below {least} HR pixels")
+                raise StoreError(f"{store.root}: validation image {image.id} has a side shorter than {least} HR pixels")
 
     def references(self, fitted: Mapping[str, float]) -> dict[str, ValidationScores]:
         """What each expert, the experts' mean and fitted weights score: the lines that the fusion has to pass.
@@ -113,7 +113,7 @@ class Validation:
                     raise
             # only here have the tensors of the failed forward gone with the exception
             self.tile_px = smaller
-            log.warning("validation: out of memory; going on with tiles of %d LR pixels", smaller)
+            log.warning("validation: out of memory; continuing with tiles of %d LR pixels", smaller)
 
     @torch.no_grad()
     @float32_products()  # whole images of many sizes, in float32

@@ -56,7 +56,9 @@ def new_student(config: ExpertConfig, scale: int) -> Student:
                 student = Student(network, scale, expert.multiple_px, expert.minimum_px)
         except (ConfigError, WeightsError) as error:
             reason = str(error).replace(str(path), "its network")
-            raise ConfigError(f"student {config.name}: would be no x{scale} expert of this store: {reason}") from None
+            raise ConfigError(
+                f"student {config.name}: cannot become an x{scale} expert of this store: {reason}"
+            ) from None
         _check_plain_call(student, config)
     return student
 
@@ -117,7 +119,7 @@ def _recipe(config: ExpertConfig) -> tuple[str, dict]:
     if config.architecture:
         return config.architecture, config.hyperparameters
     raise ConfigError(
-        f"student {config.name}: its entry describes no network to train; give it a section pretrain with network "
+        f"student {config.name}: its entry describes no network to train; give it a pretrain section with network "
         f"({SPANDREL}HAT:HAT, or package.module:factory) and hyperparameters"
     )
 

@@ -83,13 +83,13 @@ def recipe(manifest: Manifest, config: TeacherConfig, trusted: Sequence[str] = (
     run = None if config.of in WEIGHTED else _run(Path(config.of), trusted)
     names = run.experts if run else config.experts or tuple(manifest.answering)
     if not names:
-        raise StoreError(f"{manifest.root}: no experts in it to make a teacher of. Run: pipeline.py extract")
+        raise StoreError(f"{manifest.root}: contains no experts to make a teacher from. Run: pipeline.py extract")
     entries = {name: manifest.expert(name) for name in names}
     if run:
         check_experts(run, manifest)
     if config.of == "fitted" and len(names) > 1 and not manifest.has_hr:
         raise StoreError(
-            f"{manifest.root}: was made from LR images alone, and weights are fitted to HR images; "
+            f"{manifest.root}: was made from LR images alone, but weights are fitted to HR images; "
             "set teacher.of to mean, or to the folder of a run"
         )
     if config.x8:
@@ -135,8 +135,8 @@ def made_teacher(
         _check_fresh(manifest.root, there, wanted)
     elif not local:
         raise StoreError(
-            f"{manifest.root}: no teacher {wanted.name} in it, and one is only made in a folder. Train a step from the "
-            "store's folder, then: pipeline.py store push"
+            f"{manifest.root}: has no teacher {wanted.name}, and one can only be made in a folder. Train one step "
+            "from the store's folder, then run: pipeline.py store push"
         )
     if local:
         if world.first and not there:
@@ -148,14 +148,14 @@ def made_teacher(
         if left:
             raise StoreError(
                 f"{manifest.root}: {wanted.name} lacks {len(left)} shards, which another process is making; "
-                "run the same command again once it has"
+                "run the same command again when it has finished"
             )
     return wanted.name
 
 
 def _run(folder: Path, trusted: Sequence[str]) -> LoadedFusion:
     if not folder.is_dir():
-        raise ConfigError(f"teacher.of={folder}: neither {' nor '.join(WEIGHTED)}, and no folder of a run")
+        raise ConfigError(f"teacher.of={folder}: neither {' nor '.join(WEIGHTED)} nor the folder of a run")
     return load_fusion(folder, trusted=trusted)
 
 
@@ -164,7 +164,7 @@ def _check_variants(manifest: Manifest, entries: Mapping[str, Expert]) -> None:
         missing = [variant for variant in VARIANTS if variant not in entry.variants]
         if missing:
             raise StoreError(
-                f"{manifest.root}: teacher.x8 takes the mean over all eight variants, and {name} lacks "
+                f"{manifest.root}: teacher.x8 averages over all eight variants, but {name} lacks "
                 f"{', '.join(missing)}. Run: pipeline.py extract --rebuild {name} --variants {','.join(VARIANTS)}"
             )
 
@@ -175,8 +175,8 @@ def _check_fresh(root: Path, there: Expert, wanted: Recipe) -> None:
     recoded = [line for line in different if not line.startswith(("arrays.", "recoded"))]  # by `store convert`
     if recoded:
         raise StoreError(
-            f"{root}: the teacher {wanted.name} is stale: {listed(recoded)}. To make it anew, run: pipeline.py "
-            f"store rm {root} --expert {wanted.name}, and then this command again"
+            f"{root}: the teacher {wanted.name} is out of date: {listed(recoded)}. To make it again, run: pipeline.py "
+            f"store rm {root} --expert {wanted.name}, and then repeat this command"
         )
 
 
@@ -216,7 +216,7 @@ def _make(manifest: Manifest, wanted: Recipe, world: World, stopping: threading.
     store, network = Store(manifest.root, wanted.experts), _network(manifest.expert(wanted.name), wanted, world.device)
     index = {image.id: number for number, image in enumerate(store.images)}
     n_images = sum(len(manifest.images_of(shard)) for shard in mine)
-    log.info("%s: making the teacher %s of %d images", manifest.root, wanted.name, n_images)
+    log.info("%s: making the teacher %s for %d images", manifest.root, wanted.name, n_images)
     with tqdm(total=n_images, desc=wanted.name, unit="image", disable=None if world.first else True) as bar:
         for shard in mine:
             with suppress(ShardBusy), write_shard(manifest, wanted.name, shard, watch=True) as out:

@@ -71,7 +71,7 @@ def test_pictures_of_another_run_are_made_anew(model, lr, tmp_path, make_run, st
     expected = np.asarray(other(lr / "0901x4.png"))
     assert not np.array_equal(expected, np.asarray(model(lr / "0901x4.png")))
     assert np.array_equal(packed(submit(other, lr, tmp_path / "out", FACTS))["0901x4.png"], expected)
-    assert "2 of 2 pictures are of another run, option or input, or were changed; they are made anew" in caplog.text
+    assert "2 of 2 pictures come from another run, option or input, or were changed; making them again" in caplog.text
 
 
 def test_pictures_of_another_option_are_made_anew(model, lr, tmp_path):
@@ -137,7 +137,7 @@ def test_every_fault_is_listed_before_anything_is_packed(model, lr, tmp_path):
 
 
 def test_a_description_of_two_lines_is_refused():
-    with pytest.raises(ConfigError, match="must be one line"):
+    with pytest.raises(ConfigError, match="must be a single line"):
         readme(1.0, True, Facts(False, "a\nb"))
     assert "GPU[0] : 0" in readme(1.0, True, Facts(False, "a"))
 

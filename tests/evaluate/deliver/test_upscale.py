@@ -143,7 +143,7 @@ def test_an_input_is_never_replaced(hr_folder, photo):
 
 
 def test_two_inputs_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"a\.png: the result of more than one input"):
+    with pytest.raises(ConfigError, match=r"a\.png: more than one input would be written to it"):
         plan_outputs(
             [tmp_path / "a.jpg", tmp_path / "a.bmp"],
             tmp_path / "out",
@@ -155,7 +155,7 @@ def test_two_inputs_of_one_name_are_refused(tmp_path):
 
 def test_nothing_to_do_is_said(tmp_path):
     for given in (tmp_path, tmp_path / "none*.png", tmp_path / "missing.png"):
-        with pytest.raises(StoreError, match="no image file"):
+        with pytest.raises(StoreError, match="not an image file"):
             find_inputs(str(given))
 
 

@@ -53,7 +53,7 @@ def test_a_package_without_the_photograph_is_named_and_what_to_install(monkeypat
     monkeypatch.setattr(module, function, absent)
     with pytest.raises(
         ConfigError,
-        match=f"demo: the installed {package} does not carry the photograph {name} .* pip install '{package}==",
+        match=f"demo: the installed {package} does not contain the photograph {name} .* pip install '{package}==",
     ):
         photograph(name)
 

@@ -319,8 +319,11 @@ def other_prompt(folder):
         (missing_tensor, r"vae: the weights don't fit the configuration: missing encoder\.conv_in\.weight"),
         (extra_tensor, "transformer: the weights don't fit the configuration: unexpected extra"),
         (other_shape, "transformer: .*proj_out.weight"),
-        (other_channels, "the VAE makes 16 latent channels, the transformer takes 4"),
-        (other_prompt, r"prompt: the transformer takes embeddings \(1, tokens, 24\) and \(1, 20\), found \(1, 7, 25\)"),
+        (other_channels, "the VAE makes 16 latent channels, but the transformer takes 4"),
+        (
+            other_prompt,
+            r"prompt: the transformer expects embeddings \(1, tokens, 24\) and \(1, 20\), found \(1, 7, 25\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_errors_of_one_line(folder, damage, message):
@@ -382,7 +385,7 @@ def test_a_submission_can_be_refined(run_root, original, tmp_path):
 def test_weights_that_are_missing_are_one_line_and_nothing_is_written(run_root, hr_folder, folder, tmp_path):
     (folder / "lora" / "vae.safetensors").unlink()
     arguments = ("--run", run_root, hr_folder, tmp_path / "out", "--diffusion", folder)
-    with pytest.raises(WeightsError, match=r"missing for the student are lora/vae\.safetensors \(TSD-SR:") as caught:
+    with pytest.raises(WeightsError, match=r"files missing for student: lora/vae\.safetensors \(TSD-SR:") as caught:
         invoked(upscale, *arguments)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     with pytest.raises(click.UsageError, match="leave out --experts-only"):

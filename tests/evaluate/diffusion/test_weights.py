@@ -70,14 +70,14 @@ def without(key: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "holds no LoRA"),
-        ({"block.proj.alpha": torch.ones(1)}, r"block\.proj\.alpha is no LoRA of the known kind"),
-        (without("transformer.block.proj.lora_B.weight"), r"block\.proj: lora_A and lora_B don't make a pair"),
+        ({}, "contains no LoRA"),
+        ({"block.proj.alpha": torch.ones(1)}, r"block\.proj\.alpha is not a supported kind of LoRA key"),
+        (without("transformer.block.proj.lora_B.weight"), r"block\.proj: lora_A and lora_B do not form a pair"),
         (updates("transformer.other."), r"other\.block\.(proj|conv): the model has no such layer"),
         (updates("") | updates(), r"block\.(proj|conv): two lora_[AB]"),
         (
             {"block.proj.lora_A.weight": torch.ones(2, 6), "block.proj.lora_B.weight": torch.ones(7, 2)},
-            r"the model's weight is \(7, 5\), the update makes \(7, 6\)",
+            r"the model's weight is \(7, 5\), but the update is \(7, 6\)",
         ),
     ],
 )

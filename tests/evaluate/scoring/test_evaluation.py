@@ -223,7 +223,7 @@ def test_an_unknown_image_is_named(run_root, store_root, config):
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path, store_root, config):
-    with pytest.raises(StoreError, match="no checkpoint in it"):
+    with pytest.raises(StoreError, match="contains no checkpoint"):
         evaluate_store(tmp_path, store_root, config=config)
 
 
@@ -262,5 +262,5 @@ def test_the_bundled_fusion_has_a_row_of_its_own_and_says_what_it_gains(run_root
 def test_a_bundled_fusion_of_experts_in_another_order_is_refused(run_root, store_root, config):
     bundled = load(run_root)
     bundled.expert_names = ("two", "one")
-    with pytest.raises(StoreError, match=r"a fusion of two, one, in this order; .* is scored with one, two"):
+    with pytest.raises(StoreError, match=r"a fusion of two, one in this order, but .* is scored with one, two"):
         evaluate_store(run_root, store_root, options=ScoringOptions(False, bundled=bundled), config=config)

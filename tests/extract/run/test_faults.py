@@ -78,7 +78,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(small_store, caplog, pretend
     run_expert(small_store, expert, [0], Tiling(16, 2, batch_size=4))
     assert small_store.missing_shards("fragile") == [1]
     assert [shape[0] for shape in expert._network.model.seen][:3] == [4, 2, 2]
-    assert "out of memory; going on with 2 tiles at a time" in caplog.text
+    assert "out of memory; continuing with 2 tiles at a time" in caplog.text
     assert not expert._seen  # of the failed forward, whose tap had an output already
 
 
@@ -121,7 +121,7 @@ def test_a_device_with_little_memory_gets_smaller_tiles_and_batches_and_the_run_
     expert._network.model.limit_px = 16 * 16 - 1  # one tile of 16 x 16 is too much
     assert job.run(expert.config).shards_written == 1
     assert small_store.experts["fragile"].identity["tiling"] == {"tile_px": 8, "halo_px": 2}
-    assert [m for m in caplog.messages if "out of memory" in m and "going on with Tiling(tile_px=8, halo_px=2" in m]
+    assert [m for m in caplog.messages if "out of memory" in m and "continuing with Tiling(tile_px=8, halo_px=2" in m]
     assert expert._network.model.seen[-1][2:] == (8, 8)
 
 

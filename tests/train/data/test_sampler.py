@@ -203,5 +203,5 @@ def test_nodes_share_whole_shards_without_rest_in_proportion_to_their_ranks(weig
 
 
 def test_more_nodes_than_shards_are_refused():
-    with pytest.raises(ConfigError, match="2 nodes, and only 1 shards"):
+    with pytest.raises(ConfigError, match="2 nodes, but only 1 shards"):
         node_share(np.ones(3), np.zeros(3), (1, 1), 0)

@@ -86,7 +86,7 @@ def test_a_longer_training_goes_on_and_another_network_is_refused(make_entry, tm
     pretrain(make_entry(steps=4), tmp_path / "run", device="cpu")
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4
     other = make_entry(hyperparameters={"num_feat": 8, "num_block": 1, "res_scale": 1.0})
-    with pytest.raises(ConfigError, match=r"a run with another configuration: student.*num_feat is 4 there, 8 now"):
+    with pytest.raises(ConfigError, match=r"the run has another configuration: student.*num_feat is 4 there, 8 now"):
         pretrain(other, tmp_path / "run", device="cpu")
 
 
@@ -118,9 +118,9 @@ def test_a_store_and_its_teacher_take_the_place_of_folders(make_entry, make_lear
     )
     losses = next(event for event in read_metrics(tmp_path / "run") if event["event"] == "train")["losses"]
     assert set(losses) == {"l1", "teacher"} and load_file(taught)
-    with pytest.raises(ConfigError, match="a teacher is made of a store's experts: give --store"):
+    with pytest.raises(ConfigError, match="a teacher is made from a store's experts; give --store"):
         pretrain(make_entry(), tmp_path / "none", device="cpu", teacher=TeacherConfig(of="fitted"))
-    with pytest.raises(ConfigError, match="no folder of HR images; give --hr, or --store"):
+    with pytest.raises(ConfigError, match="no folder of HR images; give --hr or --store"):
         pretrain(make_entry(hr=[]), tmp_path / "none", device="cpu")
 
 

@@ -78,7 +78,7 @@ def test_of_a_run_that_was_never_validated_the_last_is_best(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_told(tmp_path):
-    with pytest.raises(StoreError, match="no checkpoint in it"):
+    with pytest.raises(StoreError, match="contains no checkpoint"):
         choose(tmp_path, "best")
 
 
@@ -106,7 +106,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_weights_of_another_network_and_damaged_ones_are_told(tmp_path):
     file = saved(tmp_path, 1).path / "weights.safetensors"
-    with pytest.raises(WeightsError, match=r"the weights of another network.*Missing key"):
+    with pytest.raises(WeightsError, match=r"its weights do not fit the network.*Missing key"):
         load_weights(nn.Linear(2, 2), file)
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(WeightsError, match="damaged"):

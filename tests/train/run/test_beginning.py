@@ -132,8 +132,8 @@ def test_an_expert_may_be_dropped_and_the_others_share_its_weight(begun, tmp_pat
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("train.experts=[three]", "none of the experts that it began with, one, two, is among three"),
-        ("train.fusion.profile=paper", "a run with another network: fusion.profile is swift there, paper now"),
+        ("train.experts=[three]", "none of its original experts, one, two, is among three"),
+        ("train.fusion.profile=paper", "the run has another network: fusion.profile is swift there, paper now"),
     ],
 )
 def test_what_cannot_begin_from_a_run_is_said_before_anything_is_written(begun, tmp_path, more, said):

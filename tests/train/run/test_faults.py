@@ -97,7 +97,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     DAMAGES[damage](of_step(run, 4))
     with caplog.at_level(logging.WARNING):
         train(make_config(**SHORT), shared_store, run, resume=True)
-    lines = [line for line in caplog.messages if "going on from the checkpoint before" in line]
+    lines = [line for line in caplog.messages if "continuing from the previous checkpoint" in line]
     assert len(lines) == 1 and "step-00000004" in lines[0] and "\n" not in lines[0]
     assert same(run, four_steps, 4)
     assert (run / "checkpoints" / "step-00000004.damaged").exists()
@@ -108,7 +108,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(four_steps, s
     run = copied(four_steps, tmp_path)
     for step in (2, 4):
         (of_step(run, step) / "state.json").write_bytes(b"")
-    with pytest.raises(WeightsError, match="none of its checkpoints is whole"):
+    with pytest.raises(WeightsError, match="all of its checkpoints are damaged"):
         train(make_config(**SHORT), shared_store, run, resume=True)
     assert of_step(run, 4).exists() and read_metrics(run)[-1]["step"] == 4
 
@@ -245,4 +245,4 @@ def test_validation_goes_on_in_tiles_where_memory_is_short(shared_store, make_co
     mean = whole.images.mean(1)
     assert torch.equal(validation._fused(Short(), whole), mean)
     assert whole.lr.shape[-2] > 100 >= validation.tile_px
-    assert "out of memory; going on with tiles of" in caplog.text
+    assert "out of memory; continuing with tiles of" in caplog.text

@@ -107,7 +107,7 @@ def test_experts_with_equal_images_start_from_equal_weights_and_it_is_said(
     with caplog.at_level(logging.WARNING):
         _, weights = fitted(root, make_config(), tmp_path)
     assert weights == pytest.approx({"one": 0.5, "two": 0.5}, abs=1e-9)
-    assert "the images of one and two are equal: no weights are better than equal ones" in caplog.text
+    assert "the images of one and two are identical, so they get equal weights" in caplog.text
 
 
 def test_one_expert_has_all_of_the_weight(make_learnable, make_config, tmp_path):

@@ -78,7 +78,7 @@ def test_live_training_takes_windows_changed_in_colour_sharpness_and_size(edsr_s
 
 
 def test_what_needs_the_experts_again_is_refused_on_a_store(edsr_store, make_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"live\.blur: a store holds what the experts said.*Train with --live"):
+    with pytest.raises(ConfigError, match=r"live\.blur: a store holds the experts' outputs.*Train with --live"):
         train(make_config(live={"blur": 0.5}), edsr_store, tmp_path / "run")
 
 

@@ -300,7 +300,7 @@ def test_random_weights_are_refused_unless_told(make_learnable, make_config, tmp
 
 
 def test_a_folder_with_a_run_is_not_overwritten(finished, shared_store, make_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"holds a run already\. Go on with --resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run\. Continue it with --resume"):
         train(make_config(steps=24), shared_store, finished)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not a run and not empty"):
@@ -336,13 +336,13 @@ def test_resuming_with_another_configuration_names_what_differs(finished, shared
 
 def test_resuming_from_a_store_with_other_experts_names_what_differs(finished, make_learnable, make_config, tmp_path):
     store = make_learnable(tmp_path / "store", channels={"two": 7, "one": 5})
-    with pytest.raises(StoreError, match="the store's one is not the one that the run began with: weights_sha256"):
+    with pytest.raises(StoreError, match="the store's one is not the one the run started with: weights_sha256"):
         train(make_config(steps=24, experts=["one", "two"]), store, finished, resume=True, changes=True)
 
 
 def test_resuming_from_a_store_with_other_channel_widths_names_them(finished, make_learnable, make_config, tmp_path):
     store = make_learnable(tmp_path / "store", channels={"one": 6, "two": 7})
-    with pytest.raises(StoreError, match="the store's one has 6 feature channels, the run's network takes 5"):
+    with pytest.raises(StoreError, match="the store's one has 6 feature channels, but the run's network takes 5"):
         train(make_config(steps=24), store, finished, resume=True)
 
 

@@ -116,11 +116,11 @@ def test_a_student_goes_on_from_weights(student_config, shared_store, tmp_path):
     [
         (
             entry(pretrain={**entry()["pretrain"], "hyperparameters": {"num_feat": 4, "num_block": 1, "upscale": 2}}),
-            r"student small: would be no x4 expert of this store: .*x2",
+            r"student small: cannot become an x4 expert of this store: .*x2",
         ),
         (entry(pretrain={"network": f"{__name__}:mine", "hyperparameters": {"width": 1, "scale": 2}}, tap="none"),
-         "student small: would be no x4 expert of this store"),
-        (entry(tap="conv_after_nothing"), "student small: would be no x4 expert of this store: .*conv_after_nothing"),
+         "student small: cannot become an x4 expert of this store"),
+        (entry(tap="conv_after_nothing"), "student small: cannot become an x4 expert.*conv_after_nothing"),
         (entry(pretrain=None), "student small: its entry describes no network to train"),
     ],
 )  # fmt: skip
@@ -132,15 +132,15 @@ def test_what_cannot_become_an_expert_of_the_store_is_refused_first(
 
 
 def test_keys_that_a_student_has_no_use_for_are_refused(student_config):
-    with pytest.raises(ConfigError, match=r"experts: a student sees LR alone; name those of its teacher"):
+    with pytest.raises(ConfigError, match=r"experts: a student sees only LR; name its teacher's experts"):
         student_config(experts=["one"])
-    with pytest.raises(ConfigError, match="student: it sees LR alone, and there is no expert to be run live"):
+    with pytest.raises(ConfigError, match="student: it sees only LR, so there is no expert to run live"):
         student_config(live={"enabled": True})
 
 
 def test_a_students_run_is_no_fusion(student_config, make_config, shared_store, tmp_path):
     run = train(student_config(steps=4), shared_store, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"the run of a student.*use it as an expert: --expert .*small.yaml"):
+    with pytest.raises(ConfigError, match=r"the run of a student.*use it as an expert with --expert .*small.yaml"):
         load_fusion(run)
     with pytest.raises(ConfigError, match="the run of a student"):
         train(make_config(teacher={"of": str(run)}, losses=TAUGHT), shared_store, tmp_path / "taught")

@@ -116,7 +116,9 @@ def test_a_teacher_is_stale_once_an_expert_was_rebuilt(make_store, samples, tmp_
     manifest = Manifest.load(root)
     samples.add_expert(manifest, "a", 5, 9, {}, ("identity",), rebuild=True)
     manifest.swap_rebuilt("a")
-    with pytest.raises(StoreError, match=r"teacher-mean is stale: experts.a is .*store rm .* --expert teacher-mean"):
+    with pytest.raises(
+        StoreError, match=r"teacher-mean is out of date: experts.a is .*store rm .* --expert teacher-mean"
+    ):
         make(root, of="mean")
     manifest.remove_expert("teacher-mean")
     make(root, of="mean")
@@ -150,9 +152,9 @@ def test_a_run_of_other_experts_is_no_teacher(run_of_shared, make_store, make_le
     with pytest.raises(StoreError, match=r"no expert one \(has: a, b\)"):
         make(make_store(tmp_path / "other"), of=str(run_of_shared))
     root = make_learnable(tmp_path / "swapped", channels={"two": 7, "one": 5})
-    with pytest.raises(StoreError, match="another weights_sha256 than the one that the run was trained with"):
+    with pytest.raises(StoreError, match="another weights_sha256 than the one the run was trained with"):
         make(root, of=str(run_of_shared))
-    with pytest.raises(ConfigError, match=r"teacher.of=nowhere: neither fitted nor mean, and no folder of a run"):
+    with pytest.raises(ConfigError, match=r"teacher.of=nowhere: neither fitted nor mean nor the folder of a run"):
         make(root, of="nowhere")
 
 
@@ -193,7 +195,7 @@ def test_teacher_windows_are_turned_as_hr_is(make_store, tmp_path):
         (TAUGHT, "losses: the loss teacher needs a teacher"),
         ({"teacher": {"of": "mean"}}, "teacher: no stage learns from it"),
         ({"teacher": {"x8": True}}, "teacher: of is missing"),
-        ({"teacher": {"of": "mean"}, "live": {"enabled": True}, **TAUGHT}, "live training changes images"),
+        ({"teacher": {"of": "mean"}, "live": {"enabled": True}, **TAUGHT}, "live training changes the images"),
         ({"teacher": {"of": "run", "experts": ["one"]}, **TAUGHT}, "experts: a run has its own"),
     ],
 )
@@ -218,7 +220,7 @@ def test_weights_change_evenly_to_those_at_the_end_of_a_stage(make_config):
 def test_without_hr_the_teacher_alone_is_learnt_from(make_learnable, make_config, tmp_path):
     root = without_hr(make_learnable(tmp_path / "with"), tmp_path / "store")
     only = {"losses": {"stages": [{"length": "100 %", "weights": {"teacher": 1.0}}]}}
-    with pytest.raises(StoreError, match="made from LR images alone, and weights are fitted to HR"):
+    with pytest.raises(StoreError, match="made from LR images alone, but weights are fitted to HR"):
         make(root, of="fitted")
     with pytest.raises(StoreError, match="made from LR images alone, but training needs HR images"):
         train(make_config(teacher={"of": "mean"}, **TAUGHT), root, tmp_path / "run")

@@ -24,7 +24,9 @@ class Newcomers(nn.Module):
         unknown = sorted(set(joined) - set(experts))
         if unknown or len(set(joined)) == len(experts):
             there = f"the experts are {', '.join(experts)}"
-            raise ConfigError(f"fusion.joined={', '.join(joined)}: expected some of the experts and not all; {there}")
+            raise ConfigError(
+                f"fusion.joined={', '.join(joined)}: expected some of the experts but not all of them; {there}"
+            )
         self.late = tuple(name in joined for name in experts)
         late = torch.tensor(self.late)
         self.register_buffer("is_late", late.view(1, -1, 1, 1), persistent=False)

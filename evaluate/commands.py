@@ -260,9 +260,9 @@ def upscale(
     """
     from championship_sr.evaluate.deliver.stored import upscale_store
     from championship_sr.evaluate.deliver.upscale import UpscaleOptions, find_inputs, upscale_files
-    from championship_sr.evaluate.inference.stores import is_store, opened_store
     from championship_sr.evaluate.model import Model, load
     from championship_sr.evaluate.single import load_single
+    from championship_sr.evaluate.stores import is_store, opened_store
 
     if diffusion and options["experts_only"]:
         raise click.UsageError("--diffusion refines the fusion's image; leave out --experts-only")

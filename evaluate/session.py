@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.inference.stores import name_of, opened_store
 from championship_sr.evaluate.model import Model, images_entry, load
 from championship_sr.evaluate.report.gallery import Gallery
 from championship_sr.evaluate.report.report import REPORT, write_report, write_scores
@@ -13,6 +12,7 @@ from championship_sr.evaluate.scoring.benchmarks import find_benchmarks
 from championship_sr.evaluate.scoring.complementarity_table import text
 from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_pairs, evaluate_store
 from championship_sr.evaluate.scoring.scores import Scores, benchmarks_table
+from championship_sr.evaluate.stores import name_of, opened_store
 from championship_sr.extract.config import ExpertConfig, ImagesConfig, expert_configs
 from championship_sr.extract.device import pick_device
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert

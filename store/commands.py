@@ -12,9 +12,9 @@ import click
 from tqdm import tqdm
 
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import counted
 from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import counted
 from championship_sr.store.operations.codec_figures import CodecFigures, measure_codecs
 from championship_sr.store.operations.convert import convert as convert_store
 from championship_sr.store.operations.info import SourceInfo, StoreInfo

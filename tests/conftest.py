@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from championship_sr.store.codecs import fit_pca, get_codec
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size
 from championship_sr.store.shards.writer import write_shard
 from tests.s3_server import bucket, keys, proxy, s3_port  # noqa: F401  (fixtures)

@@ -21,7 +21,7 @@ from championship_sr.evaluate.model import Model
 from championship_sr.extract.images.results import ResultImages
 from championship_sr.store.config import to_plain
 from championship_sr.store.disk.small_files import parse_json, read_small, sha256_of
-from championship_sr.store.format.entries import canonical
+from championship_sr.store.format.canonical import canonical
 from championship_sr.train.records.checkpoint import WEIGHTS_FILE
 
 MADE = "made.jsonl"

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.inference.stores import name_of, opened_store
 from championship_sr.evaluate.model import Model
 from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.cases import fit_images, fit_pairs
+from championship_sr.evaluate.stores import name_of, opened_store
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import counted
+from championship_sr.store.format.phrases import counted
 from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.cache import CachedStore
 from championship_sr.store.shards.reader import Store

@@ -15,7 +15,8 @@ from championship_sr.extract.experts.architecture import Origin, find_factory
 from championship_sr.extract.experts.expert import CODE, LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import as_input, run_tiled
 from championship_sr.store.errors import StoreError, WeightsError
-from championship_sr.store.format.entries import EXPERT_FILE, Expert
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.expert_files import EXPERT_FILE
 from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.variants import transform
 from championship_sr.store.live import LiveDifference, compare_live

@@ -17,8 +17,8 @@ from championship_sr.extract.run.prepare import PairsWriter, Prepared, prepare
 from championship_sr.extract.run.shares import Part, Rank
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
+from championship_sr.store.format.description import take_back
 from championship_sr.store.format.entries import STORE_FILE
-from championship_sr.store.format.manifest import take_back
 from championship_sr.store.remote.bucket import is_remote
 from championship_sr.store.remote.staging import Staging
 

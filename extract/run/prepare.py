@@ -26,9 +26,10 @@ from championship_sr.store.disk import leases
 from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import STORE_FILE, Image
-from championship_sr.store.format.layout import PAIRS, SOURCES_FILE
-from championship_sr.store.format.manifest import LOCK_FILE, Manifest, assign_shards
+from championship_sr.store.format.layout import LOCK_FILE, PAIRS, SOURCES_FILE
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.writer import write_shard
 

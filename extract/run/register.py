@@ -17,8 +17,9 @@ from championship_sr.extract.run.on_device import made_on
 from championship_sr.store.codecs import Params, fit_pca, get_codec
 from championship_sr.store.config import to_plain
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import ArraySpec, Expert, Image, listed
+from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 from championship_sr.store.progress import progress
 from championship_sr.store.shards.record import read_record
 

@@ -1,35 +1,28 @@
-"""The entries of a store's description, each as it lies in its file: images, experts, bases; and how two differ."""
+"""The entries of a store's description: images and experts; store.yaml and images.jsonl as they lie in the folder."""
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
-from championship_sr.store.codecs import Params, get_codec
-from championship_sr.store.config import dump_yaml
+from championship_sr.store.codecs import get_codec
 from championship_sr.store.disk import files
-from championship_sr.store.disk.small_files import parse_json, parse_yaml, read_as, read_small
-from championship_sr.store.errors import ConfigError, StoreError, Unreadable
+from championship_sr.store.disk.small_files import parse_json, parse_yaml, read_as
+from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format import schema
+from championship_sr.store.format.canonical import canonical
 from championship_sr.store.format.layout import (
     CONTAINERS,
     KNOWN_VERSIONS,
     checked_name,
-    is_name,
-    shard_number,
-    source_dir,
 )
 from championship_sr.store.format.variants import VARIANTS
 
-STORE_FILE, IMAGES_FILE, EXPERT_FILE, BASIS_FILE = "store.yaml", "images.jsonl", "expert.yaml", "basis.safetensors"
-EXPERTS_FILE = "experts.txt"  # their names, so that a folder that is lost as a whole is noticed
-SHOWN_DIFFERENCES = 5
+STORE_FILE, IMAGES_FILE = "store.yaml", "images.jsonl"
 TEACHER = "teacher"  # the role, in its identity, of images to learn from: no expert whose images are fused
 
 
@@ -98,9 +91,6 @@ class Expert:
             "basis": self.basis_sha256,
         }
         return hashlib.sha256(canonical(decides)).hexdigest()
-
-
-_EXPERT = TypeAdapter(Expert)
 
 
 def check_expert(expert: Expert) -> None:
@@ -181,32 +171,6 @@ def image_of(entry: Mapping[str, Any]) -> Image:
     return image
 
 
-def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> Expert:
-    """Begin an expert's folder; the expert as its file, written last of all, now has it.
-
-    raises  StoreError if the folder holds shards: their entry is lost, and they are not to be lost with it
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = sorted(name for name in os.listdir(folder) if shard_number(name) is not None)
-    if shards:
-        raise StoreError(f"{folder}: holds {shards[0]} but no {EXPERT_FILE}; put that back, or remove the folder")
-    unfitted = [spec.name for spec in expert.arrays if get_codec(spec.codec).components and spec.name not in basis]
-    if unfitted:
-        raise StoreError(f"expert {expert.name}: the codec of {', '.join(unfitted)} needs a basis (fit_pca)")
-    if basis:
-        from safetensors.numpy import save
-
-        # contiguous: safetensors writes a transposed array's memory as if it were not
-        content = save(
-            {f"{name}.{key}": np.ascontiguousarray(basis[name][key]) for name in basis for key in basis[name]}
-        )
-        files.write_atomic(folder / BASIS_FILE, content)
-        expert = replace(expert, basis_sha256=hashlib.sha256(content).hexdigest())
-    files.write_atomic(folder / EXPERT_FILE, dump_yaml(asdict(expert)).encode())
-    files.sync(folder.parent)
-    return expert
-
-
 def read_store(root: Path) -> dict[str, Any]:
     """What store.yaml says.
 
@@ -228,118 +192,6 @@ def known_versions() -> str:
     return " and ".join(map(str, KNOWN_VERSIONS))
 
 
-def read_expert(root: Path, name: str, rebuild: bool = False) -> Expert:
-    """The expert of this folder.
-
-    raises  StoreError if its file is missing, damaged or of another expert; Unreadable
-    """
-    path = source_dir(root, name, rebuild) / EXPERT_FILE
-    return expert_of(read_yaml(path, f"{path}: missing"), name, path)
-
-
-def expert_of(content: Mapping[str, Any], name: str, where: object) -> Expert:
-    """The expert of this name that the mapping of an expert.yaml describes.
-
-    raises  StoreError naming what cannot be, or another expert than the folder's
-    """
-    schema.check(schema.ExpertFile, content, where)
-    variants = content["identity"].get("variants") or []
-    if not (isinstance(variants, list) and all(isinstance(each, str) for each in variants)):
-        raise StoreError(f"{where}: damaged: identity.variants: expected a list of names")
-    expert = parse_expert(content, str(where))
-    try:
-        canonical({"identity": expert.identity, "notes": expert.notes})
-    except (ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"{where}: damaged: {error}") from None
-    if expert.name != name:
-        raise StoreError(f"{where}: the folder of expert {name} holds expert {expert.name}")
-    return expert
-
-
-def parse_expert(content: Mapping[str, Any], where: str) -> Expert:
-    """The expert that plain values describe: a store's expert.yaml, or an entry of a run's experts.yaml.
-
-    raises  StoreError naming `where` if they describe none
-    """
-    try:
-        expert = _EXPERT.validate_python(content)
-        check_expert(expert)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise StoreError(f"{where}: damaged: {key}: {fault['msg']}") from None
-    except ConfigError as error:
-        raise StoreError(f"{where}: damaged: {error}") from None
-    return expert
-
-
-def expert_names(root: Path) -> list[str]:
-    """The experts whose folders have an entry."""
-    return [name for name in expert_folders(root) if os.path.lexists(source_dir(root, name) / EXPERT_FILE)]
-
-
-def expert_folders(root: Path) -> list[str]:
-    """The names of the folders that are an expert's, whatever they hold."""
-    folder = root / "experts"
-    return [name for name in files.names_in(folder) if is_name(name) and _is_folder(folder / name)]
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() or path.is_symlink()  # a link to nowhere: a disk that is not there now
-
-
-def named_experts(root: Path) -> set[str]:
-    """The experts that the store has by experts.txt; none where there is no such file.
-
-    raises  StoreError if it holds something else than names; Unreadable
-    """
-    path = root / EXPERTS_FILE
-    try:
-        with files.reading(path):
-            names = read_small(path).decode(errors="replace").split("\n")[:-1]
-    except FileNotFoundError:
-        return set()
-    wrong = [name for name in names if not is_name(name)]
-    if wrong:
-        raise StoreError(f"{path}: damaged: {wrong[0][:24]!r} is not an expert name")
-    return set(names)
-
-
-def name_experts(root: Path, added: Iterable[str] = (), removed: Iterable[str] = ()) -> None:
-    """Change experts.txt; by whoever holds the store's lock."""
-    try:
-        there = named_experts(root) if files.is_there(root / EXPERTS_FILE) else None
-    except Unreadable:
-        raise
-    except StoreError:
-        there = None
-    known = set(expert_names(root)) if there is None else there  # a list that is lost or damaged is made anew
-    names = (known | set(added)) - set(removed)
-    if names != there:
-        files.write_atomic(root / EXPERTS_FILE, "".join(f"{name}\n" for name in sorted(names)).encode())
-
-
-def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
-    """Array name -> basis.
-
-    raises  StoreError if the file is not the one of this sha256
-    """
-    from safetensors.numpy import load
-
-    path = folder / BASIS_FILE
-    try:
-        content = files.read_bytes(path)
-    except FileNotFoundError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise StoreError(f"{path}: missing or damaged; nothing encoded with it can be read, so rebuild the expert")
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in load(content).items():
-        name, _, part = key.rpartition(".")
-        result.setdefault(name, {})[part] = value
-    return {**result}
-
-
 def read_yaml(path: Path, absent: str) -> dict[str, Any]:
     """The mapping in a file; `absent` is the message where there is none."""
     try:
@@ -347,76 +199,3 @@ def read_yaml(path: Path, absent: str) -> dict[str, Any]:
             return read_as(parse_yaml, path)
     except FileNotFoundError:
         raise StoreError(absent) from None
-
-
-def plain_expert(expert: Expert) -> Expert:
-    """The expert as it is after being written and read: no tuples, no numpy scalars."""
-    identity, notes = (json.loads(canonical(part)) for part in (expert.identity, expert.notes))
-    return replace(expert, identity=identity, notes=notes)
-
-
-def different_experts(there: Expert, wanted: Expert) -> list[str]:
-    """Each key that decides the bytes and differs."""
-    return differences(_comparable(there), _comparable(plain_expert(wanted)))
-
-
-def _comparable(expert: Expert) -> dict[str, Any]:
-    arrays = {spec.name: asdict(spec) for spec in expert.arrays}
-    return {**expert.identity, "arrays": arrays}
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", told: str = "{} is {} there, {} now"
-) -> list[str]:
-    """One phrase for each key whose values differ."""
-    result = []
-    for key in sorted({*old, *new}, key=str):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            result += differences(one, other, f"{prefix}{key}.", told)
-        elif one != other and canonical(one) != canonical(other):
-            result.append(told.format(f"{prefix}{key}", _short(one), _short(other)))
-    return result
-
-
-def different_stores(found: Any, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
-    """One phrase for each thing in which the store `found` (a Manifest) is not one of these images."""
-    different = differences(
-        {"scale": found.scale, "container": found.container}, {"scale": scale, "container": container}
-    )
-    if found.images == images:
-        return different
-    old, new = ({image.id: asdict(image) for image in each} for each in (found.images, images))
-    for what, ids in (("without", new.keys() - old.keys()), ("with the extra", old.keys() - new.keys())):
-        if ids:
-            different.append(f"{what} {listed(sorted(ids), 3)}")
-    for name in old.keys() & new.keys():
-        different += [f"image {name}: {each}" for each in differences(old[name], new[name])]
-    if not different and [*old] != [*new]:
-        different.append("the images are in another order")
-    return different
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:20] + "..."
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things: `1 shard`, `2 shards`."""
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
-def listed(items: Sequence[str], shown: int = SHOWN_DIFFERENCES) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
-
-
-def canonical(content: Any) -> bytes:
-    """The one JSON text of plain values, for checksums; a name that is no UTF-8 keeps its own bytes."""
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=_scalar).encode(errors="surrogatepass")
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)

@@ -12,6 +12,7 @@ FORMAT_VERSION = 2  # of what is written; a store that was begun in an older one
 KNOWN_VERSIONS = (1, 2)
 SEALED_VERSION = 2  # from which on records have a checksum of their own
 SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
+LOCK_FILE = "store.lock"  # whoever changes the description holds its lease
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
 

@@ -1,21 +1,18 @@
 """What a store holds and how it came about: store.yaml, images.jsonl, expert.yaml and the shards' records."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from championship_sr.store.codecs import Params, get_codec
-from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format import schema
+from championship_sr.store.format.description import begin_store, describe_store
+from championship_sr.store.format.differences import different_experts, different_stores, plain_expert
 from championship_sr.store.format.entries import (
-    EXPERT_FILE,
-    EXPERTS_FILE,
     IMAGES_FILE,
     STORE_FILE,
     ArraySpec,
@@ -23,32 +20,28 @@ from championship_sr.store.format.entries import (
     Image,
     check_expert,
     check_images,
-    different_experts,
-    different_stores,
-    expert_names,
-    images_bytes,
-    listed,
-    name_experts,
-    named_experts,
-    plain_expert,
-    read_basis,
-    read_expert,
     read_images,
     read_store,
+)
+from championship_sr.store.format.expert_files import (
+    EXPERT_FILE,
+    expert_names,
+    name_experts,
+    named_experts,
+    read_basis,
+    read_expert,
     write_expert,
 )
 from championship_sr.store.format.layout import (
     CONTAINERS,
-    FORMAT_VERSION,
+    LOCK_FILE,
     PAIRS,
-    SOURCES_FILE,
     checked_name,
     shard_number,
     shard_stem,
     source_dir,
 )
-
-LOCK_FILE = "store.lock"
+from championship_sr.store.format.phrases import listed
 
 
 class Manifest:
@@ -77,15 +70,24 @@ class Manifest:
         root, images = Path(root), tuple(images)
         check_images(images, container)
         if not (root / STORE_FILE).exists():
-            _begin(root, scale, container, images)
+            begin_store(root, scale, container, images)
         found = cls.load(root)
         if grow and images[: len(found.images)] == found.images != images:
-            _grow(found, images)
+            found._grow(images)
             found = cls.load(root)
         different = different_stores(found, scale, container, images)
         if different:
             raise StoreError(f"{root}: holds a different store: {listed(different)}. Choose another folder")
         return found
+
+    def _grow(self, images: tuple[Image, ...]) -> None:
+        """Put images behind those that the store has; killed at any moment it has these or all."""
+        root, there = self.root, {image.shard for image in self.images}
+        if there & {image.shard for image in images[len(self.images) :]}:
+            raise StoreError(f"{root}: new images must go into shards of their own")
+        with leases.held(root / LOCK_FILE, wait=True):
+            if Manifest.load(root).images == self.images:  # else another process has been faster
+                describe_store(root, self.scale, self.container, images, self.format_version)
 
     @classmethod
     def load(cls, root: Path, damaged: list[str] | None = None) -> "Manifest":
@@ -305,11 +307,6 @@ class Manifest:
         return {image.id: image.lr_sha256 for image in self.images_of(shard)}
 
 
-def assign_shards(images: Iterable[Image], images_per_shard: int) -> tuple[Image, ...]:
-    """The images with shard numbers in their order."""
-    return tuple(replace(image, shard=i // images_per_shard) for i, image in enumerate(images))
-
-
 def _check_idle(folder: Path, what: str) -> None:
     """Refuse to take a folder away in which another process writes a shard.
 
@@ -347,58 +344,3 @@ def _read_experts(root: Path, damaged: list[str] | None) -> dict[str, Expert]:
                 raise
             damaged.append(str(error))
     return experts
-
-
-def _begin(root: Path, scale: int, container: str, images: tuple[Image, ...]) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    with leases.held(root / LOCK_FILE, wait=True):
-        if (root / STORE_FILE).exists():
-            return
-        foreign = sorted(name for name in os.listdir(root) if not name.startswith(("store.", IMAGES_FILE)))
-        if foreign:
-            raise StoreError(
-                f"{root}: not a feature store and not empty (it holds {foreign[0]}): choose another folder"
-            )
-        _describe(root, scale, container, images, FORMAT_VERSION)
-        files.sync(root.parent)
-
-
-def _grow(found: Manifest, images: tuple[Image, ...]) -> None:
-    """Put images behind those that the store has; killed at any moment it has these or all."""
-    root, there = found.root, {image.shard for image in found.images}
-    if there & {image.shard for image in images[len(found.images) :]}:
-        raise StoreError(f"{root}: new images must go into shards of their own")
-    with leases.held(root / LOCK_FILE, wait=True):
-        if Manifest.load(root).images == found.images:  # else another process has been faster
-            _describe(root, found.scale, found.container, images, found.format_version)
-
-
-def _describe(root: Path, scale: int, container: str, images: tuple[Image, ...], version: int) -> None:
-    lines = images_bytes(images)
-    files.write_atomic(root / IMAGES_FILE, lines)
-    about = {
-        "format_version": version,
-        "scale": scale,
-        "container": container,
-        "images": len(images),
-        "images_sha256": hashlib.sha256(lines).hexdigest(),
-    }
-    files.write_atomic(root / STORE_FILE, dump_yaml(about).encode())
-
-
-def take_back(root: Path, leave: bool) -> None:
-    """Remove a store in which nobody has begun a shard.
-
-    leave  the folder itself, which was there before
-    """
-    with leases.held(root / LOCK_FILE, wait=True):
-        begun = (shard_number(path.name) for path in (*root.glob(f"{PAIRS}/*"), *root.glob("experts/*/*")))
-        if any(number is not None for number in begun):
-            return
-        files.remove(root / STORE_FILE)  # first: without it the folder is no store
-        for name in (IMAGES_FILE, SOURCES_FILE, EXPERTS_FILE, PAIRS, "experts"):
-            files.remove(root / name)
-    files.remove(root / LOCK_FILE)
-    if not leave:
-        with suppress(OSError):  # another process has begun the store anew meanwhile
-            root.rmdir()

@@ -11,8 +11,9 @@ import numpy as np
 
 from championship_sr.store.codecs import fit_pca, get_codec
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import ArraySpec, Expert
-from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.store.shards.writer import write_shard
 

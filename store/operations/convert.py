@@ -12,9 +12,10 @@ import numpy as np
 from championship_sr.store.codecs import Params, fit_pca, get_codec
 from championship_sr.store.containers.chunks import parsed_chunk
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import ArraySpec, Expert
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.claims import unless_done
 from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.reader import Store, StoredArray

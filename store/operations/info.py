@@ -10,7 +10,8 @@ from typing import Any
 
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import EXPERT_FILE, ArraySpec
+from championship_sr.store.format.entries import ArraySpec
+from championship_sr.store.format.expert_files import EXPERT_FILE
 from championship_sr.store.format.layout import PAIRS, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.repair import damaged_bytes

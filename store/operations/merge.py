@@ -9,16 +9,12 @@ from typing import Any
 
 from championship_sr.store.disk import leases
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import (
-    BASIS_FILE,
-    STORE_FILE,
-    counted,
-    different_experts,
-    different_stores,
-    listed,
-)
-from championship_sr.store.format.layout import PAIRS, lock_path
-from championship_sr.store.format.manifest import LOCK_FILE, Manifest
+from championship_sr.store.format.differences import different_experts, different_stores
+from championship_sr.store.format.entries import STORE_FILE
+from championship_sr.store.format.expert_files import BASIS_FILE
+from championship_sr.store.format.layout import LOCK_FILE, PAIRS, lock_path
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import counted, listed
 from championship_sr.store.shards.claims import claimed, take_away, unless_done
 from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.record import encoded, read_record, sealed, unchanged

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from championship_sr.store.disk import files, leases, locks
-from championship_sr.store.format.layout import lock_path, shard_number, source_dir
-from championship_sr.store.format.manifest import LOCK_FILE, Manifest
+from championship_sr.store.format.layout import LOCK_FILE, lock_path, shard_number, source_dir
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import SourceCheck, strays

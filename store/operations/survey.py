@@ -12,26 +12,28 @@ from typing import Any, TypeVar
 from championship_sr.store.config import dump_yaml
 from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError, Unreadable
+from championship_sr.store.format.differences import differences
 from championship_sr.store.format.entries import (
-    EXPERT_FILE,
-    EXPERTS_FILE,
     IMAGES_FILE,
     STORE_FILE,
     Expert,
     Image,
-    differences,
-    expert_folders,
-    expert_of,
     image_of,
     images_bytes,
-    listed,
-    named_experts,
-    read_expert,
     read_images,
     read_store,
 )
+from championship_sr.store.format.expert_files import (
+    EXPERT_FILE,
+    EXPERTS_FILE,
+    expert_folders,
+    expert_of,
+    named_experts,
+    read_expert,
+)
 from championship_sr.store.format.layout import CONTAINERS, PAIRS, SEALED_VERSION, shard_number, shard_stem, source_dir
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 from championship_sr.store.format.schema import StoreFile, StoreKind
 from championship_sr.store.operations.faults import Fault
 from championship_sr.store.shards.record import read

@@ -17,19 +17,12 @@ from typing import Any
 from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import (
-    BASIS_FILE,
-    EXPERT_FILE,
-    IMAGES_FILE,
-    STORE_FILE,
-    different_experts,
-    different_stores,
-    listed,
-    name_experts,
-    read_expert,
-)
-from championship_sr.store.format.layout import CONTAINERS, PAIRS, shard_stem, source_dir
-from championship_sr.store.format.manifest import LOCK_FILE, Manifest
+from championship_sr.store.format.differences import different_experts, different_stores
+from championship_sr.store.format.entries import IMAGES_FILE, STORE_FILE
+from championship_sr.store.format.expert_files import BASIS_FILE, EXPERT_FILE, name_experts, read_expert
+from championship_sr.store.format.layout import CONTAINERS, LOCK_FILE, PAIRS, shard_stem, source_dir
+from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 from championship_sr.store.progress import BytesDone, silent
 from championship_sr.store.remote.bucket import Bucket
 from championship_sr.store.remote.parts import DIGEST_DIGITS, ShardFile, keep_only, parts_of

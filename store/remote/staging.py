@@ -12,7 +12,9 @@ from championship_sr.store.codecs import Params
 from championship_sr.store.disk import files, leases
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import Expert, different_experts, read_expert
+from championship_sr.store.format.differences import different_experts
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.expert_files import read_expert
 from championship_sr.store.format.layout import PAIRS, SOURCES_FILE, lock_path, source_dir
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.remote.bucket import cache_folder

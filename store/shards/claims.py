@@ -8,9 +8,11 @@ from pathlib import Path
 from championship_sr.store.disk import files, leases, locks
 from championship_sr.store.disk.leases import Lease
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import different_experts, listed, read_expert
+from championship_sr.store.format.differences import different_experts
+from championship_sr.store.format.expert_files import read_expert
 from championship_sr.store.format.layout import PAIRS, lock_path, source_dir
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 
 
 @dataclass(frozen=True)

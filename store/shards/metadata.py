@@ -7,8 +7,8 @@ from championship_sr.store.containers.chunks import Described
 from championship_sr.store.containers.registry import CONTAINER_MODULES
 from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError
-from championship_sr.store.format.entries import listed
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 from championship_sr.store.shards.record import WantedArray, read_record, wanted_arrays
 
 

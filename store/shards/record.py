@@ -17,7 +17,8 @@ from championship_sr.store.disk import files
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import StoreError
 from championship_sr.store.format import schema
-from championship_sr.store.format.entries import canonical, known_versions
+from championship_sr.store.format.canonical import canonical
+from championship_sr.store.format.entries import known_versions
 from championship_sr.store.format.layout import KNOWN_VERSIONS, PAIRS, SEALED_VERSION, array_key
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size

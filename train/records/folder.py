@@ -19,7 +19,8 @@ from typing import Any
 from championship_sr.store.config import build, dump_yaml, read_yaml, to_plain
 from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import Expert, parse_expert
+from championship_sr.store.format.entries import Expert
+from championship_sr.store.format.expert_files import parse_expert
 from championship_sr.store.remote.bucket import store_place
 from championship_sr.train.config import TrainConfig
 

@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import ConfigError, StoreError
-from championship_sr.store.format.entries import TEACHER, ArraySpec, Expert, different_experts, listed
+from championship_sr.store.format.differences import different_experts
+from championship_sr.store.format.entries import TEACHER, ArraySpec, Expert
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
+from championship_sr.store.format.phrases import listed
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard

@@ -263,7 +263,7 @@ def test_growth_that_was_killed_half_way_leaves_the_store_as_it_was(make_config,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            "championship_sr.store.format.manifest.files", SimpleNamespace(**vars(files) | {"write_atomic": killed})
+            "championship_sr.store.format.description.files", SimpleNamespace(**vars(files) | {"write_atomic": killed})
         )
         extract(config)
     assert written == ["images.jsonl", "store.yaml"]

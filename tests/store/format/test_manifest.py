@@ -7,9 +7,10 @@ import pytest
 from championship_sr.store.codecs import fit_pca
 from championship_sr.store.disk import files, leases
 from championship_sr.store.errors import StoreError
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 
 IMAGES = assign_shards([Image(f"i{i}", f"n{i}", (4, 5 + i), f"l{i}", f"h{i}", 0, "file") for i in range(5)], 2)

@@ -14,9 +14,10 @@ import pytest
 
 from championship_sr.store.disk import locks
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.format.description import assign_shards
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
-from championship_sr.store.format.manifest import Manifest, assign_shards
+from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations.verify import verify
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard

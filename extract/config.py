@@ -49,7 +49,8 @@ NETWORK_KEYS = ("taps", "architecture", "hyperparameters", "window_px", "sha256"
 RESERVED_NAMES = ("lr", "hr", "sr")
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PRECISIONS = get_args(Precision)
-FULL_SIZE = ("hat-l", "drct-l", "grl-b", "edsr-l")
+FULL_SIZE_CHANNELS = {"hat-l": 180, "drct-l": 180, "grl-b": 180, "edsr-l": 256}  # of the published experts' features
+FULL_SIZE = tuple(FULL_SIZE_CHANNELS)
 
 
 @config_dataclass

@@ -19,7 +19,6 @@ from championship_sr.train.fusion.config import ARCHITECTURE_KEY
 
 AT_LEAST_1 = click.IntRange(min=1)
 DEFAULT_PROFILE, STUDENT_PROFILE, TAUGHT_STUDENT_PROFILE = "swift.yaml", "student.yaml", "distilled.yaml"
-FULL_SIZE = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published experts' channels
 
 
 @click.command()
@@ -234,12 +233,13 @@ def _check_named(entries: Sequence[str], trusted: tuple[str, ...]) -> None:
 
 
 def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) -> None:
+    from championship_sr.extract.config import FULL_SIZE_CHANNELS
     from championship_sr.extract.device import pick_device
     from championship_sr.train.bench.phases import describe, plain, table
     from championship_sr.train.fusion.network import build_fusion
     from championship_sr.train.students.student import new_student
 
-    channels, scale = FULL_SIZE, 4
+    channels, scale = FULL_SIZE_CHANNELS, 4
     if store:
         from championship_sr.train.records.folder import feature_channels
         from championship_sr.train.run.sources import open_store

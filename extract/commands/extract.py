@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from championship_sr.extract.commands.options import (
-    config_option,
-    data_options,
-    device_option,
-    expert_option,
-    extract_config,
-    features_option,
-    json_option,
-    random_option,
-    set_option,
-)
+from championship_sr.extract.commands.options import Given, run_options, source_options
 from championship_sr.store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,10 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@config_option
-@data_options
-@expert_option
-@features_option
+@source_options
 @click.option(
     "--rebuild",
     multiple=True,
@@ -60,33 +47,11 @@ if TYPE_CHECKING:
     help="Ray: CPU cores for each actor. Default: the node's cores divided by its GPUs, or all of them.",
 )
 @click.option("--variants", help="Flips and rotations to store, for example identity,mirror.")
-@random_option
-@device_option
-@set_option
-@json_option
+@run_options
 def extract(
-    path,
-    store,
-    roots,
-    hr,
-    lr,
-    names,
-    without_features,
-    rebuild,
-    part,
-    limit,
-    staging,
-    engine,
-    address,
-    actors,
-    gpus_per_actor,
-    cpus_per_actor,
-    variants,
-    random_weights,
-    device,
-    assignments,
-    as_json,
-):
+    given: Given, names, rebuild, part, limit, staging, engine, address, actors, gpus_per_actor, cpus_per_actor,
+    variants, as_json,
+):  # fmt: skip
     """Run the frozen experts once over all images and fill the feature store.
 
     An interrupted extraction continues where it stopped: shards that the store records as done are kept.
@@ -94,17 +59,7 @@ def extract(
     from championship_sr.extract.run.extraction import extract as run
     from championship_sr.extract.run.shares import Part, Rank
 
-    options = {
-        "store": store,
-        "data.roots": roots,
-        "data.hr": hr,
-        "data.lr": lr,
-        "features": False if without_features else None,
-        "variants": variants and variants.split(","),
-        "random_weights": random_weights or None,
-        "device": device,
-    }
-    config = extract_config(path, assignments, options)
+    config = given.config({"variants": variants and variants.split(",")})
     cluster = _cluster(engine, address, actors, gpus_per_actor, cpus_per_actor)
     summary = run(config, names, rebuild, part and Part.parse(part), limit, staging and Path(staging), cluster)
     if not Rank.from_environment().first:

@@ -1,6 +1,9 @@
 """What the commands of this stage share: options, and how results are written."""
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,44 @@ precision_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
-def data_options(command: Any) -> Any:
+@dataclass(frozen=True)
+class Given:
+    """What a command line says of an extraction: a file, values over it, and options by their keys."""
+
+    path: Path | None
+    assignments: tuple[str, ...]
+    options: dict[str, Any]
+
+    def config(self, options: Mapping[str, Any]) -> ExtractConfig:
+        """The configuration, with further options over it."""
+        return extract_config(self.path, self.assignments, {**self.options, **options})
+
+
+def source_options(command: Callable) -> Callable:
+    """--config, --store, --root, --hr, --lr, --expert and --without-features: what an extraction is of."""
+    return config_option(data_options(expert_option(features_option(command))))
+
+
+def run_options(command: Callable) -> Callable:
+    """--random-weights, --device, --set and --json; `given` has these and the source, but for --expert and --json."""
+
+    @wraps(command)
+    def gathered(path, store, roots, hr, lr, without_features, random_weights, device, assignments, **others):
+        options = {
+            "store": store,
+            "data.roots": roots,
+            "data.hr": hr,
+            "data.lr": lr,
+            "features": False if without_features else None,
+            "random_weights": random_weights or None,
+            "device": device,
+        }
+        return command(given=Given(path, assignments, options), **others)
+
+    return random_option(device_option(set_option(json_option(gathered))))
+
+
+def data_options(command: Callable) -> Callable:
     """--store, --root, --hr and --lr, for runs without a YAML file."""
     for option in (
         click.option(

@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from championship_sr.extract.commands.options import (
-    config_option,
-    data_options,
-    device_option,
-    expert_option,
-    extract_config,
-    features_option,
-    json_option,
-    random_option,
-    set_option,
+    Given,
+    run_options,
     size_text,
+    source_options,
     table,
 )
-from championship_sr.extract.config import chosen_experts
+from championship_sr.extract.config import ExtractConfig, chosen_experts
 from championship_sr.store.disk.small_files import parse_json, read_small
 from championship_sr.store.errors import ConfigError, StoreError
 
@@ -58,43 +52,17 @@ def cluster_options(command: Any) -> Any:
 
 
 @click.command()
-@config_option
-@data_options
-@expert_option
-@features_option
+@source_options
 @click.option("--images", type=click.IntRange(min=1), help="Plan for this many images without reading any.")
 @click.option(
     "--lr-size", default="339x510", metavar="HxW", help="Mean LR size for --images (default: that of DF2K, 339x510)."
 )
 @cluster_options
-@random_option
-@device_option
-@set_option
-@json_option
+@run_options
 def plan(
-    path,
-    store,
-    roots,
-    hr,
-    lr,
-    names,
-    without_features,
-    images,
-    lr_size,
-    nodes,
-    gpus_per_node,
-    speeds,
-    speed_spread,
-    mtbf_hours,
-    restart_minutes,
-    shard_seconds,
-    price,
-    seed,
-    random_weights,
-    device,
-    assignments,
-    as_json,
-):
+    given: Given, names, images, lr_size, nodes, gpus_per_node, speeds, speed_spread, mtbf_hours, restart_minutes,
+    shard_seconds, price, seed, as_json,
+):  # fmt: skip
     """Estimate what an extraction will cost: bytes for each expert and codec, free disk space and hours.
 
     Nothing is written. The hours come from one timed forward pass of each expert on this machine, or from
@@ -105,20 +73,7 @@ def plan(
     from championship_sr.extract.cost.estimate import planned_sizes
     from championship_sr.extract.cost.simulate import Cluster
 
-    options = {
-        "store": store,
-        "data.roots": roots,
-        "data.hr": hr,
-        "data.lr": lr,
-        "features": False if without_features else None,
-        "random_weights": random_weights or None,
-        "device": device,
-    }
-    if path is None and not any(text.startswith("extract.store=") for text in assignments):
-        options["store"] = store or "."  # nothing is written: only the disk's free space is looked at
-    if images:
-        options |= {"store": store or ".", "data.hr": hr or ["."]}
-    config = extract_config(path, assignments, options)
+    config = _config(given, images)
     sizes = [_size(lr_size)] * images if images else planned_sizes(config, chosen_experts(config, names))
     made = make(config, sizes, names, given_speeds(speeds))
     shared = None
@@ -136,6 +91,17 @@ def plan(
     click.echo(plan_text(made))
     if shared:
         click.echo("\n" + cluster_text(made, shared))
+
+
+def _config(given: Given, images: int | None) -> ExtractConfig:
+    """The configuration; a store need not be named, as nothing is written, nor need images that are only counted."""
+    named = given.path or any(text.startswith("extract.store=") for text in given.assignments)
+    options: dict[str, Any] = {}
+    if not named or images:
+        options["store"] = given.options["store"] or "."  # only the free space of its disk is looked at
+    if images:
+        options["data.hr"] = given.options["data.hr"] or ["."]
+    return given.config(options)
 
 
 def given_speeds(given: tuple[str, ...]) -> dict[str, float]:

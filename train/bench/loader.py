@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from championship_sr.extract.config import FULL_SIZE_CHANNELS
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
@@ -36,7 +37,6 @@ from championship_sr.train.bench.phases import now
 from championship_sr.train.data.loader import MIB, MOST_SLOTS, Buffers, Loader, Sampling
 from championship_sr.train.data.slots import room
 
-CHANNELS = {"hat": 180, "drct": 180, "grl": 180, "edsr": 256}  # the published networks' taps
 SCALE, CROP_PX, IMAGE_PX = 4, 64, 256
 CPU = torch.device("cpu")
 SEED = 1
@@ -119,7 +119,7 @@ def write_store(root: Path, container: str, n_images: int) -> Path:
     size, large = (IMAGE_PX, IMAGE_PX), (IMAGE_PX * SCALE, IMAGE_PX * SCALE, 3)
     images = [Image(f"random{i}", "", size, f"{i:064x}", f"{i:064x}", i, "file") for i in range(n_images)]
     manifest = Manifest.create(root, scale=SCALE, container=container, images=images)
-    for name, channels in CHANNELS.items():
+    for name, channels in FULL_SIZE_CHANNELS.items():
         arrays = (ArraySpec("sr", 3, SCALE, "float16"), ArraySpec("features", channels, 1, "float16"))
         manifest.add_expert(Expert(name, arrays, {"random": True}))
     for source in manifest.sources:
@@ -129,7 +129,7 @@ def write_store(root: Path, container: str, n_images: int) -> Path:
                     lr, hr = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((*size, 3), large))
                     out.add(image.id, {"lr": lr, "hr": hr})
                 else:
-                    features = rng.random((*size, CHANNELS[source]), np.float32)
+                    features = rng.random((*size, FULL_SIZE_CHANNELS[source]), np.float32)
                     out.add(image.id, {"sr": rng.random(large, np.float32), "features": features})
     return root
 

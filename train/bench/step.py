@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from championship_sr.extract.config import FULL_SIZE_CHANNELS
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
@@ -20,8 +21,6 @@ from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.run.step import pick_precision
 
 PROFILES = ("direct", "paper", "swift")
-FULL_SIZE = {"hat-l": 180, "drct-l": 180, "grl-b": 180, "edsr-l": 256}
-"""The published experts and the channels of their features."""
 CPU = torch.device("cpu")
 BATCHES, GPU_BATCHES = (1, 4), (16,)
 STEP_OVER_FORWARD = 3  # the backward pass takes twice the operations of the forward pass
@@ -31,7 +30,7 @@ COUNTED_BATCH, COUNTED_CROP = 2, 32  # the counts are the same at any size
 
 def bench_step(
     batches: Sequence[int] = (), crop: int = 64, *, profiles: Sequence[str] = PROFILES, rounds: int = 3,
-    channels: Mapping[str, int] = FULL_SIZE, scale: int = 4, experts: Callable[[Tensor], Any] | None = None,
+    channels: Mapping[str, int] = FULL_SIZE_CHANNELS, scale: int = 4, experts: Callable[[Tensor], Any] | None = None,
     live: bool = True, device: torch.device = CPU, trace: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Medians for each profile and batch; profiles are interleaved, so that a busy moment meets all of them.

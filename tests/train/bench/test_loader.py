@@ -18,7 +18,14 @@ from tests.train.loaders import loader_of
 @pytest.fixture
 def small(monkeypatch):
     """The bench at a size that takes a moment."""
-    sizes = {"CHANNELS": {"a": 20, "b": 17}, "SCALE": 2, "CROP_PX": 8, "IMAGE_PX": 32, "PATCHES": 16, "COLD_STEPS": 2}
+    sizes = {
+        "FULL_SIZE_CHANNELS": {"a": 20, "b": 17},
+        "SCALE": 2,
+        "CROP_PX": 8,
+        "IMAGE_PX": 32,
+        "PATCHES": 16,
+        "COLD_STEPS": 2,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(bench_loader, name, value)
     monkeypatch.setattr(bench_loader, "_in_fresh_process", lambda function, *arguments: function(*arguments))

@@ -2,11 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -175,39 +174,22 @@ def _write_program(flat: nn.Module, example: tuple[Tensor, ...], other: tuple[Te
 
 def _write_onnx(flat: _Flat, example: tuple[Tensor, ...], other: tuple[Tensor, ...], path: Path) -> Tensor:
     try:
+        import onnx  # noqa: F401 (torch's exporter writes by it)
         import onnxruntime
+        import onnxscript  # noqa: F401 (and translates by it)
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-
-        unknown = _onnx_frequencies()
     except ImportError as error:
         raise ConfigError(f"{path}: {error}. Run: pip install 'championship-sr[onnx]'") from None
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # it tells of every operator that it leaves alone
     names = ["lr", "images", *(f"features_{name}" for name in flat.experts)]
     try:
-        program = torch.onnx.export(
-            flat, example, dynamo=True, verbose=False, input_names=names, output_names=["sr"],
-            custom_translation_table=unknown,
-        )  # fmt: skip
+        program = torch.onnx.export(flat, example, dynamo=True, verbose=False, input_names=names, output_names=["sr"])
         program.save(path)  # type: ignore[union-attr]  # it is None without `dynamo` alone
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except (torch.onnx.OnnxExporterError, Fail) as error:
         raise ConfigError(f"{path}: ONNX cannot express this network: {_first_line(error)}") from None
     inputs = {name: tensor.numpy() for name, tensor in zip(names, other, strict=True)}
     return torch.from_numpy(session.run(None, inputs)[0])
-
-
-def _onnx_frequencies() -> dict[Callable, Callable]:
-    """The frequencies of a transform, for which torch's exporter knows no ONNX: constants, the size being fixed."""
-    import onnx
-    from onnxscript import opset18
-
-    def constant(values: np.ndarray):
-        return opset18.Constant(value=onnx.numpy_helper.from_array(values.astype(np.float32)))
-
-    return {
-        torch.ops.aten.fft_fftfreq.default: lambda n, d=1.0, **_options: constant(np.fft.fftfreq(n, d)),
-        torch.ops.aten.fft_rfftfreq.default: lambda n, d=1.0, **_options: constant(np.fft.rfftfreq(n, d)),
-    }
 
 
 def _first_line(error: Exception) -> str:

@@ -47,9 +47,9 @@ class Results:
         table = next(iter(scores.values())).table() if len(scores) == 1 else benchmarks_table(scores)
         if self.model:
             return table
-        named = {f"{name}: " if len(scores) > 1 else "": each.together for name, each in scores.items()}
-        sentences = "\n".join(name + each.sentence for name, each in named.items())
-        return "\n\n".join([sentences, table, *(name + text(each) for name, each in named.items())])
+        named = {f"{name}: " if len(scores) > 1 else "": one.together for name, one in scores.items()}
+        sentences = "\n".join(name + one.sentence for name, one in named.items())
+        return "\n\n".join([sentences, table, *(name + text(one) for name, one in named.items())])
 
     def check(self) -> None:
         """raises  StoreError naming the images that could not be read, once the others are done"""

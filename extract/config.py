@@ -254,5 +254,5 @@ def _named(name: str, configs: Iterable[str]) -> ExpertConfig:
 
 def chosen_experts(config: ExtractConfig, names: Sequence[str] = ()) -> list[ExpertConfig]:
     """What `expert_configs` finds, without taps where the extraction keeps no features."""
-    found = expert_configs(config.experts, names)
-    return found if config.features else [replace(expert, tap=NO_TAP, taps={}) for expert in found]
+    configs = expert_configs(config.experts, names)
+    return configs if config.features else [replace(expert, tap=NO_TAP, taps={}) for expert in configs]

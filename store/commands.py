@@ -59,8 +59,8 @@ def store() -> None:
 @JSON
 def info(root: Path, as_json: bool) -> None:
     """Show experts, images, shards, bytes, codecs and provenance, and what is missing."""
-    found = store_info(root)
-    click.echo(json.dumps(asdict(found)) if as_json else _told(found))
+    about = store_info(root)
+    click.echo(json.dumps(asdict(about)) if as_json else _told(about))
 
 
 @store.command()
@@ -242,17 +242,17 @@ def codecs(root: Path, names: tuple[str, ...], sr_names: tuple[str, ...], sample
     for figures in measure_codecs(root, names, sr_names, sample):
         found.append(figures)
         log.info("%s %s: %s", figures.array, figures.codec, figures)
-    click.echo(json.dumps([asdict(each) for each in found]) if as_json else _codec_table(found))
+    click.echo(json.dumps([asdict(one) for one in found]) if as_json else _codec_table(found))
 
 
-def _codec_table(found: list[CodecFigures]) -> str:
+def _codec_table(figures: list[CodecFigures]) -> str:
     columns = "array | codec | B per LR pixel | SNR, dB | largest error, sd | write, MB/s | read, MB/s | decode, MB/s"
     lines = [f"| {columns} |", "|---|---|" + "---:|" * 6]
-    for each in found:
-        snr = " / ".join(f"{value:.1f}" for value in each.snr_db.values())
-        speeds = f"{each.write_mb_s:,.0f} | {each.read_mb_s:,.0f} | {each.load_mb_s:,.0f}"
+    for one in figures:
+        snr = " / ".join(f"{value:.1f}" for value in one.snr_db.values())
+        speeds = f"{one.write_mb_s:,.0f} | {one.read_mb_s:,.0f} | {one.load_mb_s:,.0f}"
         lines.append(
-            f"| {each.array} | {each.codec} | {each.bytes_per_lr_px:.1f} | {snr} | {each.max_error:.2g} | {speeds} |"
+            f"| {one.array} | {one.codec} | {one.bytes_per_lr_px:.1f} | {snr} | {one.max_error:.2g} | {speeds} |"
         )
     return "\n".join(lines)
 
@@ -285,22 +285,22 @@ def _assigned(pairs: tuple[str, ...]) -> dict[str, str]:
     return result
 
 
-def _told(found: StoreInfo) -> str:
+def _told(about: StoreInfo) -> str:
     lines = [
-        f"{found.root}: x{found.scale}, {found.container}, {found.images} images, {found.lr_px:,} LR pixels, "
-        f"{found.shards} shards, {_size(found.n_bytes)}"
+        f"{about.root}: x{about.scale}, {about.container}, {about.images} images, {about.lr_px:,} LR pixels, "
+        f"{about.shards} shards, {_size(about.n_bytes)}"
     ]
-    lines += [_line(source) for source in found.sources]
-    lines += [f"damaged: {message}" for message in found.damaged]
-    if found.moved_away_bytes:
+    lines += [_line(source) for source in about.sources]
+    lines += [f"damaged: {message}" for message in about.damaged]
+    if about.moved_away_bytes:
         lines.append(
-            f"  damaged/: {_size(found.moved_away_bytes)} that a repair moved away; store rm --damaged removes it"
+            f"  damaged/: {_size(about.moved_away_bytes)} that a repair moved away; store rm --damaged removes it"
         )
     return "\n".join(lines)
 
 
 def _line(source: SourceInfo) -> str:
-    arrays = ", ".join(f"{each.name} {each.channels} x {each.codec}" for each in source.arrays)
+    arrays = ", ".join(f"{array.name} {array.channels} x {array.codec}" for array in source.arrays)
     parts = [f"  {source.name}: {arrays}", _size(source.n_bytes), f"{source.bytes_per_lr_px:.1f} B per LR pixel"]
     if source.variants != ("identity",):
         parts.append(f"variants {', '.join(source.variants)}")

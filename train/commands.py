@@ -244,9 +244,9 @@ def _describe(settings: TrainConfig, store: Path | str | None, as_json: bool) ->
         from championship_sr.train.records.folder import feature_channels
         from championship_sr.train.run.sources import open_store
 
-        found = open_store(store, settings.experts or None, settings.data)
-        channels = {name: feature_channels(entry) for name, entry in found.experts.items()}
-        scale = found.scale
+        opened = open_store(store, settings.experts or None, settings.data)
+        channels = {name: feature_channels(entry) for name, entry in opened.experts.items()}
+        scale = opened.scale
     student = settings.student_entry
     if student:
         channels = {}

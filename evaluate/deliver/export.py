@@ -146,8 +146,8 @@ def export_graph(model: Model, path: Path, lr_px: int = 64) -> float:
     example, other = (_example(model, lr_px, seed) for seed in (0, 1))
     with torch.no_grad():
         expected = flat(*other)
-    found = (_write_onnx if path.suffix == ".onnx" else _write_program)(flat, example, other, path)
-    difference = (found - expected).abs().max().item()
+    image = (_write_onnx if path.suffix == ".onnx" else _write_program)(flat, example, other, path)
+    difference = (image - expected).abs().max().item()
     if not difference <= TOLERANCE:
         path.unlink()
         raise StoreError(

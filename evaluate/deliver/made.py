@@ -77,17 +77,17 @@ def read_made(out: Path) -> dict[str, Made]:
         lines = read_small(out / MADE).splitlines()
     except FileNotFoundError:
         return {}
-    found = {}
+    pictures = {}
     for line in lines:
         try:
             content = parse_json(line)
             origin = PictureOrigin(content["input"], dict(content["given"]), content["by"])
             made = Made(origin, content["picture"], float(content["seconds"]))
             if math.isfinite(made.seconds):
-                found[content["image"]] = made
+                pictures[content["image"]] = made
         except (ValueError, KeyError, TypeError):
             continue  # its picture is made anew
-    return found
+    return pictures
 
 
 def note_made(out: Path, name: str, made: Made) -> None:

@@ -72,9 +72,9 @@ def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bo
         made[path.name] = Made(origin, sha256_of(target), seconds)
         note_made(out, path.name, made[path.name])
     check(inputs, results, model.scale)
-    each = sum(made[path.name].seconds for path in inputs) / len(inputs)
-    files.write_atomic(out / README, readme(each, model.device.type != "cpu", facts).encode())
-    return Submission(_pack(inputs, out), len(inputs), each)
+    seconds_each = sum(made[path.name].seconds for path in inputs) / len(inputs)
+    files.write_atomic(out / README, readme(seconds_each, model.device.type != "cpu", facts).encode())
+    return Submission(_pack(inputs, out), len(inputs), seconds_each)
 
 
 def _result_of(path: Path, results: Path) -> Path:
@@ -135,10 +135,10 @@ def readme(seconds: float, gpu: bool, facts: Facts) -> str:
 def check(inputs: Sequence[Path], results: Path, scale: int) -> None:
     """Raises StoreError listing every result that is missing, too many, unreadable, of another size or not RGB."""
     expected = {f"{path.stem}.png": path for path in inputs}
-    found = {path.name for path in results.iterdir()}
-    faults = [f"{name}: missing" for name in sorted(expected.keys() - found)]
-    faults += [f"{name}: stands for no input" for name in sorted(found - expected.keys())]
-    for name in sorted(expected.keys() & found):
+    there = {path.name for path in results.iterdir()}
+    faults = [f"{name}: missing" for name in sorted(expected.keys() - there)]
+    faults += [f"{name}: stands for no input" for name in sorted(there - expected.keys())]
+    for name in sorted(expected.keys() & there):
         faults += _faults(results / name, expected[name], scale)
     if faults:
         raise StoreError(f"{results}: {joined(faults)}")

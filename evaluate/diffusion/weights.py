@@ -115,11 +115,11 @@ def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 def _check_class(cls: Any, folder: Path) -> None:
     try:
-        found = read_as(parse_json, folder / "config.json")["_class_name"]
+        name = read_as(parse_json, folder / "config.json")["_class_name"]
     except (OSError, KeyError, StoreError) as error:
         raise WeightsError(f"{folder / 'config.json'}: not a model's configuration: {_one_line(error)}") from None
-    if found != cls.__name__:
-        raise WeightsError(f"{folder}: expected a {cls.__name__}, found a {found}")
+    if name != cls.__name__:
+        raise WeightsError(f"{folder}: expected a {cls.__name__}, found a {name}")
 
 
 def _differences(info: dict[str, Any]) -> list[tuple[str, list]]:
@@ -136,9 +136,9 @@ def _scheduler(diffusers: ModuleType, folder: Path) -> Any:
 def _prompt(folder: Path, transformer: Any) -> Prompt:
     embeds, pooled = (_tensor(folder, file) for file in PROMPT_FILES)
     prompt = Prompt(embeds if embeds.ndim == 3 else embeds[None], pooled if pooled.ndim == 2 else pooled[None])
-    found = (*prompt.embeds.shape[::2], *prompt.pooled.shape)
+    shape = (*prompt.embeds.shape[::2], *prompt.pooled.shape)
     expected = (1, transformer.config.joint_attention_dim, 1, transformer.config.pooled_projection_dim)
-    if found != expected:
+    if shape != expected:
         raise WeightsError(
             f"{folder}: the transformer expects embeddings (1, tokens, {expected[1]}) and (1, {expected[3]}), "
             f"found {tuple(embeds.shape)} and {tuple(pooled.shape)}"

@@ -16,38 +16,38 @@ from championship_sr.evaluate.scoring.complementarity_table import (
 PALEST = 0.08  # how much of the heat map's colour the lowest correlation has
 
 
-def section(found: Complementarity) -> dict[str, Any]:
+def section(complementarity: Complementarity) -> dict[str, Any]:
     """The entries of together.html.j2."""
-    subsets = shown(found)
-    rest = [subset for subset in found.subsets if subset not in subsets]
+    subsets = shown(complementarity)
+    rest = [subset for subset in complementarity.subsets if subset not in subsets]
     return {
-        "sentence": found.sentence,
-        "names": found.experts,
-        "correlation": _heat_map(found),
-        "experts": expert_rows(found),
+        "sentence": complementarity.sentence,
+        "names": complementarity.experts,
+        "correlation": _heat_map(complementarity),
+        "experts": expert_rows(complementarity),
         "explained": EXPLAINED,
         "combined": COMBINED,
-        "subsets": subset_rows(found, subsets),
-        "rest": subset_rows(found, rest) if rest else [],
-        "notes": [*found.notes, *filter(None, [oracles_in_words(found)])],
+        "subsets": subset_rows(complementarity, subsets),
+        "rest": subset_rows(complementarity, rest) if rest else [],
+        "notes": [*complementarity.notes, *filter(None, [oracles_in_words(complementarity)])],
     }
 
 
-def facts(found: Complementarity) -> list[Fact]:
+def facts(complementarity: Complementarity) -> list[Fact]:
     """The best expert's score, and what all experts gain over it by fitted weights."""
-    scores = {subset.experts: subset for subset in found.subsets}
-    best, every = scores[(found.best,)], scores[found.experts]
+    scores = {subset.experts: subset for subset in complementarity.subsets}
+    best, every = scores[(complementarity.best,)], scores[complementarity.experts]
     limits = f"95\u00a0% interval {signed(every.gain.low, 3)} to {signed(every.gain.high, 3)}"
     together = Fact(signed(every.gain.mean, 3), "dB", "of all experts by fitted weights over it", limits)
-    alone = Fact(f"{best.psnr_y:.3f}", "dB", f"PSNR-Y of the best expert, {found.best}")
-    return [alone, together] if len(found.experts) > 1 else [alone]
+    alone = Fact(f"{best.psnr_y:.3f}", "dB", f"PSNR-Y of the best expert, {complementarity.best}")
+    return [alone, together] if len(complementarity.experts) > 1 else [alone]
 
 
-def _heat_map(found: Complementarity) -> list[tuple[str, list[tuple[str, float]]]]:
+def _heat_map(complementarity: Complementarity) -> list[tuple[str, list[tuple[str, float]]]]:
     """Expert -> the text of each cell, and how much of the colour it has."""
-    values = [value for row in found.correlation.values() for value in row.values()]
+    values = [value for row in complementarity.correlation.values() for value in row.values()]
     low, span = min(values, default=0.0), max(values, default=1.0) - min(values, default=0.0) or 1.0
     return [
         (name, [(f"{value:.3f}", PALEST + (1 - PALEST) * (value - low) / span) for value in row.values()])
-        for name, row in found.correlation.items()
+        for name, row in complementarity.correlation.items()
     ]

@@ -76,7 +76,7 @@ class Complementarity:
         """What to do, in plain words."""
         if len(self.experts) == 1:
             return f"{self.best} is the only expert: there is nothing to combine it with, and no correlation."
-        name = min(self.adds, key=lambda each: self.adds[each].mean)
+        name = min(self.adds, key=lambda expert: self.adds[expert].mean)
         gain, others = self.adds[name], [other for other in self.experts if other != name]
         brings = f"brings {gain.mean:.3f} dB ({gain.low:.3f} .. {gain.high:.3f}){self._at_the_price_of(name)}"
         to = others[0] if len(others) == 1 else f"the other {_in_words(len(others))}"

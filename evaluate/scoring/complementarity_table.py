@@ -14,17 +14,22 @@ EXPLAINED = "own error: the share of an expert's squared error that no combinati
 COMBINED = "combined by weights of sum 1, negative allowed, before rounding to 8 bits"
 
 
-def text(found: Complementarity) -> str:
+def text(complementarity: Complementarity) -> str:
     """The experts, their errors' correlation, the subsets and the oracles, each as a table of its own."""
-    parts = [_experts(found), _correlation(found), _subsets(found), _oracles(found)]
+    parts = [
+        _experts(complementarity),
+        _correlation(complementarity),
+        _subsets(complementarity),
+        _oracles(complementarity),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def shown(found: Complementarity) -> list[Subset]:
+def shown(complementarity: Complementarity) -> list[Subset]:
     """All subsets, or the best of each size where they are many."""
-    if len(found.subsets) <= MOST_ROWS:
-        return list(found.subsets)
-    by_size = groupby(found.subsets, key=lambda subset: len(subset.experts))
+    if len(complementarity.subsets) <= MOST_ROWS:
+        return list(complementarity.subsets)
+    by_size = groupby(complementarity.subsets, key=lambda subset: len(subset.experts))
     return [max(group, key=lambda subset: subset.psnr_y) for _, group in by_size]
 
 
@@ -47,22 +52,22 @@ def cost_cells(cost: ExpertCost) -> list[str]:
     ]
 
 
-def expert_rows(found: Complementarity) -> list[list[str]]:
+def expert_rows(complementarity: Complementarity) -> list[list[str]]:
     """A header and a row for each expert, without columns that nothing is known of."""
     header = ["expert", "own error", "adds to the others, dB", "95 % interval", "x8 adds, dB", "95 % interval"]
     rows = [[*header, "parameters", "seconds", "stored"]]
-    for name in found.experts:
-        gains = [found.adds.get(name), found.self_ensemble.get(name)]
+    for name in complementarity.experts:
+        gains = [complementarity.adds.get(name), complementarity.self_ensemble.get(name)]
         cells = [cell for gain in gains for cell in ((signed(gain), interval(gain)) if gain else ("", ""))]
-        own = f"{100 * found.own_error[name]:.1f} %" if len(found.experts) > 1 else ""
-        rows.append([name, own, *cells, *cost_cells(found.costs.get(name, ExpertCost()))])
+        own = f"{100 * complementarity.own_error[name]:.1f} %" if len(complementarity.experts) > 1 else ""
+        rows.append([name, own, *cells, *cost_cells(complementarity.costs.get(name, ExpertCost()))])
     kept = [i for i in range(len(rows[0])) if any(cells[i] for cells in rows[1:])]
     return [[cells[i] for i in kept] for cells in rows]
 
 
-def subset_rows(found: Complementarity, subsets: Sequence[Subset]) -> list[list[str]]:
+def subset_rows(complementarity: Complementarity, subsets: Sequence[Subset]) -> list[list[str]]:
     """A header and a row for each of these subsets."""
-    rows = [["experts", "PSNR-Y", f"gain over {found.best}", "95 % interval", "weights"]]
+    rows = [["experts", "PSNR-Y", f"gain over {complementarity.best}", "95 % interval", "weights"]]
     for subset in subsets:
         weights = " ".join(f"{weight:.3f}" for weight in subset.weights.values())
         names, psnr = " + ".join(subset.experts), f"{subset.psnr_y:.{DIGITS}f}"
@@ -70,30 +75,36 @@ def subset_rows(found: Complementarity, subsets: Sequence[Subset]) -> list[list[
     return rows
 
 
-def oracles_in_words(found: Complementarity) -> str:
+def oracles_in_words(complementarity: Complementarity) -> str:
     """What the upper bounds gain over the best expert."""
-    words = [f"{row(name).title} {signed(gain)} dB" for name, gain in found.oracles.items()]
-    return f"upper bounds, which choose with HR in hand, over {found.best}: {', '.join(words)}" if words else ""
+    words = [f"{row(name).title} {signed(gain)} dB" for name, gain in complementarity.oracles.items()]
+    return (
+        f"upper bounds, which choose with HR in hand, over {complementarity.best}: {', '.join(words)}" if words else ""
+    )
 
 
-def _experts(found: Complementarity) -> list[str]:
-    return ["what each expert adds", *aligned(expert_rows(found)), f"{EXPLAINED}; seconds and bytes for a mean image"]
+def _experts(complementarity: Complementarity) -> list[str]:
+    return [
+        "what each expert adds",
+        *aligned(expert_rows(complementarity)),
+        f"{EXPLAINED}; seconds and bytes for a mean image",
+    ]
 
 
-def _correlation(found: Complementarity) -> list[str]:
-    if not found.correlation:
+def _correlation(complementarity: Complementarity) -> list[str]:
+    if not complementarity.correlation:
         return []
-    names = found.experts
-    rows = [[a, *(f"{found.correlation[a][b]:.3f}" for b in names)] for a in names]
+    names = complementarity.experts
+    rows = [[a, *(f"{complementarity.correlation[a][b]:.3f}" for b in names)] for a in names]
     return ["correlation of their luma errors", *aligned([["", *names], *rows])]
 
 
-def _subsets(found: Complementarity) -> list[str]:
-    subsets = shown(found)
-    more = len(found.subsets) - len(subsets)
+def _subsets(complementarity: Complementarity) -> list[str]:
+    subsets = shown(complementarity)
+    more = len(complementarity.subsets) - len(subsets)
     notes = [f"the best of each number of experts; {more} more in the JSON"] if more else []
-    return [COMBINED, *aligned(subset_rows(found, subsets)), *notes, *found.notes]
+    return [COMBINED, *aligned(subset_rows(complementarity, subsets)), *notes, *complementarity.notes]
 
 
-def _oracles(found: Complementarity) -> list[str]:
-    return [oracles_in_words(found)] if found.oracles else []
+def _oracles(complementarity: Complementarity) -> list[str]:
+    return [oracles_in_words(complementarity)] if complementarity.oracles else []

@@ -273,8 +273,8 @@ def _used(
 
 def _digests(pairs: Sequence[Pair]) -> dict[str, tuple[str, str | None]]:
     """Image -> sha256 of LR and HR, as stores state them, of those that can be read."""
-    found = {}
+    sums = {}
     for pair in pairs:
         with suppress(UnreadableImage):  # said when it is scored
-            found[pair.id] = digests(*pair.read())
-    return found
+            sums[pair.id] = digests(*pair.read())
+    return sums

@@ -273,10 +273,10 @@ def mean_of(values: Sequence[float]) -> float:
 
 def labelled(method: str) -> str:
     """The method's title, with what must be known about it."""
-    found = row(method)
-    if found.kind == "upper bound":
-        return f"{found.title} (upper bound)"
-    return f"{found.title} (switched off, not retrained)" if found.kind == "ablation" else found.title
+    known = row(method)
+    if known.kind == "upper bound":
+        return f"{known.title} (upper bound)"
+    return f"{known.title} (switched off, not retrained)" if known.kind == "ablation" else known.title
 
 
 def best_per_image(values: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:

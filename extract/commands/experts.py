@@ -53,12 +53,12 @@ def list_experts(entries, path, assignments, scale, as_json):
     """List the configured experts and whether their weights are on disk."""
     from championship_sr.extract.experts.check import listed
 
-    found = [listed(config, scale) for config in chosen(entries, path, assignments, tuple(entry_names()))]
+    items = [listed(config, scale) for config in chosen(entries, path, assignments, tuple(entry_names()))]
     if as_json:
-        click.echo(json.dumps([asdict(item) for item in found]))
+        click.echo(json.dumps([asdict(item) for item in items]))
         return
     rows = [["expert", "parameters", "tap", "channels", "licence", "weights"]]
-    for item in found:
+    for item in items:
         millions = f"{item.parameters / 1e6:.2f} M" if item.parameters else "?"
         several = len(item.taps) > 1
         taps = ", ".join(f"{name}: {path}" if several else path for name, path in item.taps.items()) or "none"

@@ -130,10 +130,10 @@ def _measured(path: Path) -> dict[str, float]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or "0" in found.groups():
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or "0" in match.groups():
         raise click.UsageError(f"--lr-size {text}: expected ROWSxCOLUMNS, for example 339x510")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def plan_text(made: "Plan") -> str:
@@ -192,7 +192,7 @@ def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
     rows = [["images/shard", "shards", "shard size", "hours", "worst", "lost", "fixed",
              "inodes zarr", "inodes hdf5", "PUTs zarr", "PUTs hdf5"]]  # fmt: skip
     for choice in shared.choices:
-        counts = [f"{each[name]:,}" for each in (choice.inodes, choice.requests) for name in ("zarr", "hdf5")]
+        counts = [f"{numbers[name]:,}" for numbers in (choice.inodes, choice.requests) for name in ("zarr", "hdf5")]
         rows.append(
             [
                 f"{choice.images_per_shard:,}" + " *" * (choice is chosen),

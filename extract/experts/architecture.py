@@ -57,12 +57,12 @@ def find_factory(path: str, key: str, origin: Origin) -> Callable[..., nn.Module
     raises  RefusedArchitecture before anything is imported, ConfigError if it is not there or makes no network
     """
     where = f"{origin.file}: {key}={path}" if origin.file else f"{key}={path}"
-    found = NAME.fullmatch(path)
-    if not found:
+    match = NAME.fullmatch(path)
+    if not match:
         raise ConfigError(f"{where}: expected package.module:factory")
     if path in OWN:
         return OWN[path]
-    module, name = found.groups()
+    module, name = match.groups()
     if origin.file and not known(path) and module not in origin.trusted:
         raise RefusedArchitecture(f"{where}: {_refusal(module)}")
     try:

@@ -75,7 +75,7 @@ def _tap_channels(config: ExpertConfig, network: Network) -> dict[str, int]:
     """
     model, points = network.model.to("meta"), config.points
     with captured(model, points) as seen, torch.no_grad():
-        found: dict[str, set[int]] = {}
+        channels: dict[str, set[int]] = {}
         for size in ON_GRID_SIZES:
             try:
                 network.call(torch.empty(1, 3, *size, device="meta"))
@@ -83,8 +83,8 @@ def _tap_channels(config: ExpertConfig, network: Network) -> dict[str, int]:
                 return {}
             for name, tensor in seen.items():
                 here = {shape.channels for shape in possible_shapes(tensor, points[name], size)}
-                found[name] = found.get(name, here) & here
-    return {name: left.pop() for name, left in found.items() if len(left) == 1}
+                channels[name] = channels.get(name, here) & here
+    return {name: left.pop() for name, left in channels.items() if len(left) == 1}
 
 
 @dataclass(frozen=True)

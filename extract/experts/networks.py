@@ -127,23 +127,23 @@ def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Modu
 
     raises  ConfigError for a hyperparameter that the network does not have, WeightsError for one that the file denies
     """
-    found = getattr(model, "arguments", None) or getattr(model, "hyperparameters", {})
+    taken = getattr(model, "arguments", None) or getattr(model, "hyperparameters", {})
     said = {
         key: value
         for key, value in config.hyperparameters.items()
-        if key not in found or (_differ(value, found[key]) and key not in IN_TRAINING_ALONE)
+        if key not in taken or (_differ(value, taken[key]) and key not in IN_TRAINING_ALONE)
     }
     if not said:
         return model
-    unknown = [key for key in said if key not in found]
+    unknown = [key for key in said if key not in taken]
     if unknown:
         raise ConfigError(
             f"expert {config.name}: hyperparameters.{unknown[0]}: {type(model).__name__} has no such argument "
-            f"and would ignore it (has: {', '.join(found)}). Leave it out, or set architecture to code that takes it"
+            f"and would ignore it (has: {', '.join(taken)}). Leave it out, or set architecture to code that takes it"
         )
     with torch.random.fork_rng(devices=[]):
         try:
-            described = type(model)(**{**found, **said})
+            described = type(model)(**{**taken, **said})
             described.load_state_dict(model.state_dict())
         except INCOMPLETE as error:
             values = ", ".join(f"{key}={value}" for key, value in said.items())
@@ -160,19 +160,19 @@ def _differ(one: Any, other: Any) -> bool:
 
 def _recognise(config: ExpertConfig, state: dict[str, Tensor], path: Path) -> ImageModelDescriptor:
     expected = config.architecture and config.architecture.partition(":")[0].rpartition(".")[2]
-    found = _detected(state)
-    if found is None:
+    detected = _detected(state)
+    if detected is None:
         raise WeightsError(f"{path}: {_unrecognised(config, state)}")
-    if expected and found.id.lower() != expected.lower():  # extract.edsr holds EDSR
-        raise WeightsError(f"{path}: holds {found.id}, expected {expected.upper()}")
+    if expected and detected.id.lower() != expected.lower():  # extract.edsr holds EDSR
+        raise WeightsError(f"{path}: holds {detected.id}, expected {expected.upper()}")
     try:
         descriptor = MAIN_REGISTRY.load(dict(state))
     except UnsupportedModelError:
-        raise WeightsError(f"{path}: holds a kind of {found.id} that spandrel does not support") from None
+        raise WeightsError(f"{path}: holds a kind of {detected.id} that spandrel does not support") from None
     except INCOMPLETE as error:
-        raise WeightsError(f"{path}: not a complete {found.id}: {_misfit(error)}") from None
+        raise WeightsError(f"{path}: not a complete {detected.id}: {_misfit(error)}") from None
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise WeightsError(f"{path}: holds {found.id}, which needs more input than one image")
+        raise WeightsError(f"{path}: holds {detected.id}, which needs more input than one image")
     return descriptor
 
 

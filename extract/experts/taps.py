@@ -75,19 +75,19 @@ def possible_shapes(tensor: Tensor, tap: TapConfig, padded: tuple[int, int]) -> 
 
     raises  ConfigError if there is none
     """
-    found = set()
+    shapes = set()
     for layout in ("channels_first", "channels_last", "tokens"):
         resolution = _resolution(tensor, layout, padded) if tap.layout in ("auto", layout) else None
         if resolution:
             channels = tensor.shape[1] if layout == "channels_first" else tensor.shape[-1]
-            found.add(TapShape(layout, channels, resolution, tap.resample))
-    if not found:
+            shapes.add(TapShape(layout, channels, resolution, tap.resample))
+    if not shapes:
         size = f"{padded[0]} x {padded[1]}"
         raise ConfigError(
             f"tap {tap.path}: {tuple(tensor.shape)} does not match the grid of an image of {size} "
             f"(layout: {tap.layout}). Check window_px"
         )
-    return found
+    return shapes
 
 
 def _resolution(tensor: Tensor, layout: str, padded: tuple[int, int]) -> Fraction | None:

@@ -100,10 +100,10 @@ def read_state(path: Path, fits: Fits = bool) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors, only {', '.join(map(str, list(state)[:5])) or 'nothing'}")
     _check_extent(tensors, path)
-    for prefix, found in _candidates(tensors):
-        if fits(found):
-            _tell_left_out(prefix, found, tensors, path)
-            return found
+    for prefix, candidate in _candidates(tensors):
+        if fits(candidate):
+            _tell_left_out(prefix, candidate, tensors, path)
+            return candidate
     return tensors  # of no network that is known: the caller says what is missing
 
 

@@ -100,8 +100,8 @@ def _kind(page: TiffPage) -> str:
 
 
 def _orientation(page: TiffPage) -> int:
-    found = page.tags.valueof(ORIENTATION, 1)
-    return found if found in range(1, 9) else 1
+    value = page.tags.valueof(ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _unassociated(values: np.ndarray) -> np.ndarray:

@@ -130,29 +130,29 @@ def _folders(data: ImagesConfig, scale: int) -> list[tuple[Path, Path | None]]:
     """(HR folder, LR folder, None where there is none) of everything that the configuration names."""
     folders: list[tuple[Path, Path | None]] = []
     for root in map(Path, data.roots):
-        found = _known_layouts(root, data.split, scale)
-        if not found and root.is_dir():
-            found = [pair for child in sorted(root.iterdir()) for pair in _known_layouts(child, data.split, scale)]
-        if not found:
+        pairs = _known_layouts(root, data.split, scale)
+        if not pairs and root.is_dir():
+            pairs = [pair for child in sorted(root.iterdir()) for pair in _known_layouts(child, data.split, scale)]
+        if not pairs:
             names = ", ".join(sorted({hr for _, hr, _ in LAYOUTS}))
             raise StoreError(
                 f"{root}: no images in a known layout ({data.split} of {names}); name the folders with data.hr"
             )
-        folders += found
+        folders += pairs
     folders += zip(map(Path, data.hr), map(Path, data.lr) if data.lr else [None] * len(data.hr), strict=True)
     return folders
 
 
 def _known_layouts(root: Path, split: str, scale: int) -> list[tuple[Path, Path | None]]:
-    found: dict[Path, Path | None] = {}
+    folders: dict[Path, Path | None] = {}
     for part, hr_name, lr_name in LAYOUTS:
         if split not in ("all", part) and part != "all":
             continue
         hr, lr = root / hr_name, root / lr_name.format(s=scale) if lr_name else None
         lr = lr if lr is not None and lr.is_dir() else None
-        if hr.is_dir() and found.get(hr) is None:
-            found[hr] = lr
-    return list(found.items())
+        if hr.is_dir() and folders.get(hr) is None:
+            folders[hr] = lr
+    return list(folders.items())
 
 
 def image_files(folder: Path, *, nested: bool = True) -> list[Path]:

@@ -128,10 +128,10 @@ def sixteen_bit(values: np.ndarray) -> np.ndarray:
 def orientation_of(image: Image.Image) -> int:
     """How a stored picture must be turned to stand upright, 1 to 8 as EXIF counts; 1 where it does not say."""
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except BROKEN_EXIF:
         return 1
-    return found if found in range(1, 9) else 1
+    return value if value in range(1, 9) else 1
 
 
 def orientation_in(exif: bytes) -> int:
@@ -139,10 +139,10 @@ def orientation_in(exif: bytes) -> int:
     try:
         data = Image.Exif()
         data.load(exif)
-        found = data.get(ORIENTATION, 1)
+        value = data.get(ORIENTATION, 1)
     except BROKEN_EXIF:
         return 1
-    return found if found in range(1, 9) else 1
+    return value if value in range(1, 9) else 1
 
 
 def upright_size(rows: int, columns: int, orientation: int) -> tuple[int, int]:

@@ -166,10 +166,10 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
                     "artefacts; save results as PNG", config.name, len(lossy), lossy[0])  # fmt: skip
     if matches.unused:
         log.info("expert %s: %d images in %s match none of the LR images", config.name, len(matches.unused), folder)
-    found = {id_: by_stem[matches.files[name]][0] for id_, name in names.items() if name in matches.files}
+    matched = {id_: by_stem[matches.files[name]][0] for id_, name in names.items() if name in matches.files}
     sizes = {each.id: each.lr_size for each in asked}
-    faults += filter(None, (_size_fault(path, sizes[name], scale) for name, path in found.items()))
-    return found
+    faults += filter(None, (_size_fault(path, sizes[name], scale) for name, path in matched.items()))
+    return matched
 
 
 def _size_fault(path: Path, lr_size: tuple[int, int], scale: int) -> str | None:

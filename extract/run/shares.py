@@ -35,10 +35,10 @@ class Part:
 
         raises  ConfigError
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f"--part {text}: expected I/N with 1 <= I <= N, for example 2/8")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def shards(self, manifest: Manifest, among: list[int] | None = None) -> list[int]:
         """This part's shards of `among`: the largest first to whoever has least, the same for everybody."""

@@ -61,10 +61,10 @@ def parsed_chunk(text: str, shape: tuple[int, int, int], compressed: bool, conta
         return default_chunk(shape, compressed, container)
     if text == "rows":
         return (min(BAND_ROWS, rows), cols, channels) if container == "zarr" or compressed else None
-    found = re.fullmatch(r"tiles:([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
+    match = re.fullmatch(r"tiles:([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
         raise ConfigError(f"chunks {text!r}: expected default, rows or tiles:ROWSxCOLUMNS")
-    return _tile((int(found.group(1)), int(found.group(2))), shape)
+    return _tile((int(match.group(1)), int(match.group(2))), shape)
 
 
 def _tile(tile: tuple[int, int], shape: tuple[int, int, int]) -> tuple[int, int, int]:

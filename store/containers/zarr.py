@@ -89,12 +89,12 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
 def describe(shard: Path, names: Iterable[str]) -> dict[str, Described | StoreError]:
     """Array name -> what the container itself says, or why it says nothing; groups that are none, under their names."""
     names = list(names)
-    found: dict[str, Described | StoreError] = {}
+    faults: dict[str, Described | StoreError] = {}
     for group in sorted({"", *(name.rpartition("/")[0] for name in names)}):
         fault = _group_fault(shard / group)
         if fault:
-            found[f"{group}/zarr.json"] = fault
-    return found | {name: _described(shard, name) for name in names}
+            faults[f"{group}/zarr.json"] = fault
+    return faults | {name: _described(shard, name) for name in names}
 
 
 def _group_fault(folder: Path) -> StoreError | None:

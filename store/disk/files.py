@@ -39,8 +39,8 @@ def reading(path: Path) -> Iterator[None]:
 
 def _link_to_nowhere(path: Path) -> Path | None:
     """The link on the way to a path whose target is not there, such as a disk that is not mounted."""
-    missing = (each for each in (path, *path.parents) if not os.path.exists(each))
-    return next((each for each in missing if os.path.islink(each)), None)
+    missing = (place for place in (path, *path.parents) if not os.path.exists(place))
+    return next((place for place in missing if os.path.islink(place)), None)
 
 
 def names_in(folder: Path) -> list[str]:

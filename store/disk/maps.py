@@ -43,9 +43,9 @@ class FileMap:
         raises  FileNotFoundError; StoreError if it is not of this size; Unreadable
         """
         with files.open_file(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != n_bytes:
-                raise StoreError(f"{path}: {found} bytes, expected {n_bytes} (truncated, or from another store)")
+            size = os.fstat(file.fileno()).st_size
+            if size != n_bytes:
+                raise StoreError(f"{path}: {size} bytes, expected {n_bytes} (truncated, or from another store)")
             address = _libc.mmap(None, n_bytes, _PROT_READ, _MAP_SHARED, file.fileno(), 0)
             if address == _MAP_FAILED:
                 number = ctypes.get_errno()
@@ -145,10 +145,10 @@ class Cache:
     def get(self, key: Hashable, make: Callable[[], Any], cost: Callable[[Any], int] = lambda value: 1) -> Any:
         """The value of the key, made if it isn't there."""
         with self._lock:
-            found = self._values.get(key)
-            if found is not None:
+            kept = self._values.get(key)
+            if kept is not None:
                 self._values.move_to_end(key)
-                return found[0]
+                return kept[0]
         value = make()
         with self._lock:
             if key not in self._values:

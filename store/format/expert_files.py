@@ -67,7 +67,7 @@ def expert_of(content: Mapping[str, Any], name: str, where: object) -> Expert:
     """
     schema.check(schema.ExpertFile, content, where)
     variants = content["identity"].get("variants") or []
-    if not (isinstance(variants, list) and all(isinstance(each, str) for each in variants)):
+    if not (isinstance(variants, list) and all(isinstance(variant, str) for variant in variants)):
         raise StoreError(f"{where}: damaged: identity.variants: expected a list of names")
     expert = parse_expert(content, str(where))
     try:

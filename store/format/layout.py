@@ -60,8 +60,8 @@ def lock_path(root: Path, source: str, shard: int, rebuild: bool = False) -> Pat
 
 def shard_number(name: str) -> int | None:
     """The number in a shard's name, None for a name of something else."""
-    found = re.match(r"shard-(\d{5,})\.", name)
-    return int(found.group(1)) if found else None
+    match = re.match(r"shard-(\d{5,})\.", name)
+    return int(match.group(1)) if match else None
 
 
 def array_key(image_id: str, name: str, variant: str = "identity") -> str:

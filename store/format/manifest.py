@@ -71,16 +71,16 @@ class Manifest:
         check_images(images, container)
         if not (root / STORE_FILE).exists():
             begin_store(root, scale, container, images)
-        found = cls.load(root)
-        if grow and images[: len(found.images)] == found.images != images:
-            found._grow(images)
-            found = cls.load(root)
-        different = different_stores(found, scale, container, images)
+        manifest = cls.load(root)
+        if grow and images[: len(manifest.images)] == manifest.images != images:
+            manifest.grow(images)
+            manifest = cls.load(root)
+        different = different_stores(manifest, scale, container, images)
         if different:
             raise StoreError(f"{root}: holds a different store: {listed(different)}. Choose another folder")
-        return found
+        return manifest
 
-    def _grow(self, images: tuple[Image, ...]) -> None:
+    def grow(self, images: tuple[Image, ...]) -> None:
         """Put images behind those that the store has; killed at any moment it has these or all."""
         root, there = self.root, {image.shard for image in self.images}
         if there & {image.shard for image in images[len(self.images) :]}:

@@ -96,11 +96,11 @@ def _ranges(shards: Sequence[int]) -> str:
 
 def _conflicts(manifests: Sequence[Manifest]) -> list[str]:
     first = manifests[0]
-    found = []
+    conflicts = []
     for other in manifests[1:]:
         different = different_stores(first, other.scale, other.container, other.images)
-        found += [f"{first.root} and {other.root}: {each}" for each in different]
-    return found or [
+        conflicts += [f"{first.root} and {other.root}: {each}" for each in different]
+    return conflicts or [
         conflict
         for i, one in enumerate(manifests)
         for other in manifests[i + 1 :]

@@ -53,8 +53,8 @@ def verify(
     raises  StoreError if the folder is no store, or nothing in it can be judged; Unreadable
     """
     started = perf_counter()
-    found = survey(root)
-    manifest, faults = found.manifest, list(found.faults)
+    surveyed = survey(root)
+    manifest, faults = surveyed.manifest, list(surveyed.faults)
     arrays, n_bytes, missing = 0, 0, {}
     with ThreadPoolExecutor(threads) as pool:
         for source in manifest.sources:

@@ -66,15 +66,15 @@ class Bucket:
 
         with self._explained(key):
             try:
-                found = obstore.get(self._store, key)
+                answer = obstore.get(self._store, key)
             except FileNotFoundError as error:
                 if no_bucket(str(error)):
                     raise
                 return None
-            if found.meta["size"] > JSON_MIB << 20:
-                size = found.meta["size"] >> 20
+            if answer.meta["size"] > JSON_MIB << 20:
+                size = answer.meta["size"] >> 20
                 raise StoreError(f"{self.url}/{key}: {size} MiB, but such a file is never larger than {JSON_MIB}")
-            return found.bytes().to_bytes()
+            return answer.bytes().to_bytes()
 
     def exists(self, key: str) -> bool:
         """True if there is such an object."""
@@ -189,9 +189,9 @@ class Bucket:
         import obstore
 
         with self._explained(folder):
-            found = obstore.list_with_delimiter(self._store, folder or None)
-        objects = [item["path"].rpartition("/")[2] for item in found["objects"]]
-        return objects, [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+            listing = obstore.list_with_delimiter(self._store, folder or None)
+        objects = [item["path"].rpartition("/")[2] for item in listing["objects"]]
+        return objects, [path.rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"]]
 
     def remove(self, keys: list[str]) -> None:
         """Remove objects; those that are gone already are no error."""

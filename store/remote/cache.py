@@ -237,7 +237,7 @@ class ShardCache:
             self._evict(min(over, key=lambda each: self._last_use.get(each, -1)))
 
     def _bytes_of(self, shard: int) -> int:
-        return sum(self._store.remote.shard_bytes(self._store.manifest, each, shard) for each in self._sources)
+        return sum(self._store.remote.shard_bytes(self._store.manifest, source, shard) for source in self._sources)
 
     def _fetch(self, shard: int, n_bytes: int) -> None:
         if self._stopped.is_set():

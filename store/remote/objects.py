@@ -153,9 +153,9 @@ class RemoteStore:
         if (here / EXPERT_FILE).exists() and (here / EXPERT_FILE).read_bytes() != content:
             files.remove(here)
         here.mkdir(parents=True, exist_ok=True)
-        found = re.search(rb"^basis_sha256: '?([0-9a-f]{64})'?$", content, re.MULTILINE)
-        if found and not (here / BASIS_FILE).exists():
-            key = f"experts/{folder}/{_basis_name(found[1].decode())}"
+        match = re.search(rb"^basis_sha256: '?([0-9a-f]{64})'?$", content, re.MULTILINE)
+        if match and not (here / BASIS_FILE).exists():
+            key = f"experts/{folder}/{_basis_name(match[1].decode())}"
             files.write_atomic(here / BASIS_FILE, self.bucket.get(key) or b"")
         files.write_atomic(here / EXPERT_FILE, content)
         return True
@@ -322,8 +322,8 @@ class RemoteStore:
 
 
 def _number(name: str) -> int | None:
-    found = re.match(r"shard-(\d{5,})[-.]", name)
-    return int(found[1]) if found else None
+    match = re.match(r"shard-(\d{5,})[-.]", name)
+    return int(match[1]) if match else None
 
 
 def _expert_key(name: str, rebuild: bool) -> str:

@@ -24,10 +24,10 @@ class ShardFile(NamedTuple):
 
 def parts_of(path: Path, shard: int, suffix: str, pool: Executor) -> list[ShardFile]:
     """The shard's files with their checksums; their names hold the checksum of them all."""
-    paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    below = ["" if each == path else each.relative_to(path).as_posix() for each in paths]
+    paths = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    below = ["" if file == path else file.relative_to(path).as_posix() for file in paths]
     sums = list(pool.map(_sha256, paths))
-    sizes = [each.stat().st_size for each in paths]
+    sizes = [file.stat().st_size for file in paths]
     digest = hashlib.sha256(json.dumps([below, sums]).encode()).hexdigest()[:DIGEST_DIGITS]
     name = f"{shard_stem(shard)}-{digest}{suffix}"
     return [
@@ -48,6 +48,6 @@ def keep_only(unfinished: Path, wanted: set[str]) -> None:
     """Remove what an earlier, other try left in a shard that is not finished."""
     if unfinished.is_dir() == (wanted == {""}):
         files.remove(unfinished)
-    for path in [each for each in unfinished.rglob("*") if each.is_file()]:
+    for path in [file for file in unfinished.rglob("*") if file.is_file()]:
         if path.relative_to(unfinished).as_posix() not in wanted:
             path.unlink()

@@ -169,10 +169,10 @@ class ShardWriter:
         what = f"{self._source}: image {image_id}, {key.partition('/')[2]}"
         shape = self._shape(self._images[image_id], spec, variant)
         encoded = values if isinstance(values, Encoded) else None
-        found = tuple(encoded.raw.shape if encoded else values.shape)
+        there = tuple(encoded.raw.shape if encoded else values.shape)
         expected = (*shape[:2], get_codec(spec.codec).raw_channels(shape[2])) if encoded else shape
-        if found != expected:
-            raise StoreError(f"{what}: shape {found}, expected {expected}")
+        if there != expected:
+            raise StoreError(f"{what}: shape {there}, expected {expected}")
         raw, own, smallest, largest = encoded or self._encoded(spec, values, what)
         if encoded:
             check_range(float(smallest), float(largest), get_codec(spec.codec), what)

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from championship_sr.evaluate.commands import evaluate, upscale
-from championship_sr.evaluate.metrics import rgb_to_y
 from championship_sr.extract.edsr import EDSR
 from championship_sr.extract.images.bicubic import downscale
 from championship_sr.extract.images.bicubic import upscale as bicubic
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.train.metrics import rgb_to_y
 
 FAST = ("--set", "evaluate.bootstrap=200", "--set", "evaluate.device=cpu", "--no-self-ensemble", "--json")
 

@@ -143,7 +143,7 @@ def mosaicml_streaming(folder: Path, samples: Callable[[], Iterator[Sample]]) ->
 
 def installed_peers() -> list[str]:
     """The peers that can be imported; for each other the log says in one line why not and how to get it."""
-    found = []
+    peers = []
     for name, module in PEERS.items():
         try:
             importlib.import_module(module)
@@ -151,8 +151,8 @@ def installed_peers() -> list[str]:
             reason = " ".join(str(error).split())
             log.warning("%s is left out (%s): pip install 'championship-sr[bench]'", name, reason)
         else:
-            found.append(name)
-    return found
+            peers.append(name)
+    return peers
 
 
 def contenders(

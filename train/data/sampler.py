@@ -190,8 +190,8 @@ class Sampler:
         if not self.at_once:
             return permute(place, np.full(slot.shape, self.visits), self._key("visit order", epoch)), crop
         visit = np.empty_like(place)
-        for each in np.unique(epoch):
-            visit[epoch == each] = self._visit_by_shards(np.full(1, each), place[epoch == each])
+        for number in np.unique(epoch):
+            visit[epoch == number] = self._visit_by_shards(np.full(1, number), place[epoch == number])
         return visit, crop
 
     def _visit_by_shards(self, epoch: np.ndarray, place: np.ndarray) -> np.ndarray:

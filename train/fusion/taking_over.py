@@ -88,11 +88,11 @@ def _blocks(network: Known) -> dict[str, tuple[int, Blocks]]:
     elif network.hierarchy is not None:
         found |= _of_hierarchy(network.hierarchy.factors, pixel, network.at_lr)
     if getattr(network, "selection", None) is not None:
-        each = pixel if network.at_lr else 1
-        found |= {f"selection.gates.4.linear.{part}": (0, each, 0) for part in ("weight", "bias")}
+        repeats = pixel if network.at_lr else 1
+        found |= {f"selection.gates.4.linear.{part}": (0, repeats, 0) for part in ("weight", "bias")}
     result = {}
-    for key, (dim, each, offset) in found.items():
-        blocks = [("", offset)] * bool(offset) + [(name, each) for name in network.experts]
+    for key, (dim, repeats, offset) in found.items():
+        blocks = [("", offset)] * bool(offset) + [(name, repeats) for name in network.experts]
         rest = sizes[key][dim] - sum(size for _, size in blocks)
         result[key] = dim, [*blocks, *_rest(network, rest)]
     return result

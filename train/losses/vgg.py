@@ -42,12 +42,12 @@ class VGGPerceptual(nn.Module):
     def extract(self, image: Tensor) -> list[Tensor]:
         """The features of images (B, 3, H, W) in 0..1 at LAYERS."""
         x = (image - self.mean) / self.std
-        found = []
+        layers = []
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in LAYERS.values():
-                found.append(x)
-        return found
+                layers.append(x)
+        return layers
 
 
 def load_features(weights: Path | None) -> nn.Sequential:

@@ -96,13 +96,13 @@ def _add_scalars(writer: "SummaryWriter", event: str, step: int, values: Mapping
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    scalars: list[tuple[str, float]] = []
     for name, value in values.items():
         if isinstance(value, Mapping) and name != "images":
-            found += _scalars(value, f"{prefix}{name}/")
+            scalars += _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, (int, float)):
-            found.append((f"{prefix}{name}", value))
-    return found
+            scalars.append((f"{prefix}{name}", value))
+    return scalars
 
 
 def _summary_writer(run: Path, step: int) -> "SummaryWriter":

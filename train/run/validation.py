@@ -118,21 +118,21 @@ class Validation:
     @torch.no_grad()
     @float32_products()  # whole images of many sizes, in float32
     def _scores(self, methods: Mapping[str, Callable[[WholeImage], Tensor]]) -> dict[str, ValidationScores]:
-        found = []
+        scored = []
         for index in self.images[self.world.rank :: self.world.size]:
             whole = self.read(index)
             for method, run in methods.items():
                 sr = run(whole).clamp(0, 1)
                 picture = _picture(whole, sr) if index in self.shown else None
-                found.append((self.images.index(index), method, self._one(sr, whole.hr), picture))
+                scored.append((self.images.index(index), method, self._one(sr, whole.hr), picture))
         # by place, so that the order does not depend on who scored what
-        everybodys = sorted((each for part in self.world.gather(found) for each in part), key=lambda each: each[0])
+        everybodys = sorted((one for part in self.world.gather(scored) for one in part), key=lambda one: one[0])
         return {method: self._of(method, everybodys) for method in methods}
 
-    def _of(self, method: str, found: Sequence[tuple]) -> ValidationScores:
+    def _of(self, method: str, scored: Sequence[tuple]) -> ValidationScores:
         mine = [
             (self.store.images[self.images[place]].id, score, pic)
-            for place, name, score, pic in found
+            for place, name, score, pic in scored
             if name == method
         ]
         return ValidationScores(

@@ -145,6 +145,6 @@ def _check_plain_call(student: Student, config: ExpertConfig) -> None:
     side = 32
     made = student.network.eval()(pad_to(torch.full((1, 3, side, side), 0.5), student.multiple_px, student.minimum_px))
     if not isinstance(made, Tensor) or made.shape[:2] != (1, 3):
-        found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise ConfigError(f"student {config.name}: its network returns {found} in training, expected one RGB image")
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ConfigError(f"student {config.name}: its network returns {shape} in training, expected one RGB image")
     student.network.train()

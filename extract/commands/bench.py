@@ -68,8 +68,8 @@ def bench_extract(entries, tile_px, tiles, writing, rounds, scale, container, pr
         return
     tile_px, tiles = tile_px or bench_px(where), tiles or BenchConfig.tiles
     with opened(BenchConfig(tile_px, tiles, rounds, scale, container, precision)) as bench:
-        for config in expert_configs(entries or FULL_SIZE):
-            last = bench.expert(config, where)
+        for expert in expert_configs(entries or FULL_SIZE):
+            last = bench.expert(expert, where)
             results.append(last)
             click.echo(f"{last.name}: {bench_text(asdict(last))}", err=as_json)
         figures = bench.totals(results)

@@ -101,12 +101,12 @@ def _source(manifest: Manifest, name: str) -> SourceInfo:
 
 def _devices(manifest: Manifest, name: str) -> dict[str, int]:
     """Device -> shards, from the records that can be read."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for shard in manifest.recorded_shards(name):
         with suppress(StoreError, FileNotFoundError):  # `verify` reports them
             made_on = read_head(manifest.record_path(name, shard)).get("made_on")
-            found[str(made_on["device"]) if isinstance(made_on, dict) and "device" in made_on else "cpu"] += 1
-    return dict(found)
+            counts[str(made_on["device"]) if isinstance(made_on, dict) and "device" in made_on else "cpu"] += 1
+    return dict(counts)
 
 
 def _array(spec: ArraySpec) -> ArrayInfo:

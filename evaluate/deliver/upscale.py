@@ -40,15 +40,15 @@ def find_inputs(given: str) -> list[Path]:
     """
     path = Path(given)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if is_image(file) and not file.is_dir())
+        inputs = sorted(file for file in path.iterdir() if is_image(file) and not file.is_dir())
         warn_of_nested(path)
     elif path.exists():
-        found = [path]
+        inputs = [path]
     else:
-        found = sorted(Path(name) for name in glob.glob(given, recursive=True) if is_image(Path(name)))
-    if not found:
+        inputs = sorted(Path(name) for name in glob.glob(given, recursive=True) if is_image(Path(name)))
+    if not inputs:
         raise StoreError(f"{given}: not an image file, a folder with images or a pattern that matches images")
-    return found
+    return inputs
 
 
 def plan_outputs(

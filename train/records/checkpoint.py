@@ -72,15 +72,15 @@ def folders(run: Path) -> list[Path]:
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The run's checkpoints by step; those whose state is damaged are left out, with a line in the log."""
-    found = []
+    whole = []
     for folder in folders(run):
         try:
             state = _read_state(folder)
         except Damaged as error:
             log.warning("skipping a checkpoint: %s", error)
         else:
-            found.append(Checkpoint(folder, state["step"], state["psnr"]))
-    return found
+            whole.append(Checkpoint(folder, state["step"], state["psnr"]))
+    return whole
 
 
 def choose(run: Path, which: Which) -> Checkpoint:
@@ -90,17 +90,17 @@ def choose(run: Path, which: Which) -> Checkpoint:
 
     raises  StoreError if the run has no such checkpoint
     """
-    found = checkpoints(run)
-    if not found:
+    known = checkpoints(run)
+    if not known:
         raise StoreError(
             f"{run}: contains no checkpoint: not a training run, or one that stopped before its first checkpoint"
         )
-    scored = [each for each in found if each.psnr is not None]
+    scored = [checkpoint for checkpoint in known if checkpoint.psnr is not None]
     if which == "best" and scored:
-        return max(scored, key=lambda each: (each.psnr, -each.step))
+        return max(scored, key=lambda checkpoint: (checkpoint.psnr, -checkpoint.step))
     if which in ("best", "last"):
-        return found[-1]
-    steps = {each.step: each for each in found}
+        return known[-1]
+    steps = {checkpoint.step: checkpoint for checkpoint in known}
     if which not in steps:
         raise StoreError(f"{run}: no checkpoint of step {which} (has: {', '.join(map(str, steps))})")
     return steps[which]

@@ -78,7 +78,9 @@ def test_wrong_options_are_refused_with_the_key(run, config_file):
 def test_a_plan_is_a_table_or_json(run, config_file):
     lr_px = sum(rows * cols for rows, cols in ((16, 12), (12, 20), (10, 10)))  # of HR in conftest.py, over 4
     text = run(plan, "--config", config_file).stdout
-    assert f"3 images, {lr_px:,} LR pixels, 3 shards" in text and "float16 + uint8" in text and "free on its disk" in text
+    assert (
+        f"3 images, {lr_px:,} LR pixels, 3 shards" in text and "float16 + uint8" in text and "free on its disk" in text
+    )
     made = json.loads(run(plan, "--config", config_file, "--images", 3450, "--json").stdout.splitlines()[-1])
     assert made["lr_px"] == 3450 * 339 * 510 and made["experts"][0]["name"] == "tiny"
 

@@ -103,5 +103,5 @@ class Constants:
 
     def __call__(self, value: np.ndarray) -> Tensor:
         if id(value) not in self._known:
-            self._known[id(value)] = value, torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+            self._known[id(value)] = value, to_device(value, self.device)
         return self._known[id(value)][1]

@@ -3,11 +3,12 @@
 import threading
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
 from championship_sr.store.shards.reader import Store
-from championship_sr.train.data.uploads import Sent, one_ahead
+from championship_sr.train.data.uploads import Constants, Sent, one_ahead
 from tests.train.loaders import loader_of
 
 OPTIONS = {"batch_size": 4, "crop_px": 12, "seed": 9, "repeat_factor": 5}
@@ -89,3 +90,16 @@ def test_one_ahead_leaves_nothing_out(ahead):
 def test_one_copy_brings_a_whole_batch_to_the_device(written, late):
     list(loader_of(Store(written(features="int8")), **OPTIONS).batches(0, 5))
     assert late.sent == 5
+
+
+def test_what_batches_share_is_uploaded_once_and_as_their_own_numbers_are(monkeypatch):
+    sent = []
+
+    def counted(values, device):
+        sent.append((values, device))
+        return torch.from_numpy(values)
+
+    monkeypatch.setattr("championship_sr.train.data.uploads.to_device", counted)  # from pinned memory, on a GPU
+    constants, basis = Constants(torch.device("cpu")), np.ones((2, 3), np.float32)
+    assert constants(basis) is constants(basis)
+    assert [(id(values), device.type) for values, device in sent] == [(id(basis), "cpu")]

@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(module), attribute)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The commands that begin so, none of them imported, and the group's own options."""
+        """The matching commands, without importing any of them, and the group's own options."""
         items = [
             CompletionItem(name, help=text) for name, (_, text) in self.table.items() if name.startswith(incomplete)
         ]

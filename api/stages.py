@@ -1,4 +1,4 @@
-"""The three stages as functions, for notebooks and scripts: what the commands of the same names do."""
+"""The three stages as functions for notebooks and scripts, like the commands of the same names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

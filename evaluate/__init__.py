@@ -1,4 +1,4 @@
-"""Scores beside every rival, reports, and images through a trained run.
+"""Scores against every baseline, reports, and images through a trained run.
 
 Called, it is the stage itself: championship_sr.stages.
 """

@@ -1,4 +1,4 @@
-"""The fusion that comes with the package: an exported run among its data, for those who have none of their own."""
+"""The bundled fusion: an exported run in the package's data, for users without a run of their own."""
 
 from importlib import resources
 from pathlib import Path

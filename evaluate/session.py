@@ -1,4 +1,4 @@
-"""One call of the command `evaluate`: which images, which runs, and the files that are left behind."""
+"""One call of the command `evaluate`: which images, which runs, and the files it writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

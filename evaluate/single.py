@@ -1,4 +1,4 @@
-"""One network by itself, a student or any other expert: images through it as through a run, and its row beside one."""
+"""A single network, a student or any other expert: used like a run, and scored in a row beside one."""
 
 from collections.abc import Mapping
 from functools import cached_property

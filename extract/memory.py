@@ -1,4 +1,4 @@
-"""The most memory that a block of code held."""
+"""Peak memory of a block of code."""
 
 import resource
 import sys

@@ -1,1 +1,1 @@
-"""How features lie on disk: format, codecs, write, read, verify."""
+"""The feature store on disk: format, codecs, writing, reading, verifying."""

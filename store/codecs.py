@@ -1,4 +1,4 @@
-"""Values to raw numbers and back, each with a stated error; both ways work on numpy arrays and torch tensors.
+"""Codecs, each with a stated error, that encode values as raw numbers and back, for numpy arrays and torch tensors.
 
 A tensor is encoded on its own device. Its raw numbers are those of the same numpy array, bit for bit, but for principal
 components: products of matrices differ in their last bits from library to library.

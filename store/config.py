@@ -1,4 +1,4 @@
-"""YAML and `--set key=value` into frozen dataclasses; whatever does not fit fails with its full path."""
+"""Builds frozen dataclasses from YAML and `--set key=value`; whatever does not fit fails with its full path."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Stored equals live: what a store holds beside what its experts say now."""
+"""Compares what a store holds with what its experts return now."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How far a long job is: tqdm's bar on a terminal; elsewhere, as in the logs of SLURM or nohup, a line now and then."""
+"""Progress of a long job: tqdm's bar on a terminal; elsewhere, as in SLURM or nohup logs, an occasional line."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Paired differences between methods over the same images, and how sure one may be of their mean."""
+"""Paired differences between methods over the same images, with intervals for their mean."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which images are held out of training, and that those of another store are none of it."""
+"""Which images are held out of training, and a check that another store's images are not among those trained on."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

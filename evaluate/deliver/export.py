@@ -1,4 +1,4 @@
-"""A run to hand on: its best weights, configuration and a model card; and the fusion as one graph."""
+"""Exports a run to share: its best weights, configuration and a model card, and the fusion as one graph."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""What the pictures of a submission were made from, so that only those that would come out the same are taken over.
+"""Records what the pictures of a submission were made from, so that only up-to-date ones are reused.
 
 made.jsonl    one line a picture, the last line of a name counts:
   image       name of the input
@@ -86,7 +86,7 @@ def read_made(out: Path) -> dict[str, Made]:
             if math.isfinite(made.seconds):
                 pictures[content["image"]] = made
         except (ValueError, KeyError, TypeError):
-            continue  # its picture is made anew
+            continue  # its picture is made again
     return pictures
 
 

@@ -1,4 +1,4 @@
-"""The images of a store through a run, from what the experts said of them: no expert is run."""
+"""Fuses the images of a store from the experts' stored outputs; no expert is run."""
 
 from functools import partial
 from math import prod

@@ -43,9 +43,9 @@ class Submission:
 
 
 def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bool = False) -> Submission:
-    """Super-resolves a folder of LR images and packs the results; called again, it goes on with what is missing.
+    """Super-resolves a folder of LR images and packs the results; called again, it makes what is missing.
 
-    A picture is taken over if it was made by the same run with the same options from the same input, else made anew.
+    A picture is reused if the same run made it with the same options from the same input, and made again otherwise.
 
     raises  StoreError if an input cannot be read, or names, number or sizes of the results do not fit the inputs
     """

@@ -1,4 +1,4 @@
-"""The demo: photographs, store, fusion and report, from nothing; each stage goes on from what is there."""
+"""The demo: photographs, store, fusion and report, from scratch; each stage reuses what is already there."""
 
 import json
 import shutil

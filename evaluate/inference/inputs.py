@@ -1,4 +1,4 @@
-"""What the fusion sees of an image: windows from a store, or from experts that run."""
+"""The fusion's inputs for an image: windows from a store, or from experts that are run."""
 
 from collections.abc import Sequence
 from typing import Protocol

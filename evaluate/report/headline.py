@@ -1,4 +1,4 @@
-"""What a report says first: what the fusion is worth over its two rivals, in figures and in a sentence."""
+"""The headline of a report: the fusion's gains over its two main baselines, in figures and in a sentence."""
 
 from dataclasses import dataclass
 from math import isnan

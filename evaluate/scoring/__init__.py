@@ -1,1 +1,1 @@
-"""Methods beside each other, scored."""
+"""Scores of all methods on the same images."""

@@ -1,4 +1,4 @@
-"""Every method on every image: the experts and the fusion run once per image, all else follows from that."""
+"""Every method on every image: the experts and the fusion run once per image, and everything else follows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from championship_sr.train.combination import psnr_of
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was made of one image, for whoever looks on: method -> image (H, W, 3) in uint8, and its scores.
+    """What was made of one image, for an observer: method -> image (H, W, 3) in uint8, and its scores.
 
     maps   what the fusion decided at each pixel: name -> (1 or E, H, W)
     total  number of images that are scored, this one among them

@@ -1,4 +1,4 @@
-"""The row of fitted weights: to which images they are fitted, none of which is scored, and where they are from."""
+"""The row of fitted weights: the images they are fitted to, none of which is scored, and where these come from."""
 
 import logging
 from collections.abc import Iterator, Sequence, Set

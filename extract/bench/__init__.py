@@ -1,1 +1,1 @@
-"""What extraction costs beside its experts."""
+"""Benchmarks of extraction: overhead, tiling error, writing."""

@@ -1,4 +1,4 @@
-"""What tiles cost: an expert's tiled answer against its answer to the whole image, halo by halo."""
+"""Tiling error: an expert's tiled output against its output for the whole image, for several halos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

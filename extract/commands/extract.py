@@ -1,4 +1,4 @@
-"""The commands of this stage: extract, plan, experts and bench extract."""
+"""The command `extract`."""
 
 import json
 from dataclasses import asdict

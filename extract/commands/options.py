@@ -1,4 +1,4 @@
-"""What the commands of this stage share: options, and how results are written."""
+"""Options and output helpers that the commands of this stage share."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""How long a cluster takes for a row of shards, and what failures cost it: a seeded simulation, shard by shard."""
+"""Simulates, shard by shard and with a seed, how long a cluster takes for its shards and what failures cost."""
 
 import heapq
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines that share out shards: whoever is free takes the next one.
+    """Machines that share the shards: the next free GPU takes the next one.
 
     speed_spread     standard deviation of the logarithm of a node's speed; the mean speed is 1
     mtbf_hours       mean time between the failures of a node, exponentially distributed; inf: it never fails

@@ -1,4 +1,4 @@
-"""What is known of an expert without running it, whether it works, and how far it is from commuting with flips."""
+"""Checks an expert: what is known without running it, whether it works, and how far it is from commuting with flips."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""What an image is known by: the checksums of its files."""
+"""Identifies images by the checksums of their pixels."""
 
 import hashlib
 import os
@@ -48,7 +48,7 @@ def digests(lr: np.ndarray, hr: np.ndarray | None) -> tuple[str, str | None]:
 
 
 def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """`work` of each item in order, done a few items ahead of whoever takes the results."""
+    """`work` of each item in order, computed a few items ahead of the consumer."""
     items = iter(items)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         waiting = [pool.submit(work, item) for item in islice(items, 2 * DECODING_THREADS)]

@@ -1,4 +1,4 @@
-"""What images are called in a store: names of letters, digits and ._+- that any file system takes."""
+"""Image ids in a store: names of letters, digits and ._+- that any file system accepts."""
 
 import hashlib
 import os

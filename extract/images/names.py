@@ -1,4 +1,4 @@
-"""Which file stands for which image, by the names that data sets, their scripts and other programs give."""
+"""Matches files to images by the names that data sets, their scripts and other programs use."""
 
 import os
 import re

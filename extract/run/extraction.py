@@ -50,7 +50,7 @@ def extract(
     """Fills the store: whatever its records say is done stays, the rest is made.
 
     experts  only these: names of the configuration or of configs/experts, or YAML files
-    rebuild  those that are made anew beside their old shards, and swapped at the end
+    rebuild  those that are rebuilt beside their old shards and swapped in at the end
     part     only this part's shards
     limit    a store of only the first images
     staging  the folder that the shards of a store in object storage pass through

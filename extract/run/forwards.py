@@ -1,4 +1,4 @@
-"""A shard's images through a network on a GPU: several in one forward, and smaller portions where memory is short."""
+"""A shard's images through a network on a GPU: several per forward pass, and fewer when memory runs out."""
 
 import logging
 from collections.abc import Iterator, Sequence

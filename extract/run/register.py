@@ -1,4 +1,4 @@
-"""What is settled before an expert's first shard: its entry in the store, tiles that fit, bases of its codecs."""
+"""Prepares an expert before its first shard: its entry in the store, tiles that fit, bases of its codecs."""
 
 import logging
 import platform

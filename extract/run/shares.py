@@ -1,4 +1,4 @@
-"""Who makes which shards: parts for unrelated machines, ranks under torchrun; disjoint and balanced by pixels."""
+"""Divides the shards between machines (parts) and processes (torchrun's ranks): disjoint, balanced by pixels."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ class Part:
         return cls(int(match[1]), int(match[2]))
 
     def shards(self, manifest: Manifest, among: list[int] | None = None) -> list[int]:
-        """This part's shards of `among`: the largest first to whoever has least, the same for everybody."""
+        """This part's shards of `among`: the largest goes first, to the part with the least; all parts agree."""
         weights = {shard: pixels(manifest, shard) for shard in (range(manifest.n_shards) if among is None else among)}
         loads = [0] * self.count
         own = []

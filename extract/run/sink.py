@@ -1,4 +1,4 @@
-"""Shards written behind the forward passes, a few images at most behind.
+"""Writes shards in the background, at most a few images behind the forward passes.
 
 Several threads encode and hash; one writes, in the order in which the images came; one syncs and publishes shards that
 are written, while the next is written.

@@ -1,1 +1,1 @@
-"""Zarr and HDF5: how one shard lies in a file."""
+"""Zarr and HDF5: how one shard is stored in a file."""

@@ -1,4 +1,4 @@
-"""Chunk compression, as Zarr and HDF5 name it: a choice of capacity, since compressed chunks cannot be mapped."""
+"""Chunk compression, as Zarr and HDF5 name it. It saves space, but compressed chunks cannot be mapped."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Files of a local disk: maps, renames that last, locks and leases."""
+"""Files on a local disk: maps, durable renames, locks and leases."""

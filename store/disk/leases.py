@@ -1,4 +1,4 @@
-"""Who writes what: the kernel's lock where there is one, and a lease that also holds between machines.
+"""Exclusive write access: the kernel's lock where there is one, and a lease that also works between machines.
 
 The lease beside NAME.lock is a folder NAME.lease with one empty file, COUNT.TOKEN.PID.START.MACHINE.HOST: who holds it,
 and a count that his heartbeat raises. Every step is one rename, which a file system does for one of several at a time:
@@ -31,7 +31,7 @@ STANDING_SECONDS = 180.0  # twice the 90 s in which an NFSv4 server that was res
 WAIT_SECONDS = 0.2
 SUFFIX = ".lease"
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS without a lock daemon, Lustre without -o flock
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # ENOENT: whoever was faster has cleared our folder away
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # ENOENT: a faster process has removed our folder
 _seen: dict[Path, tuple[str, float]] = {}  # lease -> its file's name, and since when this process has seen it stand
 
 
@@ -102,7 +102,7 @@ class Lease:
         threading.Thread(target=self._keep_beating, daemon=True, name=f"lease {self._folder.name}").start()
 
     def beat(self) -> None:
-        """Raises the count: whoever watches begins anew.
+        """Raises the count, so that watchers start their wait again.
 
         raises  ShardBusy if another process has taken the lease over
         """
@@ -163,7 +163,7 @@ def held(lock: Path, wait: bool = False, watch: bool = False) -> Iterator[Lease]
 
     What earlier holders left unfinished beside it is removed, so that one who only stood still can't publish it.
 
-    watch   for callers that try once: look for a sign of life first, and take over from whoever gives none
+    watch   for callers that try once: look for a sign of life first, and take over from a holder that gives none
     raises  ShardBusy if another process holds it and `wait` is false, or if this one has lost it
     """
     with _flocked(lock, wait):

@@ -1,4 +1,4 @@
-"""Locks of shards that the kernel keeps, held by one process and gone with it."""
+"""Kernel locks on shards, held by one process and released when it ends."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(FileNotFoundError):
-            path.unlink()  # before the lock is let go: whoever waits for it sees below that the file is another
+            path.unlink()  # before the lock is released: a waiting process sees below that the file is another
         os.close(handle)
 
 

@@ -1,4 +1,4 @@
-"""Files mapped into memory, and bounded caches of what is open.
+"""Memory-mapped files, and bounded caches of open files.
 
 mmap(2) is called directly: Python's mmap keeps a file descriptor for each map, and 1,024 of those is all that a
 process gets by default, where a store has tens of thousands of files.

@@ -1,4 +1,4 @@
-"""Small files that may come from anybody, YAML and JSON: read whole within bounds, or refused in one line.
+"""Small YAML and JSON files from any source: read whole within bounds, or refused in one line.
 
 A named pipe would block for ever, a gigabyte of YAML takes hours, nine lines of aliases stand for a billion values, and
 a thousand brackets end the parser's stack: none of them is a description of a store or a run.

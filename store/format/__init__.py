@@ -1,1 +1,1 @@
-"""What a store says of itself: places, manifest, entries, variants."""
+"""How a store describes itself: layout, manifest, entries, variants."""

@@ -53,7 +53,7 @@ def describe_store(root: Path, scale: int, container: str, images: tuple[Image, 
 
 
 def take_back(root: Path, leave: bool) -> None:
-    """Remove a store in which nobody has begun a shard.
+    """Remove a store in which no process has begun a shard.
 
     leave  the folder itself, which was there before
     """
@@ -66,5 +66,5 @@ def take_back(root: Path, leave: bool) -> None:
             files.remove(root / name)
     files.remove(root / LOCK_FILE)
     if not leave:
-        with suppress(OSError):  # another process has begun the store anew meanwhile
+        with suppress(OSError):  # another process has created the store again in the meantime
             root.rmdir()

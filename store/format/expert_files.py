@@ -108,7 +108,7 @@ def expert_folders(root: Path) -> list[str]:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() or path.is_symlink()  # a link to nowhere: a disk that is not there now
+    return path.is_dir() or path.is_symlink()  # a dangling link: its disk may not be mounted
 
 
 def named_experts(root: Path) -> set[str]:
@@ -129,14 +129,14 @@ def named_experts(root: Path) -> set[str]:
 
 
 def name_experts(root: Path, added: Iterable[str] = (), removed: Iterable[str] = ()) -> None:
-    """Change experts.txt; by whoever holds the store's lock."""
+    """Change experts.txt; the caller holds the store's lock."""
     try:
         there = named_experts(root) if files.is_there(root / EXPERTS_FILE) else None
     except Unreadable:
         raise
     except StoreError:
         there = None
-    known = set(expert_names(root)) if there is None else there  # a list that is lost or damaged is made anew
+    known = set(expert_names(root)) if there is None else there  # a lost or damaged list is made again
     names = (known | set(added)) - set(removed)
     if names != there:
         files.write_atomic(root / EXPERTS_FILE, "".join(f"{name}\n" for name in sorted(names)).encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from championship_sr.store.errors import ConfigError
 
-FORMAT_VERSION = 2  # of what is written; a store that was begun in an older one is gone on with in that
+FORMAT_VERSION = 2  # of new stores; an older store keeps the version it was started with
 KNOWN_VERSIONS = (1, 2)
 SEALED_VERSION = 2  # from which on records have a checksum of their own
 SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
@@ -17,7 +17,7 @@ PAIRS = "pairs"  # the source that holds lr and hr; every other source is an exp
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
 
 
-UNFINISHED = (".tmp", ".rebuild")  # ends of names that are nobody's: files.TMP, and an expert made anew
+UNFINISHED = (".tmp", ".rebuild")  # suffixes of unfinished work: files.TMP, and an expert being rebuilt
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -42,7 +42,7 @@ def is_name(name: str) -> bool:
 
 
 def source_dir(root: Path, source: str, rebuild: bool = False) -> Path:
-    """The folder of a source's shards; with `rebuild` the one beside it, where an expert is made anew."""
+    """The folder of a source's shards; with `rebuild`, the folder beside it in which an expert is rebuilt."""
     if source == PAIRS:
         return root / PAIRS
     return root / "experts" / (f"{source}.rebuild" if rebuild else source)

@@ -1,4 +1,4 @@
-"""What a store holds and how it came about: store.yaml, images.jsonl, expert.yaml and the shards' records."""
+"""What a store holds and how it was made: store.yaml, images.jsonl, expert.yaml and the shards' records."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Manifest:
         self.scale, self.container, self.format_version = (about[k] for k in ("scale", "container", "format_version"))
         self.kind = {key: about[key] for key in schema.StoreKind.model_fields}
         self.made_as: dict[str, str] = {}  # expert -> what its records repeat, where expert.yaml is wrong
-        self._rebuilt: dict[str, Expert] = {}  # being made anew, as this process knows it
+        self._rebuilt: dict[str, Expert] = {}  # experts being rebuilt, as this process knows them
         self._by_shard: dict[int, list[Image]] = {}
         self._index = {image.id: i for i, image in enumerate(images)}
         for image in images:
@@ -258,7 +258,7 @@ class Manifest:
                 _check_idle(rebuilt, f"is rebuilding {name}")
             name_experts(self.root, removed=[name])  # first: a name without its folder is a loss
             files.remove(rebuilt)
-            if files.is_there(folder):  # else a removal that was killed is gone on with
+            if files.is_there(folder):  # otherwise finish a removal that was killed
                 files.remove(doomed)
                 folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
                 files.sync(folder.parent)
@@ -266,7 +266,7 @@ class Manifest:
         self.experts.pop(name, None)
 
     def missing_shards(self, source: str, rebuild: bool = False) -> list[int]:
-        """The shards that no record says are done; none of a rebuild that another process has swapped in."""
+        """The shards without a record; none for a rebuild that another process has swapped in."""
         if rebuild and self._is_in_place(source):
             return []
         names = files.names_in(source_dir(self.root, source, rebuild))

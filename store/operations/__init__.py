@@ -1,1 +1,1 @@
-"""What is done to whole stores: verify, merge, convert, info, pictures."""
+"""Operations on whole stores: verify, merge, convert, info, pictures."""

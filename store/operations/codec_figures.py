@@ -1,4 +1,4 @@
-"""What each codec costs and loses on a store's own arrays: bytes, error, speed."""
+"""Bytes, error and speed of each codec, measured on a store's own arrays."""
 
 import shutil
 import tempfile

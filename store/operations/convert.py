@@ -1,4 +1,4 @@
-"""A store in another form: container, codecs, chunks, images per shard."""
+"""Copies a store with another container, codecs, chunks or images per shard."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ def convert(
     images_per_shard: int | None = None,
     progress: Callable[[int], Any] = lambda n_bytes: None,
 ) -> Manifest:
-    """Write a whole store in another form beside the old one; what isn't named stays as it is.
+    """Write a copy of a store in another form; what isn't named stays as it is.
 
     Killed at any moment, the same call goes on. An array whose codec stays keeps its numbers to the bit; one whose
     codec changes is decoded and coded again, which the expert's identity then says.

@@ -1,4 +1,4 @@
-"""One thing that is wrong with a store, and what mends it."""
+"""A fault in a store, and what repairs it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ class Fault:
 
     shard    of `source`: its bytes are proven wrong, or a file of it is not there, and making it again mends it
     content  of `path`: what this small file must hold, as the records say
-    path     without content: something that is nobody's
+    path     without content: a leftover that belongs to no shard
     unread   nothing is proven: a file could not be read
     """
 

@@ -1,4 +1,4 @@
-"""Stores of the same images, with different experts or different parts, become one."""
+"""Merges stores of the same images that hold different experts or different parts."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def merge(
 ) -> Merged:
     """Put every shard of the inputs into one store, by hard links where the file system has them.
 
-    Killed at any moment, the same call goes on. The inputs stay as they are.
+    If killed at any moment, the same call continues. The inputs stay as they are.
 
     move      remove each shard from its input once the output has it
     copy      copy, although links were possible

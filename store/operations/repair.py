@@ -24,7 +24,7 @@ def planned(root: Path, faults: Sequence[Fault]) -> list[str]:
 
 
 def repair(root: Path, faults: Sequence[Fault]) -> list[str]:
-    """Mend what can be mended of these faults, each looked at again while nobody else writes; what was done.
+    """Repair what can be repaired of these faults, checking each again under the lock; what was done.
 
     raises  StoreError, Unreadable, OSError; the same call goes on
     """
@@ -96,7 +96,7 @@ def _moved_stray(manifest: Manifest, path: Path, faults: Sequence[Fault]) -> lis
         return []
 
     def act() -> list[str]:
-        if not files.is_there(path):  # an unfinished file: whoever takes its lock clears it away
+        if not files.is_there(path):  # an unfinished file: the next process that takes its lock removes it
             return [f"removed {path}"]
         _move(manifest.root, path)
         return [f"moved {path} to {manifest.root / DAMAGED}"]

@@ -1,4 +1,4 @@
-"""What a store is, when its small files may be wrong: its records tell which of them are, and what they held."""
+"""Reads a store whose small files may be wrong: the records tell which of them are, and what they held."""
 
 import hashlib
 import os

@@ -96,7 +96,7 @@ class SourceCheck:
         self._store = _RawStore(manifest.root, [] if source == PAIRS else [source], whole=False, manifest=manifest)
 
     def everything(self) -> list[Fault]:
-        """The faults of all shards, of the basis, and what is nobody's."""
+        """The faults of all shards and of the basis, and leftovers that belong to no shard."""
         manifest, source = self._manifest, self._source
         try:
             with files.reading(source_dir(manifest.root, source)):
@@ -174,7 +174,7 @@ def _is_finite(raw: np.ndarray, codec: str) -> bool:
 
 
 def strays(manifest: Manifest, source: str) -> list[Fault]:
-    """Shards without a record that nobody is writing, and files that are nobody's."""
+    """Shards without a record that no process is writing, and files that belong to no shard."""
     folder = source_dir(manifest.root, source)
     known = set(range(manifest.n_shards))
     recorded = set(manifest.recorded_shards(source))

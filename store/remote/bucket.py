@@ -1,4 +1,4 @@
-"""Objects in a bucket: whole files put and got with retries, conditional puts, and one clear line when it fails.
+"""Objects in a bucket: uploads and downloads of whole files with retries, conditional puts, and one-line errors.
 
 Everything goes through obstore, which is chosen in docs/object-storage.md. An object appears whole or not at all, and
 who lists after a put sees it: S3, Google Cloud Storage and the servers that speak S3 all promise that.
@@ -41,7 +41,7 @@ def store_place(store: str | Path) -> str | Path:
 
 
 def cache_folder(url: str, purpose: str) -> Path:
-    """A folder for a store's copies if nobody names one: below the user's cache folder."""
+    """The default folder for a store's copies, below the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "championship-sr" / purpose / hashlib.sha256(url.encode()).hexdigest()[:16]
 
@@ -134,7 +134,7 @@ class Bucket:
                     raise
 
     def download(self, key: str, path: Path, n_bytes: int, sha256: str, progress: BytesDone = silent) -> None:
-        """Write the object into a file, which goes on where an earlier call stopped; synced by whoever publishes it.
+        """Download the object into a file, continuing where an earlier call stopped; the publisher syncs it.
 
         raises  StoreError if what came is not of this size and checksum, twice
         """

@@ -38,7 +38,7 @@ from championship_sr.store.shards.record import (
 )
 
 FOLDER = b"folder: "  # begins the last line of an expert.yaml whose shards lie in another folder: it was rebuilt
-UNFINISHED = "pull" + files.TMP  # the folder of what is on its way into a copy; the next pull goes on with it
+UNFINISHED = "pull" + files.TMP  # the folder of unfinished downloads; the next pull continues them
 
 
 class RemoteStore:

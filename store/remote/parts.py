@@ -1,4 +1,4 @@
-"""The files of a shard as objects: their names hold the checksum of them all."""
+"""The files of a shard as objects, whose names contain the checksum of all of them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How an object storage service is reached, and what its failures mean, in one line each."""
+"""How to reach an object storage service, and what its failures mean, in one line each."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A store in object storage that is written through a folder: shards go up whole, and then leave the folder."""
+"""Writes a store in object storage through a local folder: shards are uploaded whole, then removed from the folder."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ from championship_sr.store.shards.claims import take_away
 log = logging.getLogger(__name__)
 
 WAITING = 2  # shards that may wait for their upload; who writes the next one waits as well
-KEPT = 3  # shards that are up already and stay in the folder, for whoever needs them next
+KEPT = 3  # uploaded shards that stay in the folder, since others may need them next
 JOBS = 8  # files at a time
 
 

@@ -1,4 +1,4 @@
-"""`store push` and `store pull`: whole shards between a folder and object storage; each goes on where it stopped."""
+"""`store push` and `store pull`: whole shards between a folder and object storage; both resume."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Who may write a shard, and how what it wrote is published: renamed when it is whole and synced, then recorded."""
+"""The right to write a shard, and how a shard is published: renamed when complete and synced, then recorded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,10 +63,10 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
         final.parent.mkdir(exist_ok=True)
     _check_current(manifest, source, rebuild)
     with leases.held(lock_path(manifest.root, source, shard, rebuild), watch=watch) as lease:
-        _check_current(manifest, source, rebuild)  # who begins the expert anew from now on sees the lock
+        _check_current(manifest, source, rebuild)  # a process that restarts the expert from now on sees the lock
         if manifest.is_recorded(source, shard, rebuild):
             raise locks.ShardBusy(f"{final}: another process has written it in the meantime")
-        files.remove(final)  # without a record it is nobody's
+        files.remove(final)  # without a record it belongs to no one
         claim = Claim(final, record, lease)
         try:
             yield claim
@@ -94,7 +94,7 @@ def take_away(
     rebuild: bool = False,
     away: Callable[[Path], object] = files.remove,
 ) -> None:
-    """Remove a shard, by whoever holds its lock; the record first: without it the shard is nobody's.
+    """Remove a shard whose lock the caller holds; the record first, since only a record makes a shard count.
 
     away  what to do instead with each of the two
     """

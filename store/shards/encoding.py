@@ -1,4 +1,4 @@
-"""An array on its way into a shard: measured, encoded and laid channels last, on whatever device its values are."""
+"""Prepares an array for a shard: measured, encoded and made channels-last, on the device its values are on."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""A shard's own metadata beside its record: Zarr's JSON and HDF5's attributes must say the same; no array is read."""
+"""Compares a shard's own metadata (Zarr's JSON, HDF5's attributes) with its record; no array is read."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

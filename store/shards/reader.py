@@ -1,4 +1,4 @@
-"""Image, window -> arrays, straight from mapped files; neither zarr nor h5py takes part, except for chunk tables."""
+"""Reads windows of images straight from mapped files; zarr and h5py are only used for chunk tables."""
 
 import hashlib
 import weakref
@@ -90,7 +90,7 @@ class Store:
             )
 
     def forget(self, source: str, shard: int) -> None:
-        """Close the maps of a shard whose files go, once nobody reads from them any more."""
+        """Close the maps of a shard whose files are removed, once no reader uses them any more."""
         ids = {image.id for image in self.manifest.images_of(shard)}
         self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
 
@@ -291,7 +291,7 @@ class StoredArray:
 def _reopened(root: Path, made: dict[str, str], whole: bool, check: bool) -> Store:
     """The same store in another process.
 
-    raises  StoreError if an expert has been made anew since: two processes would read different ones
+    raises  StoreError if an expert has been rebuilt since: two processes would read different versions
     """
     store = Store(root, list(made), whole, check)
     replaced = [name for name, fingerprint in made.items() if store.experts[name].fingerprint != fingerprint]

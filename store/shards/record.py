@@ -244,7 +244,7 @@ def unchanged(path: Path) -> Iterator[None]:
 
 
 def replaced(path: Path) -> StoreError:
-    """The error of whoever has read a record that is another one by now."""
+    """The error for a reader whose record has been replaced since it was read."""
     return StoreError(
         f"{path}: has been replaced since it was read (by a rebuild or a repair), so earlier and later reads "
         "would not match. Start again"

@@ -1,4 +1,4 @@
-"""Windows of one stored array, in each of the forms in which it can lie in its file."""
+"""Windows of one stored array, for each of its possible layouts in the file."""
 
 from dataclasses import dataclass
 from functools import cache, partial

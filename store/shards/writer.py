@@ -1,4 +1,4 @@
-"""A shard appears whole or not at all: written beside its name, synced, renamed, and recorded last."""
+"""Writes shards atomically: under a temporary name, then synced, renamed, and recorded last."""
 
 import hashlib
 import shutil

@@ -1,1 +1,1 @@
-"""What loading and a step cost."""
+"""Benchmarks of loading and of a training step."""

@@ -1,4 +1,4 @@
-"""What a training step hands to the device: operations, kernels, and the points where the host would wait.
+"""Counts what a training step sends to the device: operations, kernels, and points where the host would wait.
 
 A step is counted on torch's `meta` device, whose tensors have shapes and no contents. That takes no time and needs no
 GPU, it follows the code's path for devices other than the CPU, and it shows what a GPU would wait for: a number that
@@ -62,7 +62,7 @@ def is_kernel(operator: OpOverload) -> bool:
 
 
 def waits(operator: OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the host stands still at this call: for a number, or for a copy from or to pageable memory."""
+    """Whether the host waits at this call: for a number, or for a copy from or to pageable memory."""
     if operator in WAITING:
         return True
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

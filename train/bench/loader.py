@@ -1,4 +1,4 @@
-"""How fast a store is read, beside a plain copy of the same bytes and beside what people use instead.
+"""How fast a store is read, compared with a plain copy of the same bytes and with other formats.
 
 All contenders serve windows at the sizes of a full extraction: features of 180, 180, 180 and 256 channels at
 64 x 64, four SR images and HR at 256 x 256. They take turns, round after round, so that a machine whose speed changes

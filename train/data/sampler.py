@@ -1,4 +1,4 @@
-"""Which windows a training step reads: a pure function of (seed, step), so that a run goes on from its step number.
+"""Which windows a training step reads: a pure function of (seed, step), so a run resumes from its step number.
 
 Steps draw from an endless row of slots, `samples_per_epoch` of them to an epoch. An epoch is cut into visits of
 `crops_per_visit` windows in one image; the visits are shuffled, and the windows of each `pool_visits` visits are

@@ -1,4 +1,4 @@
-"""How the raw bytes of a step come to the device: beside its work and one step ahead, where the device can do that.
+"""Copies the raw bytes of a step to the device: one step ahead and during its work, where the device allows it.
 
 Nothing here waits for the device. A CUDA device copies pinned memory by a stream of its own; an event says when the
 copy is there, and the stream that computes waits for that event alone.
@@ -53,7 +53,7 @@ class Direct:
 
 
 class SideStream:
-    """For CUDA: copies from pinned memory run beside the computation."""
+    """For CUDA: copies from pinned memory overlap the computation."""
 
     ahead = True
 

@@ -39,7 +39,7 @@ SWIFT = Widths(32, 2, 2, 64, 2, 2, 64, 32, 112, 6, 32)
 class FusionConfig:
     """The fusion network of phases 2 to 7; a width of None is the profile's own."""
 
-    architecture: str | None = None  # package.module:factory, a network of one's own in place of a profile's
+    architecture: str | None = None  # package.module:factory, a custom network instead of a profile's
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # its further arguments
     profile: Literal["swift", "paper", "direct", "cnn", "lean"] = "swift"
     start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md

@@ -1,4 +1,4 @@
-"""The honest rival of the seven phases: a plain residual CNN with the same inputs and parameter count."""
+"""The baseline for the seven phases: a plain residual CNN with the same inputs and parameter count."""
 
 from collections.abc import Mapping
 

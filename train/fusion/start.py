@@ -1,4 +1,4 @@
-"""Where a network starts: the combination of the experts that its first output is, and that its phases depart from."""
+"""The combination of the experts that is a network's first output, and that its phases start from."""
 
 import torch
 from torch import Tensor, nn

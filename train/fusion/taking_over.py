@@ -1,4 +1,4 @@
-"""The weights of a trained network in one whose experts are others: added, dropped, or in another order.
+"""Transfers the weights of a trained network to one with experts added, dropped or in another order.
 
 What concerns all experts is copied, what concerns one expert goes with its name, and what is new starts at zero.
 """

@@ -1,4 +1,4 @@
-"""The weighted sum of losses, of which a weight of zero costs and loads nothing."""
+"""The weighted sum of losses; a loss of weight zero is neither computed nor loaded."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

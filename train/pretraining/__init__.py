@@ -1,1 +1,1 @@
-"""Experts of one's own, trained by the loop of training."""
+"""Small experts of the user's own, trained with the training loop."""

@@ -1,4 +1,4 @@
-"""A small expert of one's own, from folders of HR images or from a store: a student of a short configuration."""
+"""Trains a small expert from folders of HR images or from a store: a student with a short configuration."""
 
 from dataclasses import replace
 from pathlib import Path

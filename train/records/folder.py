@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, its experts, and the question whether it can go on.
+"""The folder of a run: its configuration, its experts, and whether it can be resumed.
 
 config.yaml     the resolved configuration, the section `train`
 experts.yaml    the store's entry of each expert, in the order of the network's inputs

@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl first, TensorBoard second."""
+"""The log of a run: metrics.jsonl first, TensorBoard second."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Which images a run saw: recorded by their contents, so that they are known again in any store and folder.
+"""The images a run has seen, recorded by their contents so that they are recognised in any store or folder.
 
 images.jsonl    one line an image: id, use (training | validation), hr_sha256, lr_sha256
 """

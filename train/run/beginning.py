@@ -1,4 +1,4 @@
-"""A run that begins from another: its weights, a fresh optimiser, and experts that may be others."""
+"""Starts a run from another one's weights, with a fresh optimiser and possibly other experts."""
 
 import logging
 from collections.abc import Mapping

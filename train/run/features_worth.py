@@ -1,4 +1,4 @@
-"""What experts' features are worth on one's own store: two short trainings that differ in nothing else."""
+"""What the experts' features are worth on a given store: two short training runs that differ in nothing else."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -96,7 +96,7 @@ def train(
 
 
 class Run:
-    """A run in memory, standing after `step` steps; it goes on from the last checkpoint in its folder."""
+    """A run in memory after `step` steps; it continues from the last checkpoint in its folder."""
 
     def __init__(
         self, config: TrainConfig, source: Source, out: Path, processes: World, beginning: Beginning | None = None
@@ -111,7 +111,7 @@ class Run:
         self.span = span(config, self.loader.samples_per_epoch)
         self.rate, self.stage_of = learning_rate(config, self.span), loss_stages(config, self.span)
         self.milestones = {self.span.in_steps(length) for length in config.checkpoints.milestones}
-        begins = not checkpoint.folders(out)  # of a run that goes on everything is in its checkpoint
+        begins = not checkpoint.folders(out)  # a resumed run has everything in its checkpoint
         fits = begins and not config.student and not (beginning and has_start(beginning.trained.network))
         self.fitted = fit_start(source, training, config, processes) if fits else {}
         network = new_network(config, source, processes.device, self.fitted)
@@ -206,7 +206,7 @@ class Run:
         saves = self._due(self.config.checkpoints.every) or self.step in self.milestones
         if last or self._validates or saves or self.watch.stop_wanted:
             self._save()
-        # a run that was asked to stop is scored when it goes on
+        # a run that was asked to stop is scored when it is resumed
         if self._validates and (last or not self.watch.stop_wanted):
             self._validate()
 

@@ -1,4 +1,4 @@
-"""What a run is fed with: its store or live experts, its windows, and the images that it is scored on."""
+"""The inputs of a run: its store or live experts, its windows, and the images it is scored on."""
 
 import logging
 import threading

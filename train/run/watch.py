@@ -1,4 +1,4 @@
-"""What watches over a run: stop signals, losses that are no numbers, and means for the log."""
+"""Watches a run: stop signals, non-finite losses, and means for the log."""
 
 import math
 import signal
@@ -143,7 +143,7 @@ class Meter:
         return {**means, **speed}
 
     def restart(self) -> None:
-        """Begins the time anew, after something that is no step."""
+        """Restarts the timer after something that is not a step."""
         self._began, self._waited, self._n_steps = time.perf_counter(), 0.0, 0
 
     def _clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Images to learn from beside HR: made once from what a store's experts say, and kept in it like an expert's.
+"""Teacher images, a target besides HR: made once from the experts' stored images and kept like an expert's.
 
 A teacher has one array, `sr`, of each upright image. It is an expert of the store in every other way: its shards are
 recorded, checked, verified, merged and converted as all others are. What it was made of is its identity, so that it

@@ -1,4 +1,4 @@
-"""What the layers ask of the place that they run on: which form to take, and in which precision."""
+"""Which form and precision the layers use on the device they run on."""
 
 from contextlib import AbstractContextManager, nullcontext
 

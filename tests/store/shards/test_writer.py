@@ -115,7 +115,7 @@ def test_pairs_must_be_integers(tmp_path):
     manifest = new_manifest(tmp_path / "s")
     pair = {"lr": np.zeros((6, 5, 3), np.uint8), "hr": np.zeros((12, 10, 3), np.float32)}
     with (
-        pytest.raises(StoreError, match="pairs: image i0, hr: float32, expected uint8 or uint16"),
+        pytest.raises(StoreError, match="pairs: image i0, hr: has type float32, expected uint8 or uint16"),
         write_shard(manifest, PAIRS, 0) as out,
     ):
         out.add("i0", pair)

@@ -45,13 +45,14 @@ def match_names(names: Sequence[str], files: Sequence[str], scale: int) -> Match
 
     A file stands for a name if it is called the same, or the same and one of the known ENDINGS (0801, 0801x4,
     0801_LR4, 0801_SR), or the same without the name's own ending. The longest name wins: img_2_SR belongs to img_2,
-    not to img. Where no file fits in this way, an ending that most files or images share is taken as the program's own:
-    0801_SwinIR, 0801x4_HAT-L_SRx4_pretrained. Names in different folders are never partners.
+    not to img. Where less than half of the names have a file in this way, an ending that most files or images share is
+    taken as the program's own: 0801_SwinIR, 0801x4_HAT-L_SRx4_pretrained. Files of other folders are never partners.
     """
     bases = _bases(names, scale)
     owners = [_owner(file, bases, _known(scale)) for file in files]
-    if not any(owners):
-        owners = _by_shared_ending(files, bases, scale)
+    if 2 * len({owner for owner in owners if owner}) < len(names):
+        shared = _by_shared_ending(files, bases, scale)
+        owners = [known or other for known, other in zip(owners, shared, strict=True)]
     claims: dict[str, list[str]] = {}
     for file, owner in zip(files, owners, strict=True):
         if owner:

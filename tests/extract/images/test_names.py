@@ -106,3 +106,14 @@ def test_names_say_which_of_two_in_one_folder_is_which():
     assert all(is_low_resolution(f"a{end}", 4) for end in ("_LR", "_LR4", "_bicLRx4", "_LRBI_x4", "_SRF_4_LR"))
     assert all(is_high_resolution(f"a{end}") for end in ("_HR", "_GT", "_SRF_4_HR"))
     assert not any(is_low_resolution(name, 4) or is_high_resolution(name) for name in ("a", "ax4", "aLR", "a_SR"))
+
+
+def test_one_file_of_a_known_ending_does_not_hide_the_ending_that_the_others_share():
+    names = [f"{n:04d}x4" for n in range(1, 7)]
+    files = [f"{name}_HAT-L_SRx4" for name in names]
+    found = match_names(names, [*files, "0002x4_SR"], 4)
+    assert found.twice == {"0002x4": ("0002x4_HAT-L_SRx4", "0002x4_SR")}
+    assert found.files == {name: f"{name}_HAT-L_SRx4" for name in names if name != "0002x4"} and not found.missing
+    # most have a file: what else lies there is not taken for results, and what is missing is said
+    maps = match_names(names, [f"{name}_SR" for name in names[1:]] + [f"{name}_SR_heatmap" for name in names], 4)
+    assert maps.missing == ("0001x4",) and not maps.twice

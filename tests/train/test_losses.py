@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import pywt
 import torch
+from skimage.color import rgb2ycbcr
 from skimage.filters import sobel
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -148,6 +149,16 @@ def test_swt_is_the_mean_over_pywts_ten_bands():
         levels = pywt.swt2(plane, "db4", 3)
         bands += [levels[0][0], *(band for _, details in levels for band in details)]
     assert LOSSES["swt"]()(*images()).item() == pytest.approx(np.abs(bands).mean(), rel=1e-4)
+
+
+def test_psnr_is_how_far_each_windows_luma_is_below_forty_db():
+    sr, hr = images()
+    psnr = [10 * np.log10(1 / (np.square(luma(a) - luma(b)).mean() + 1e-4)) for a, b in zip(sr, hr, strict=True)]
+    assert 100 * LOSSES["psnr"]()(sr, hr).item() == pytest.approx(40 - np.mean(psnr), rel=1e-4)
+
+
+def luma(image: Tensor) -> np.ndarray:
+    return rgb2ycbcr(image.movedim(0, -1).double().numpy())[..., 0] / 255
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("swt", 0.98, 1.02), ("charbonnier", 0.99, 1.01), ("edge", 0.5, 1)])

@@ -1,7 +1,8 @@
 """`bench extract --writing`: how fast a process encodes, hashes and writes what an expert makes.
 
-The experts cost nearly nothing, so that what remains of their extraction is the work of the host. Plain writes of as
-many bytes in as many files, synced like a store's, take turns with it: no extraction is faster than its disk.
+The experts cost nearly nothing, so that what remains of their extraction is the work of the host. It takes turns with
+hashing and writing alone, of arrays that come encoded as a GPU's do, and with plain writes of as many bytes in as many
+files, synced like a store's: no extraction is faster than its disk.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,16 @@ from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling
 from championship_sr.extract.run.job import run_expert
-from championship_sr.extract.run.register import describe
+from championship_sr.extract.run.on_device import Arriving
+from championship_sr.extract.run.register import DEFAULT_CODEC, describe
+from championship_sr.extract.run.sink import Sink
+from championship_sr.store.codecs import get_codec
 from championship_sr.store.config import build
 from championship_sr.store.format.entries import Image
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.progress import progress
+from championship_sr.store.shards.encoding import encode
 from championship_sr.store.shards.writer import write_shard
 
 CHANNELS = (180, 256)  # the narrowest and the widest features of the published experts
@@ -53,6 +59,8 @@ class WritingBench:
     channels: int
     px_per_second: float  # LR pixels
     cpu_px_per_second: float  # the same by a second of processor time: what one core does
+    encoded_px_per_second: float  # where the arrays come encoded: hashing and writing alone
+    encoded_cpu_px_per_second: float
     mb_per_second: float
     disk_mb_per_second: float  # plain synced writes of as many bytes
     seconds: tuple[float, ...]  # of each round's extraction
@@ -95,29 +103,33 @@ def bench_writing(config: WritingConfig, device: torch.device, channels: int) ->
         architecture=f"{__name__}:NearlyFree",
         hyperparameters={"channels": channels, "upscale": config.scale},
     )
-    n_px, taken, plain = SHARDS * config.tiles * config.tile_px**2, list[Seconds](), list[float]()
+    n_px = SHARDS * config.tiles * config.tile_px**2
     n_bytes = n_px * 2 * (channels + 3 * config.scale**2)
+    rounds: list[tuple[float, ...]] = []
     with load_expert(entry, device, config.scale, random_weights=True) as expert:
-        for turn in progress(range(config.rounds + 1), desc=entry.name, unit="round"):
-            with _store(config) as manifest:
-                times = _extracted(manifest, expert, config)
-                plain.append(_plain_writes(manifest.root, n_bytes, 2 * SHARDS * config.tiles))
-            if turn:  # the first round warms up
-                taken.append(times)
-    wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
+        for _ in progress(range(config.rounds + 1), desc=entry.name, unit="round"):
+            with _store(config, expert) as manifest:
+                whole = seconds(partial(_extract, manifest, expert, config))
+            with _store(config, expert) as manifest:
+                handed_over = _handed_over(manifest, expert.name)
+                plain = _plain_writes(manifest.root, n_bytes, 2 * SHARDS * config.tiles)
+            rounds.append((*whole, *handed_over, plain))
+    wall, cpu, encoded, encoded_cpu, plain = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
     return WritingBench(
         channels=channels,
         px_per_second=n_px / wall,
         cpu_px_per_second=n_px / cpu,
+        encoded_px_per_second=n_px / encoded,
+        encoded_cpu_px_per_second=n_px / encoded_cpu,
         mb_per_second=n_bytes / wall / 1e6,
-        disk_mb_per_second=n_bytes / statistics.median(plain) / 1e6,
-        seconds=tuple(wall for wall, _ in taken),
+        disk_mb_per_second=n_bytes / plain / 1e6,
+        seconds=tuple(whole for whole, *_ in rounds[1:]),  # the first round warms up
     )
 
 
 @contextmanager
-def _store(config: WritingConfig) -> Iterator[Manifest]:
-    """A store of noise whose pairs are written."""
+def _store(config: WritingConfig, expert: LoadedExpert) -> Iterator[Manifest]:
+    """A store of noise whose pairs are written, and the expert's shards are not."""
     rng, size = np.random.default_rng(SEED), (config.tile_px, config.tile_px)
     images = [
         Image(f"noise{i}", "", size, f"{i:064x}", None, i // config.tiles, "file") for i in range(SHARDS * config.tiles)
@@ -128,14 +140,36 @@ def _store(config: WritingConfig) -> Iterator[Manifest]:
             with write_shard(manifest, PAIRS, shard) as out:
                 for image in manifest.images_of(shard):
                     out.add(image.id, {"lr": rng.integers(0, 256, (*size, 3), np.uint8)})
+        values = {"store": folder, "data": {"lr": [folder]}, "scale": config.scale}
+        run = build(ExtractConfig, values, "bench extract")
+        manifest.add_expert(describe(expert, run, Tiling(config.tile_px, 0)))
         yield manifest
 
 
-def _extracted(manifest: Manifest, expert: LoadedExpert, config: WritingConfig) -> Seconds:
-    values = {"store": str(manifest.root), "data": {"lr": [str(manifest.root)]}, "scale": config.scale}
-    run, tiling = build(ExtractConfig, values, "bench extract"), Tiling(config.tile_px, 0)
-    manifest.add_expert(describe(expert, run, tiling))
-    return seconds(lambda: run_expert(manifest, expert, list(range(SHARDS)), tiling, rank=SILENT))
+def _extract(manifest: Manifest, expert: LoadedExpert, config: WritingConfig) -> None:
+    run_expert(manifest, expert, list(range(SHARDS)), Tiling(config.tile_px, 0), rank=SILENT)
+
+
+def _handed_over(manifest: Manifest, expert: str) -> Seconds:
+    """Seconds of all shards whose arrays come encoded."""
+    rows, cols = manifest.images[0].lr_size
+    noise = {
+        spec.name: torch.rand(rows * spec.resolution, cols * spec.resolution, spec.channels)
+        for spec in manifest.specs(expert)
+    }
+    codec = get_codec(DEFAULT_CODEC)
+    encoded = {name: encode(values, codec, {}) for name, values in noise.items()}
+    arrays = Arriving(encoded, {}, lambda: None, lambda name: None)
+
+    def write() -> None:
+        with Sink(manifest, expert) as sink:
+            for shard in range(SHARDS):
+                sink.open(shard)
+                for image in manifest.images_of(shard):
+                    sink.add(image.id, arrays, "identity")
+                sink.close()
+
+    return seconds(write)
 
 
 def _plain_writes(folder: Path, n_bytes: int, n_files: int) -> float:

@@ -93,5 +93,6 @@ def _tell_writing(results: Sequence["WritingBench"], as_json: bool) -> None:
         click.echo(
             f"{result.channels} channels: {result.px_per_second:,.0f} px/s, {result.mb_per_second:,.0f} MB/s "
             f"(plain synced writes: {result.disk_mb_per_second:,.0f} MB/s), "
-            f"{result.cpu_px_per_second:,.0f} px for a second of one core"
+            f"{result.cpu_px_per_second:,.0f} px per second of one core; arrays that come encoded, as from a GPU: "
+            f"{result.encoded_px_per_second:,.0f} px/s, {result.encoded_cpu_px_per_second:,.0f} per second of one core"
         )

@@ -18,7 +18,7 @@ def test_writing_is_timed_with_experts_that_cost_nothing(container):
     assert len(result.seconds) == 1
     assert result.px_per_second == pytest.approx(n_px / sum(result.seconds))
     assert result.mb_per_second == pytest.approx(result.px_per_second * 2 * (24 + 3 * 2**2) / 1e6)
-    assert result.disk_mb_per_second > 0
+    assert min(result.disk_mb_per_second, result.encoded_px_per_second, result.encoded_cpu_px_per_second) > 0
 
 
 def test_the_command_tells_each_number_of_channels(monkeypatch):

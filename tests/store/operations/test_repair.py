@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import json
 import os
 import re
 import shutil
@@ -10,79 +9,24 @@ import signal
 import subprocess
 import sys
 
-import h5py
 import pytest
-import yaml
 
 from championship_sr.store.disk import files
-from championship_sr.store.errors import StoreError, Unreadable
+from championship_sr.store.errors import StoreError
 from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.operations import repair as repairs
-from championship_sr.store.operations.convert import convert
-from championship_sr.store.operations.faults import Fault
-from championship_sr.store.operations.merge import merge
 from championship_sr.store.operations.repair import planned, remove_damaged, repair
-from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import verify
 from championship_sr.store.shards.reader import Store
-from tests.conftest import edit_record
-
-SHARD = {"zarr": "shard-00001.zarr", "hdf5": "shard-00001.h5"}
-BOTH = pytest.mark.parametrize("container", SHARD)
-NO_LOCKS = "#include <errno.h>\nint flock(int fd, int operation) { errno = ENOLCK; return -1; }\n"
-
-
-@pytest.fixture(scope="module")
-def originals():
-    return {}
+from tests.store.operations.damage import BOTH, SHARD, content, flip_values
 
 
 @pytest.fixture
-def make_store(originals, tmp_path_factory, samples):
-    """A store as conftest's `make_store` makes it: written once for each set of options, and copied."""
-
-    def copied(root, experts=None, **options):
-        key = repr((experts, sorted(options.items())))
-        if key not in originals:
-            originals[key] = samples.build(tmp_path_factory.mktemp("original") / "s", experts, **options)
-        shutil.copytree(originals[key], root)
-        return root
-
-    return copied
+def make_store(copied_store):
+    return copied_store
 
 
-def content(root):
-    """Path -> bytes of a store, without what a repair has moved away and without locks."""
-    below = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock")
-    found = {path.relative_to(root).as_posix(): path.read_bytes() for path in below}
-    return {name: there for name, there in found.items() if not name.startswith("damaged/")}
-
-
-def flip(path, at=11):
-    there = bytearray(path.read_bytes())
-    there[at] ^= 4
-    path.write_bytes(there)
-
-
-def values_file(root, container):
-    shard = root / "experts/a" / SHARD[container]
-    return shard / "img002/features/c.0.0.0" if container == "zarr" else shard
-
-
-def flip_values(root, container):
-    flip(values_file(root, container), Store(root).array(2, "a", "features").entry.offset + 11)
-
-
-def old_form(root):
-    """The store as version 1 of the format wrote it."""
-    for path in root.rglob("shard-*.json"):
-        record = json.loads(path.read_text())
-        for key in ("store", "expert", "listing", "checksum"):
-            del record[key]
-        path.write_text(json.dumps({**record, "format_version": 1}))
-    about = yaml.safe_load((root / "store.yaml").read_text())
-    (root / "store.yaml").write_text(yaml.safe_dump({**about, "format_version": 1}))
-    return root
+NO_LOCKS = "#include <errno.h>\nint flock(int fd, int operation) { errno = ENOLCK; return -1; }\n"
 
 
 @BOTH
@@ -244,145 +188,6 @@ def test_one_damage_hides_no_other(tmp_path, make_store):
     assert len(left) == 1 and "basis.safetensors" in left[0].message
 
 
-def change_scale(record):
-    record["arrays"]["img002/features"]["params"]["scale"][1] *= 2
-
-
-CHANGES = {
-    "scale": change_scale,
-    "nan": lambda record: record["arrays"]["img002/features"]["params"]["scale"].__setitem__(0, float("nan")),
-    "none": lambda record: record["arrays"]["img002/features"].update(params={}),
-    "basis": lambda record: record["arrays"]["img002/features"]["params"].update(basis=[1.0]),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("form", ["old", "raw", "sealed"])
-@BOTH
-def test_changed_parameters_of_a_codec_are_never_handed_on(tmp_path, make_store, container, form, change):
-    root = make_store(tmp_path / "s", {"a": 5}, container=container, codecs={"features": "int8"})
-    if form == "old":
-        old_form(root)
-    path = root / "experts/a/shard-00001.json"
-    if form == "raw":
-        record = json.loads(path.read_text())
-        CHANGES[change](record)
-        path.write_text(json.dumps(record))
-    else:
-        edit_record(path, CHANGES[change])
-    assert [fault.shard for fault in verify(root).faults] == [1]
-    for act in (
-        lambda: Store(root, check=True).array(2, "a", "features"),
-        lambda: convert(root, tmp_path / "converted"),
-        lambda: merge([root], tmp_path / "merged"),
-    ):
-        with pytest.raises(StoreError, match=r"params|checksum|attributes scale|img002/features"):
-            act()
-
-
-@BOTH
-def test_a_store_of_version_1_is_read_verified_gone_on_with_and_merged(tmp_path, make_store, samples, container):
-    root = old_form(make_store(tmp_path / "s", container=container))
-    expected = Store(root).array(2, "a", "features").load()
-    assert not verify(root).faults
-    shutil.rmtree(root / "experts/a" / SHARD[container]) if container == "zarr" else values_file(
-        root, container
-    ).unlink()
-    repair(root, verify(root).faults)
-    samples.add_expert(Manifest.load(root), "a", 5, 0, {}, ("identity",))
-    record = json.loads((root / "experts/a/shard-00001.json").read_text())
-    assert record["format_version"] == 1 and "checksum" not in record
-    assert not verify(root).faults
-    merge([root], tmp_path / "merged")
-    assert "format_version: 2" in (tmp_path / "merged/store.yaml").read_text()
-    assert not verify(tmp_path / "merged").faults
-    assert (Store(tmp_path / "merged").array(2, "a", "features").load() == expected).all()
-
-
-def test_version_1_knows_which_file_is_wrong_and_moves_nothing(tmp_path, make_store):
-    root = old_form(make_store(tmp_path / "s"))
-    before, path = content(root), root / "experts/a/expert.yaml"
-    path.write_text(path.read_text().replace("weights_sha256: a0", "weights_sha256: a1"))
-    (root / "store.yaml").write_text((root / "store.yaml").read_text().replace("scale: 4", "scale: 3"))
-    faults = verify(root).faults
-    assert len(faults) == 2 and not any(fault.shard is not None for fault in faults)
-    repair(root, faults)
-    path.write_text(path.read_text().replace("weights_sha256: a1", "weights_sha256: a0"))
-    assert not verify(root).faults
-    assert content(root).keys() == before.keys()
-
-
-def rewritten(name, change):
-    def damage(root):
-        path = root / "experts/a/shard-00001.zarr" / name
-        described = json.loads(path.read_text())
-        change(described)
-        path.write_text(json.dumps(described))
-
-    return damage
-
-
-METADATA = {
-    "endian": (
-        "img002/sr/zarr.json",
-        lambda d: d["codecs"][0]["configuration"]["codecs"][0]["configuration"].update(endian="big"),
-    ),
-    "fill": ("img002/sr/zarr.json", lambda d: d.update(fill_value=1.0)),
-    "grid": ("img002/sr/zarr.json", lambda d: d["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(0, 65)),
-    "type": ("img002/sr/zarr.json", lambda d: d.update(data_type="int16")),
-    "codec": ("img002/sr/zarr.json", lambda d: d["attributes"].update(codec="bfloat16")),
-    "variant": ("img002/sr/zarr.json", lambda d: d["attributes"].update(variant="mirror")),
-    "array group": ("img002/zarr.json", lambda d: d.update(node_type="array")),
-    "group": ("zarr.json", lambda d: d.update(zarr_format=2)),
-}
-
-
-@pytest.mark.parametrize("which", METADATA)
-def test_zarrs_own_metadata_must_say_what_the_record_says(tmp_path, make_store, which):
-    root = make_store(tmp_path / "s")
-    rewritten(*METADATA[which])(root)
-    assert {(fault.source, fault.shard) for fault in verify(root).faults} == {("a", 1)}
-
-
-@pytest.mark.parametrize("name, value", [("codec", "bfloat16"), ("scale", [1.0] * 5), ("variant", "mirror")])
-def test_hdf5s_attributes_must_say_what_the_record_says(tmp_path, make_store, name, value):
-    root = make_store(tmp_path / "s", container="hdf5", codecs={"features": "int8"})
-    with h5py.File(root / "experts/a/shard-00001.h5", "r+") as file:
-        file["img002/features"].attrs[name] = value
-    message = f"img002/features: its attributes {name} are not what the record says"
-    assert any(message in fault.message for fault in verify(root).faults)
-
-
-RECORDS = {
-    "no shape": lambda record: record["arrays"]["img002/sr"].pop("shape"),
-    "no type": lambda record: record["arrays"]["img002/sr"].pop("dtype"),
-    "no sum": lambda record: record["arrays"]["img002/sr"].pop("sha256"),
-    "chunk 0": lambda record: record["arrays"]["img002/sr"].update(chunk=[0, 1, 3]),
-    "a list": lambda record: record.update(arrays=[]),
-    "far": lambda record: record["arrays"]["img002/sr"].update(offset=10**30),
-    "large": lambda record: record["arrays"]["img002/sr"].update(shape=[2**40, 2**40, 3]),
-    "number": lambda record: record.update(shard="1"),
-}
-
-
-@pytest.mark.parametrize("which", RECORDS)
-def test_a_record_that_cannot_be_is_one_line(tmp_path, make_store, which):
-    root = make_store(tmp_path / "s")
-    edit_record(root / "experts/a/shard-00001.json", RECORDS[which])
-    flip(root / "experts/b/shard-00001.zarr/img002/sr/c.0.0.0")
-    faults = verify(root).faults
-    assert [(fault.source, fault.shard) for fault in faults] == [("a", 1), ("b", 1)]
-    assert all("\n" not in fault.message for fault in faults)
-
-
-def test_deep_nesting_and_pipes_are_one_line(tmp_path, make_store):
-    root = make_store(tmp_path / "s")
-    (root / "experts/a/shard-00000.json").write_text("[" * 100_000)
-    (root / "experts/a/shard-00001.json").unlink()
-    os.mkfifo(root / "experts/a/shard-00001.json")
-    assert [(fault.source, fault.shard) for fault in verify(root).faults] == [("a", 0), ("a", 1)]
-
-
 def test_what_nothing_removes_is_moved_away(tmp_path, make_store):
     root = make_store(tmp_path / "s")
     for name in ("shard-00001.h5", "shard-00077.json", "shard-00001.zarr.tmp"):
@@ -448,49 +253,6 @@ def test_a_reader_notices_that_an_expert_was_rebuilt_under_it(tmp_path, make_sto
         store.array(1, "a", "features").load()
 
 
-def test_the_survey_of_a_sound_store_is_its_manifest(tmp_path, make_store):
-    root = make_store(tmp_path / "s")
-    found, loaded = survey(root), Manifest.load(root)
-    assert not found.faults
-    assert (found.manifest.about, found.manifest.images, found.manifest.experts) == (
-        loaded.about,
-        loaded.images,
-        loaded.experts,
-    )
-
-
-@BOTH
-def test_a_lost_expert_is_named_and_nothing_is_done_about_it(tmp_path, make_store, container):
-    root = make_store(tmp_path / "s", container=container)
-    (root / "experts/a").rename(tmp_path / "elsewhere")
-    before, faults = content(root), verify(root).faults
-    assert len(faults) == 1 and not faults[0].is_mended
-    assert re.search(r"experts/a: missing, although experts\.txt names it\. Put it back", faults[0].message)
-    assert planned(root, faults) == [] == repair(root, faults) and content(root) == before
-    (tmp_path / "elsewhere").rename(root / "experts/a")
-    assert not verify(root).faults
-
-
-def test_an_expert_that_was_to_go_is_not_missed(tmp_path, make_store, samples):
-    root = make_store(tmp_path / "s")
-    Manifest.load(root).remove_expert("a")
-    assert not verify(root).faults
-    shutil.rmtree(root / "experts/b")
-    Manifest.load(root).remove_expert("b")
-    assert not verify(root).faults
-    with pytest.raises(StoreError, match="no expert b"):
-        Manifest.load(root).remove_expert("b")
-
-
-def test_a_store_without_a_list_of_experts_gets_one_with_all_that_it_has(tmp_path, make_store, samples):
-    root = make_store(tmp_path / "s")
-    (root / "experts.txt").unlink()
-    shutil.rmtree(root / "experts/b")
-    assert not verify(root).faults  # as before there was such a file
-    samples.add_expert(Manifest.load(root), "c", 3, 2, {}, ("identity",))
-    assert (root / "experts.txt").read_text() == "a\nc\n"
-
-
 @pytest.mark.parametrize("container", SHARD)
 def test_a_repair_that_is_killed_at_any_rename_goes_on(tmp_path, make_store, container):
     whole = make_store(tmp_path / "whole", container=container)
@@ -533,107 +295,3 @@ def killed_at(count: int, act) -> bool:
         act()
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
-
-
-DAMAGES = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "empty": lambda path: path.write_bytes(b""),
-    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "lost": lambda path: path.unlink(),
-}
-
-
-@BOTH
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_of_a_shard_that_is_no_good_moves_its_shard_alone(tmp_path, make_store, container, damage):
-    root = make_store(tmp_path / "s", {"a": 0}, container=container)
-    before, shard = content(root), root / "experts/a" / SHARD[container]
-    DAMAGES[damage](shard / "img002/sr/c.0.0.0" if container == "zarr" else shard)
-    assert {(fault.source, fault.shard) for fault in verify(root).faults} == {("a", 1)}
-    repair(root, verify(root).faults)
-    left = content(root)
-    assert not verify(root).faults and left == {name: before[name] for name in before if "a/shard-00001" not in name}
-
-
-@BOTH
-def test_exchanged_shards_experts_and_records_move_no_more_than_themselves(tmp_path, make_store, container):
-    root = make_store(tmp_path / "s", {"a": 5, "b": 5, "c": 5}, container=container)
-    folders = [root / "experts" / name for name in "abc"]
-    exchange(folders[0] / SHARD[container], folders[1] / SHARD[container])
-    exchange(folders[0] / "expert.yaml", folders[1] / "expert.yaml")
-    (folders[2] / "shard-00000.json").write_bytes((folders[2] / "shard-00001.json").read_bytes())
-    repair(root, verify(root).faults)
-    manifest = Manifest.load(root)
-    assert {name: manifest.missing_shards(name) for name in manifest.sources} == {
-        "pairs": [],
-        "a": [1],
-        "b": [1],
-        "c": [0],
-    }
-    assert not verify(root).faults
-
-
-def exchange(one, other):
-    aside = one.with_name("aside")
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
-
-
-ELSEWHERE = {
-    "pairs": "pairs",
-    "experts": "experts",
-    "an expert": "experts/a",
-    "a shard": "experts/a/{shard}",
-    "a shard of pairs": "pairs/{shard}",
-    "a record": "experts/a/shard-00001.json",
-    "an entry": "experts/a/expert.yaml",
-    "the images": "images.jsonl",
-    "the store's file": "store.yaml",
-}
-
-
-@BOTH
-@pytest.mark.parametrize("what", ELSEWHERE)
-def test_a_link_to_a_disk_that_is_not_there_cannot_be_read_and_stays(tmp_path, make_store, container, what):
-    root = make_store(tmp_path / "s", container=container)
-    path, disk = root / ELSEWHERE[what].format(shard=SHARD[container]), tmp_path / "disk"
-    path.rename(disk)
-    path.symlink_to(disk)
-    assert not verify(root).faults
-    disk.rename(tmp_path / "unmounted")
-    before = content(root)
-    try:
-        faults = verify(root).faults
-    except Unreadable as error:
-        faults = [Fault(str(error), unread=True)]
-    else:
-        assert planned(root, faults) == [] == repair(root, faults)
-    assert faults and all(fault.unread for fault in faults)
-    assert all(
-        f"{path}: cannot be read: it is a link to {disk}, which does not exist" in each.message for each in faults
-    )
-    assert content(root) == before and path.is_symlink()
-    (tmp_path / "unmounted").rename(disk)
-    assert not verify(root).faults
-
-
-def test_pairs_that_are_lost_as_a_whole_are_a_fault(tmp_path, make_store):
-    root = make_store(tmp_path / "s")
-    shutil.rmtree(root / "pairs")
-    faults = verify(root).faults
-    assert [fault.message for fault in faults] == [
-        f"{root}/pairs: missing, although experts have shards. Put it back, or run: pipeline.py extract"
-    ]
-    assert planned(root, faults) == [] == repair(root, faults)
-
-
-def test_records_of_other_images_prove_nothing(tmp_path, make_store):
-    root = make_store(tmp_path / "s")
-    for path in (root / "experts/a").glob("*.json"):
-        edit_record(path, lambda record: record["images"].update({image: "other" for image in record["images"]}))
-    (root / "experts/a/expert.yaml").unlink()
-    faults = verify(root).faults
-    assert not any(fault.content for fault in faults)
-    assert any("its shards cannot be checked without it" in fault.message for fault in faults)

@@ -53,7 +53,7 @@ _HOMES = {
 }
 
 
-class Stage(ModuleType):
+class CallablePackage(ModuleType):
     """A package that is called like a function: `championship_sr.train(...)`, whose modules lie below it.
 
     A function of a package's own name would be hidden by the package as soon as anything below it is imported.

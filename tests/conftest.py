@@ -124,3 +124,14 @@ def samples() -> SimpleNamespace:
 def make_store() -> Callable[..., Path]:
     """`build_store`: a whole small store of random numbers in a folder of the test's own."""
     return build_store
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one thread, which small networks run fastest on and the same everywhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

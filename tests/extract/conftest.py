@@ -15,11 +15,8 @@ from championship_sr.store.config import build
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alone_with_the_cores(one_thread):
+    """Every test here runs networks."""
 
 
 @pytest.fixture

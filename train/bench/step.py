@@ -51,23 +51,9 @@ def bench_step(
     peak = None if device.type == "cpu" else peak_tflops(device)
     for batch in batches:
         inputs = example(channels, scale, batch=batch, crop=crop, device=device)
-        times: dict[str, list[tuple[float, float]]] = {profile: [] for profile in profiles}
-        for turn in range(rounds + 1):
-            for profile, network in networks.items():
-                measured = _timed_step(network, inputs)
-                if turn:  # the first is a warm-up
-                    times[profile].append(measured)
+        times = _interleaved(networks, inputs, rounds)
         for profile, network in networks.items():
-            forward, step = (statistics.median(column) for column in zip(*times[profile], strict=True))
-            gflop = _gflop(network, inputs)
-            result[profile][str(batch)] = {
-                "seconds_forward": forward,
-                "seconds_step": step,
-                "gflop_forward": gflop,
-                **({"share_of_peak": STEP_OVER_FORWARD * gflop / 1000 / step / peak} if peak else {}),
-                "saved_mib": saved_mib(network, partial(network, *inputs)),
-                "parameters": sum(p.numel() for p in network.parameters()),
-            }
+            result[profile][str(batch)] = _figures(network, inputs, times[profile], peak)
     for profile, network in networks.items():
         inputs = example(channels, scale, batch=COUNTED_BATCH, crop=COUNTED_CROP, device=device)
         result[profile] |= _dispatched(network, inputs)
@@ -90,6 +76,35 @@ def bench_step(
     if peak:
         place |= {"device_name": torch.cuda.get_device_name(device), "peak_tflops": peak}
     return result | place | {"crop_lr_px": crop, "threads": torch.get_num_threads(), "rounds": rounds}
+
+
+def _interleaved(
+    networks: Mapping[str, nn.Module], inputs: NetworkInputs, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Profile -> seconds of the forward pass and of the step in each round."""
+    times: dict[str, list[tuple[float, float]]] = {profile: [] for profile in networks}
+    for turn in range(rounds + 1):
+        for profile, network in networks.items():
+            measured = _timed_step(network, inputs)
+            if turn:  # the first is a warm-up
+                times[profile].append(measured)
+    return times
+
+
+def _figures(
+    network: nn.Module, inputs: NetworkInputs, times: Sequence[tuple[float, float]], peak: float | None
+) -> dict[str, float]:
+    """A network's medians and counts at one batch."""
+    forward, step = (statistics.median(column) for column in zip(*times, strict=True))
+    gflop = _gflop(network, inputs)
+    return {
+        "seconds_forward": forward,
+        "seconds_step": step,
+        "gflop_forward": gflop,
+        **({"share_of_peak": STEP_OVER_FORWARD * gflop / 1000 / step / peak} if peak else {}),
+        "saved_mib": saved_mib(network, partial(network, *inputs)),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:

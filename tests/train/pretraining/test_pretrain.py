@@ -19,15 +19,9 @@ from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.watch import Watch
 from championship_sr.train.students.student import export
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

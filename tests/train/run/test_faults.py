@@ -22,16 +22,10 @@ from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.sources import make_validation, open_source
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SHORT = {"steps": 4, "checkpoints": {"every": 2, "milestones": []}, "validation": {"every": 2}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Diverged
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RUNNER = """
 import sys, torch, yaml
 from pathlib import Path
@@ -37,14 +39,6 @@ torch.set_num_threads(1)
 store, out, config = map(Path, sys.argv[1:4])
 train(build(TrainConfig, yaml.safe_load(config.read_text()), "config"), store, out, resume=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

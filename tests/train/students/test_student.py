@@ -18,16 +18,10 @@ from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Watch
 from championship_sr.train.students.student import export
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 TAUGHT = {"stages": [{"length": "100 %", "weights": {"l1": 0.5, "teacher": 0.5}}]}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def entry(**changes) -> dict:

@@ -21,16 +21,10 @@ from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
 from championship_sr.train.students.teacher import made_teacher
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = World(torch.device("cpu"))
 TAUGHT = {"losses": {"stages": [{"length": "100 %", "weights": {"l1": 0.5, "teacher": 0.5}}]}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(root: Path, stopping: threading.Event | None = None, **config) -> str:

@@ -129,6 +129,12 @@ def _measured(path: Path) -> dict[str, float]:
     return {name: float(result["px_per_second"]) for name, result in experts.items()}
 
 
+FEATURES_LATER = (
+    "start without features (extract --without-features); whether they are worth their bytes to you, "
+    "train --compare-features measures on a store of a few images (extract --limit)"
+)
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
@@ -171,6 +177,7 @@ def plan_text(made: "Plan") -> str:
             "",
             f"with this configuration's codecs the store takes {size_text(made.bytes)}, "
             f"without features {size_text(made.bytes_without_features)}{free}{' (too little)' * short}",
+            *([FEATURES_LATER] if made.bytes_without_features < made.bytes else []),
         ]
     )
 

@@ -89,7 +89,7 @@ def test_bench_step_has_the_figures_of_each_profile_and_batch():
     assert all(set(figures[profile]["1"]) == keys for profile in ("direct", "paper", "swift"))
 
 
-@pytest.mark.parametrize("profile", ["swift.yaml", "paper.yaml"])
+@pytest.mark.parametrize("profile", ["swift.yaml", "paper.yaml", "lean.yaml"])
 def test_the_profiles_fit_the_documents_data_set(profile):
     from importlib import resources
 

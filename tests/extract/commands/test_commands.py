@@ -81,6 +81,9 @@ def test_a_plan_is_a_table_or_json(run, config_file):
     assert (
         f"3 images, {lr_px:,} LR pixels, 3 shards" in text and "float16 + uint8" in text and "free on its disk" in text
     )
+    assert "start without features (extract --without-features)" in text
+    bare = run(plan, "--config", config_file, "--without-features").stdout
+    assert "start without features" not in bare
     made = json.loads(run(plan, "--config", config_file, "--images", 3450, "--json").stdout.splitlines()[-1])
     assert made["lr_px"] == 3450 * 339 * 510 and made["experts"][0]["name"] == "tiny"
 

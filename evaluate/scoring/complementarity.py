@@ -79,6 +79,8 @@ class Complementarity:
         name = min(self.adds, key=lambda expert: self.adds[expert].mean)
         gain, others = self.adds[name], [other for other in self.experts if other != name]
         brings = f"brings {gain.mean:.3f} dB ({gain.low:.3f} .. {gain.high:.3f}){self._at_the_price_of(name)}"
+        if self.images == 1:
+            return f"Adding {name}, which adds least, {brings} on one image, which is too few to decide."
         to = others[0] if len(others) == 1 else f"the other {_in_words(len(others))}"
         if gain.mean < WORTH_DB or gain.low <= 0:
             return f"Adding {name} to {to} {brings}; leave it out."

@@ -34,13 +34,17 @@ def shown(complementarity: Complementarity) -> list[Subset]:
 
 
 def signed(gain: Gain) -> str:
-    """The mean with its sign."""
-    return f"{gain.mean:+.{DIGITS}f}"
+    """The mean with its sign; what rounds to nothing has none of its own."""
+    return _signed(gain.mean)
 
 
 def interval(gain: Gain) -> str:
     """The two ends."""
-    return f"{gain.low:+.{DIGITS}f} .. {gain.high:+.{DIGITS}f}"
+    return f"{_signed(gain.low)} .. {_signed(gain.high)}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, DIGITS) + 0.0:+.{DIGITS}f}"
 
 
 def cost_cells(cost: ExpertCost) -> list[str]:
@@ -84,10 +88,11 @@ def oracles_in_words(complementarity: Complementarity) -> str:
 
 
 def _experts(complementarity: Complementarity) -> list[str]:
+    explained = f"{EXPLAINED}; " if len(complementarity.experts) > 1 else ""
     return [
         "what each expert adds",
         *aligned(expert_rows(complementarity)),
-        f"{EXPLAINED}; seconds and bytes for a mean image",
+        f"{explained}seconds and bytes for a mean image",
     ]
 
 

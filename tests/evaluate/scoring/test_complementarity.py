@@ -9,10 +9,11 @@ import torch
 from championship_sr.evaluate.methods import EXPERT, PER_IMAGE, PER_PIXEL
 from championship_sr.evaluate.scoring.baselines import products_of
 from championship_sr.evaluate.scoring.complementarity import Evidence, ExpertCost, complementarity
-from championship_sr.evaluate.scoring.complementarity_table import text
+from championship_sr.evaluate.scoring.complementarity_table import signed, text
 from championship_sr.evaluate.scoring.evaluation import ScoringOptions, evaluate_store
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.train.combination import PULL
+from championship_sr.train.gains import Gain
 
 LUMA = np.array([65.481, 128.553, 24.966]) / 255
 NAMES = ("hat", "drct", "span", "edsr")
@@ -129,6 +130,14 @@ def test_an_expert_that_adds_nothing_is_to_be_left_out_and_its_price_is_told(mad
     found = complementarity(("hat", "drct", "copy"), Evidence(doubled), costs=untimed, resamples=200)
     assert "% more parameters; leave it out." in found.sentence
     assert "more" not in complementarity(("hat", "drct", "copy"), Evidence(doubled), resamples=200).sentence
+
+
+def test_one_image_decides_nothing_and_a_gain_of_nothing_has_no_sign(made):
+    found = complementarity(NAMES, Evidence(products(made)[:1]), resamples=20)
+    assert found.sentence.endswith(" on one image, which is too few to decide.")
+    assert signed(Gain(-1e-5, -1e-5, 1e-5, 0, 1, 0)) == "+0.000"
+    alone = complementarity(NAMES[:1], Evidence(products(made)[:, :1, :1]), resamples=20)
+    assert "own error" not in text(alone)
 
 
 def test_experts_that_all_add_are_to_be_kept():

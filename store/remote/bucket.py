@@ -1,7 +1,7 @@
 """Objects in a bucket: uploads and downloads of whole files with retries, conditional puts, and one-line errors.
 
-Everything goes through obstore, which is chosen in docs/recipes/object-storage.md. An object appears whole or not at all, and
-who lists after a put sees it: S3, Google Cloud Storage and the servers that speak S3 all promise that.
+Everything goes through obstore; docs/recipes/object-storage.md says why. An object appears whole or not at all, and a
+listing made after a put contains it: S3, Google Cloud Storage and the servers that speak S3 all promise that.
 """
 
 import hashlib

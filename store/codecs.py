@@ -1,7 +1,7 @@
 """Codecs, each with a stated error, that encode values as raw numbers and back, for numpy arrays and torch tensors.
 
-A tensor is encoded on its own device. Its raw numbers are those of the same numpy array, bit for bit, but for principal
-components: products of matrices differ in their last bits from library to library.
+A tensor is encoded on its own device. Its raw numbers equal those of the same numpy array, bit for bit, except with
+principal components: matrix products differ in their last bits from library to library.
 
 A codec's name is `base` or `base+compression`: `float16`, `uint8`, `pca64-int8`, `float16+zstd`. The base says what
 the numbers mean, the compression only how their chunks lie in the file.
@@ -18,35 +18,45 @@ import numpy as np
 from championship_sr.store.containers.compression import Compression, get_compression
 from championship_sr.store.errors import ConfigError, StoreError
 
-Params = Mapping[str, Any]  # name -> array: what `decode` needs beside the raw numbers
+Params = Mapping[str, Any]  # name -> array: what `decode` needs in addition to the raw numbers
 
 BASES = ("float32", "float16", "bfloat16", "uint8", "uint16", "int8", "pcaK-int8", "pcaK-int4")
 FLOAT16_MAX = 65504.0
 INT8_MAX, INT4_MAX = 127, 7
 WHOLE_BYTES = 8  # components of pcaK-int4 that are in int8
-CLIPS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25, 0.18)  # of the largest magnitude: what int4 reaches to, the best is taken
-CLIP_SAMPLE = 8192  # pixels on which it is chosen
+CLIPS = (
+    1.0,
+    0.8,
+    0.6,
+    0.45,
+    0.35,
+    0.25,
+    0.18,
+)  # shares of the largest magnitude that int4 may reach; the best one is used
+CLIP_SAMPLE = 8192  # pixels on which the clip is chosen
 _FLOAT32 = np.dtype(np.float32)
 _NOTHING: np.ndarray = np.zeros(())  # to add to
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec as it stands: float32, nothing lost. The others are below."""
+    """The base class, which is also the lossless codec float32; the others are below."""
 
     name: str
     compression: Compression | None = None
     raw_dtype: np.dtype = _FLOAT32
-    limit: float = np.inf  # no finite raw number stands for more than this
-    components: int = 0  # of a basis that must be fitted before the first image; 0: none
-    own: ClassVar[tuple[str, ...]] = ()  # parameters that differ from array to array: a number a raw channel, or more
+    limit: float = np.inf  # the largest magnitude that a finite raw number stands for
+    components: int = 0  # in the basis, which must be fitted before the first image; 0: there is no basis
+    own: ClassVar[
+        tuple[str, ...]
+    ] = ()  # parameters that differ from array to array: one number per raw channel, or more
 
     def raw_channels(self, channels: int) -> int:
         """Channels of the raw array."""
         return self.components or channels
 
     def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
-        """What is particular to this array, and what it shares with the expert's others (`basis`)."""
+        """The parameters of this array alone, and those that it shares with the expert's other arrays (`basis`)."""
         return {}
 
     def own_params(self, channels: int) -> dict[str, int]:
@@ -101,7 +111,7 @@ class Bfloat16(Codec):
 
 
 class Unit(Codec):
-    """Images: 0..1 as an integer of the whole range; what lies outside is clipped, as every metric does."""
+    """Images: 0..1 as integers over their whole range; values outside are clipped, as every metric does."""
 
     @property
     def levels(self) -> int:
@@ -118,7 +128,7 @@ class Unit(Codec):
 
 
 class Scaled(Codec):
-    """int8 with one scale a channel and array: the channel's largest magnitude is 127."""
+    """int8 with one scale per channel and array: the channel's largest magnitude becomes 127."""
 
     own = ("scale",)
 
@@ -136,7 +146,7 @@ class Scaled(Codec):
 
 
 class Principal(Scaled):
-    """Principal components of the features, each in int8 with a scale an array; the basis is the expert's."""
+    """Principal components of the features, each in int8 with one scale per array; the expert has one basis."""
 
     def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         if basis is None:
@@ -191,7 +201,7 @@ class Packed(Principal):
 def get_codec(name: str) -> Codec:
     """The codec of this name.
 
-    raises  ConfigError for a name that is none, StoreError where the library for it is missing
+    raises  ConfigError for an unknown name, StoreError if the library for it is missing
     """
     base, plus, suffix = name.partition("+")
     compression = get_compression(suffix, name) if plus else None
@@ -235,7 +245,9 @@ def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndar
     mean = total / count
     _, vectors = np.linalg.eigh(square / count - np.outer(mean, mean))
     basis = vectors[:, ::-1].T[:components]
-    signs = np.sign(basis[np.arange(components), np.abs(basis).argmax(1)])  # else the library is free to choose them
+    signs = np.sign(
+        basis[np.arange(components), np.abs(basis).argmax(1)]
+    )  # otherwise the library chooses the signs freely
     return {"mean": mean.astype(np.float32), "basis": (basis * signs[:, None]).astype(np.float32)}
 
 
@@ -256,10 +268,10 @@ def _clipping_scales(values: Any) -> Any:
 
 
 def _positive(largest: Any, number: int) -> Any:
-    """The scales at which the largest magnitudes are this number; 1 for channels that are 0 throughout."""
+    """The scales at which the largest magnitudes become this number; 1 for channels that are 0 throughout."""
     if isinstance(largest, np.ndarray):
         return np.where(largest > 0, largest / number, 1).astype(np.float32)
-    # by a tensor: on a GPU a division by a plain number is a product with its reciprocal
+    # by a tensor: on a GPU, division by a plain number multiplies by its reciprocal
     return _library(largest).where(largest > 0, largest / largest.new_full((), number), 1.0)
 
 
@@ -292,7 +304,7 @@ def _library(values: Any) -> Any:
     """numpy or torch, whose functions these are."""
     if isinstance(values, np.ndarray):
         return np
-    import torch  # the store's readers do without
+    import torch  # imported here because the store's readers work without torch
 
     return torch
 

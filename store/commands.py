@@ -203,7 +203,7 @@ def rm(root: Path, names: tuple[str, ...], damaged: bool) -> None:
         click.echo(f"{root}: removed {_size(n_bytes)} of damaged shards")
     gone = [name for name in names if not manifest.has_left(name)]
     there = [name for name in dict.fromkeys(names) if name not in gone]
-    for name in there or names:  # of those that are all gone, the first is the error
+    for name in there or names:  # if all are gone, the first one raises the error
         manifest.remove_expert(name)
     if names:
         told = f"; already removed: {', '.join(gone)}" if gone else ""

@@ -22,7 +22,7 @@ SECTIONS = ("extract", "train", "evaluate")
 @dataclass_transform(frozen_default=True, field_specifiers=(field, Field))
 def config_dataclass(cls: type[T]) -> type[T]:
     """A frozen dataclass whose values are checked and whose unknown keys are refused, when it is built."""
-    # a number where a text is expected is one: the image 101085
+    # a number is accepted where a text is expected, such as the image id 101085
     checked = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
     return checked(cls)  # type: ignore[return-value]  # the same class, with another __init__
 
@@ -105,14 +105,14 @@ def key_paths(cls: type, prefix: str = "") -> list[str]:
 
 
 def _groups(kind: Any) -> list[type]:
-    """The groups of keys that a type has in it."""
+    """The groups of keys within a type."""
     if isinstance(kind, type) and is_dataclass(kind):
         return [kind]
     return [group for part in get_args(kind) for group in _groups(part)]
 
 
 def _meant(key: str, paths: Sequence[str]) -> str:
-    """What to say of the key that was probably meant, where there is one: beside it, or of its name elsewhere."""
+    """A hint at the key that was probably meant: a similar one in the same group, or the same name elsewhere."""
     key = ".".join(part for part in key.split(".") if not part.isdigit())
     parent, _, last = key.rpartition(".")
     beside = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
@@ -137,8 +137,8 @@ def load_section(
 ) -> T:
     """One section of a configuration file, with overrides such as `train.batch_size=8`, as a `cls`.
 
-    path     None: the defaults of `cls` and the overrides alone
-    options  overrides that the user gave by options of their own
+    path     None: only the defaults of `cls` and the overrides
+    options  overrides that come from options of the command line other than --set
     raises   ConfigError also for sections that no command reads, so that a misspelt one is not ignored
     """
     content = override(read_yaml(path) if path else {}, (*assignments, *options))

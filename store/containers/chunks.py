@@ -11,10 +11,10 @@ from championship_sr.store.containers.compression import Compression
 from championship_sr.store.errors import ConfigError
 
 WIDE_CHANNELS = 16  # arrays with fewer channels are images, the others features
-BAND_ROWS = 8  # a last band is filled up to whole, so that more rows would waste space
-STRIP_COLS = 32  # of images, which lie in strips of whole columns: measured in docs/log.md, "Store layout"
+BAND_ROWS = 8  # the last band is padded to full size, so more rows would waste space
+STRIP_COLS = 32  # for images, which are cut into strips of whole columns: measured in docs/log.md, "Store layout"
 COMPRESSED_IMAGE_TILE = (32, 64)
-COMPRESSED_TILE = (32, 32)  # of features: a window of 64 x 64 decodes 2.2 times its bytes
+COMPRESSED_TILE = (32, 32)  # for features: a window of 64 x 64 decodes 2.2 times its bytes
 
 
 class ArrayToWrite(NamedTuple):
@@ -77,12 +77,12 @@ def grid(shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def padded_bytes(shape: tuple[int, ...], chunk: tuple[int, ...] | None, itemsize: int) -> int:
-    """Bytes of the array's chunks, the last ones filled up to whole."""
+    """Bytes of the array's chunks, with the last ones padded to full size."""
     return itemsize * (prod(grid(shape, chunk)) * prod(chunk) if chunk else prod(shape))
 
 
 def chunks_of(array: np.ndarray, chunk: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Each chunk in C order, contiguous, the last ones filled up with zeros."""
+    """Each chunk in C order, contiguous, with the last ones padded with zeros."""
     for place in np.ndindex(grid(array.shape, chunk)):
         piece = array[tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, chunk, strict=True))]
         if piece.shape != chunk:

@@ -36,12 +36,12 @@ class Compression:
         return bytes(self.codec().encode(chunk))
 
     def decode(self, stored: Any, n_bytes: int, where: str) -> Any:
-        """The bytes of a chunk, which must be so many.
+        """The bytes of a chunk, which must be `n_bytes` long.
 
-        raises  StoreError naming `where` if they are damaged, or others by number
+        raises  StoreError naming `where` if they are damaged or of another length
         """
         told = _content_bytes(self.name, bytes(stored[:HEADER_BYTES]))
-        if told != n_bytes:  # looked at first: a few bytes may say that they stand for any number
+        if told != n_bytes:  # checked first: a few bytes can claim to decompress to any size
             raise StoreError(f"{where}: a {self.name} chunk is damaged ({told} bytes, expected {n_bytes})")
         try:
             return self.codec().decode(stored)
@@ -86,7 +86,7 @@ def _content_bytes(name: str, header: bytes) -> int | None:
 def get_compression(name: str, codec: str) -> Compression:
     """The compression of this name, for the codec that asks for it.
 
-    raises  ConfigError for a name that is none, StoreError where numcodecs or its part is missing
+    raises  ConfigError for an unknown name, StoreError if numcodecs or the part needed is missing
     """
     if name not in ("zstd", "blosc"):
         raise ConfigError(f"codec {codec!r}: compression {name!r} is neither zstd nor blosc")

@@ -17,12 +17,12 @@ from championship_sr.store.disk import files
 from championship_sr.store.errors import StoreError, Unreadable
 
 PAGE = 4096
-_DAMAGE = (KeyError, OSError, RuntimeError, TypeError, ValueError)  # what h5py raises for a file that is no good
-_lock = threading.Lock()  # HDF5 itself has one lock for all; ours lets Python's other threads go on
+_DAMAGE = (KeyError, OSError, RuntimeError, TypeError, ValueError)  # what h5py raises for a damaged file
+_lock = threading.Lock()  # HDF5 has one global lock; waiting on ours lets Python's other threads run
 
 
 class _SilentFile:
-    """The file that HDF5 writes to; it keeps the first failure for `check`, because HDF5 may crash when it is told."""
+    """The file that HDF5 writes to; it keeps the first failure for `check`, as HDF5 may crash when told of one."""
 
     def __init__(self, path: Path):
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by `close`)
@@ -62,7 +62,7 @@ class _SilentFile:
 
 
 class Hdf5ShardWriter:
-    """An unfinished shard; it is a valid file after `close` only."""
+    """An unfinished shard; it is a valid file only after `close`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -70,7 +70,7 @@ class Hdf5ShardWriter:
         self._file = h5py.File(self._bytes, "w", alignment_threshold=PAGE, alignment_interval=PAGE, locking=False)
 
     def put(self, array: ArrayToWrite) -> dict[str, Any]:
-        """Write one array; what a reader must know to find it.
+        """Writes one array and returns what a reader must know to find it.
 
         raises  OSError if the disk is full
         """
@@ -94,7 +94,7 @@ class Hdf5ShardWriter:
     def close(self) -> None:
         """Finish the file.
 
-        raises  OSError if the disk is full; the file is closed all the same
+        raises  OSError if the disk is full; the file is closed anyway
         """
         with self._checked():
             self._file.close()
@@ -105,7 +105,7 @@ class Hdf5ShardWriter:
         try:
             yield
         finally:
-            self._bytes.check()  # what HDF5 itself says of it is of no use
+            self._bytes.check()  # raises the system's error: HDF5's own does not say why
 
     def _create_chunked(
         self, name: str, raw: np.ndarray, chunk: tuple[int, ...], compression: Compression | None
@@ -201,11 +201,11 @@ def _unlocked(shard: Path) -> h5py.File:
     except OSError as error:
         if "locking flag" not in str(error):
             raise
-        return h5py.File(shard, "r")  # this process has it open with a lock: HDF5 wants the same of everybody
+        return h5py.File(shard, "r")  # this process has it open with a lock: HDF5 requires the same each time
 
 
 def _fault(what: str, error: Exception) -> StoreError:
-    """Damage, unless HDF5 says that the system failed, by its error's number, or that somebody has the file open."""
+    """Damage, unless HDF5 gives a system's error number, or says that another process has the file open."""
     told = re.search(r"errno = ([1-9]\d*)", str(error))
     number = getattr(error, "errno", None) or (int(told[1]) if told else None)
     if number:

@@ -34,7 +34,7 @@ class ZarrShardWriter:
         self._group(path)
 
     def put(self, array: ArrayToWrite) -> dict[str, Any]:
-        """Write one array; what a reader must know to find it."""
+        """Writes one array and returns what a reader must know to find it."""
         folder = self.path / array.name
         if not folder.parent.exists():
             folder.parent.mkdir()
@@ -87,7 +87,7 @@ def chunk_table(shard: Path, name: str, n_chunks: int) -> np.ndarray:
 
 
 def describe(shard: Path, names: Iterable[str]) -> dict[str, Described | StoreError]:
-    """Array name -> what the container itself says, or why it says nothing; groups that are none, under their names."""
+    """Array name -> what the container itself says, or why it says nothing; damaged groups under their own names."""
     names = list(names)
     faults: dict[str, Described | StoreError] = {}
     for group in sorted({"", *(name.rpartition("/")[0] for name in names)}):
@@ -132,7 +132,7 @@ def _described(shard: Path, name: str) -> Described | StoreError:
 def _check_as_written(
     content: Mapping, shape: tuple, dtype: np.dtype, chunk: tuple, compression: Compression | None, path: Path
 ) -> None:
-    """Refuse metadata by which Zarr would read other numbers; keys beside ours decide nothing.
+    """Refuse metadata with which Zarr would read other numbers; other keys than ours decide nothing.
 
     raises  StoreError naming the keys
     """

@@ -12,14 +12,14 @@ from pathlib import Path
 from championship_sr.store.disk.small_files import open_regular
 from championship_sr.store.errors import StoreError, Unreadable
 
-TMP = ".tmp"  # ends the name of whatever isn't finished; the next holder of the lock removes it
+TMP = ".tmp"  # suffix of unfinished files; the next holder of the lock removes them
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """The block, in which a failure to read a file is told apart from a file that is not there.
+    """Runs the block and tells a failure to read a file apart from a missing file.
 
     raises  FileNotFoundError if there is no such file; Unreadable for every other failure of the system, and where a
             link leads to nothing
@@ -44,7 +44,7 @@ def _link_to_nowhere(path: Path) -> Path | None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none where there is no such folder.
+    """The names in a folder, sorted; none if the folder does not exist.
 
     raises  Unreadable
     """
@@ -58,14 +58,14 @@ def names_in(folder: Path) -> list[str]:
 def open_file(path: Path) -> io.BufferedReader:
     """A regular file, open for reading.
 
-    raises  as `reading`; StoreError if something else than a file has the name
+    raises  as `reading`; StoreError if the name belongs to something other than a file
     """
     with reading(path):
         return open_regular(path)
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has the name, a link to nowhere too.
+    """Whether anything has this name, even a dangling link.
 
     raises  Unreadable if the system cannot tell
     """
@@ -107,7 +107,7 @@ def sync_tree(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, or leave it as it was; call it with the lock that guards the file."""
+    """Replace a file as a whole, or leave it as it was; the caller holds the lock that guards the file."""
     unfinished = path.with_name(path.name + TMP)
     try:
         with open(unfinished, "wb") as file:
@@ -116,16 +116,16 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)  # it may be what fills the disk
+        unfinished.unlink(missing_ok=True)  # the unfinished file may be what fills the disk
         raise
     sync(path.parent)
 
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """The block that writes a path of a long job.
+    """Runs a block that writes this path in a long job.
 
-    raises  StoreError in one line if the system refuses, on a full disk for instance
+    raises  StoreError with a one-line message if the system refuses, for instance on a full disk
     """
     try:
         yield
@@ -139,7 +139,7 @@ def written(path: Path) -> Iterator[None]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Where the block puts what shall be in a folder; the folder gets it when the block ends, or stays empty.
+    """A temporary folder; what the block puts there moves into `folder` when the block ends, or not at all.
 
     raises  StoreError if the folder is not empty
     """
@@ -161,7 +161,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def publish(unfinished: Path, final: Path) -> None:
-    """Sync a finished file or folder and give it its name; what had the name without being recorded goes."""
+    """Sync a finished file or folder and give it its name; an unrecorded one of that name is removed."""
     sync_tree(unfinished)
     remove(final)
     unfinished.rename(final)
@@ -169,7 +169,7 @@ def publish(unfinished: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it, if it is there; another process may be at it, too."""
+    """Remove a file or a folder with its contents, if it exists; another process may be removing it too."""
 
     def gone_is_well(_function: object, _path: str, error: tuple) -> None:
         if not isinstance(error[1], FileNotFoundError):
@@ -182,7 +182,7 @@ def remove(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system has no such step."""
+    """Swap two names in one step; False if the system or the file system cannot do that."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is None:
         return False

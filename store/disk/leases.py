@@ -1,11 +1,11 @@
 """Exclusive write access: the kernel's lock where there is one, and a lease that also works between machines.
 
 The lease beside NAME.lock is a folder NAME.lease with one empty file, COUNT.TOKEN.PID.START.MACHINE.HOST: who holds it,
-and a count that his heartbeat raises. Every step is one rename, which a file system does for one of several at a time:
-to take it, of a folder made elsewhere, which fails while a file is in the one that is there; to beat, of COUNT to
-COUNT + 1; to take it over, of exactly the name that has stood too long, which fails if the holder has beaten since. How
-long it has stood, whoever watches tells by its own clock: no two machines' clocks are compared. docs/format.md is
-normative.
+and a count that the holder's heartbeat raises. Every step is one rename, which succeeds for only one of several
+processes. Taking the lease renames a folder made elsewhere, which fails while the existing one holds a file. A beat
+renames COUNT to COUNT + 1. Taking over renames exactly the name that has not changed for too long, which fails if the
+holder has beaten since. Each watcher measures that time by its own clock: the clocks of two machines are never
+compared. docs/format.md is normative.
 """
 
 import errno
@@ -27,7 +27,7 @@ from championship_sr.store.disk.locks import ShardBusy
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 15.0
-STANDING_SECONDS = 180.0  # twice the 90 s in which an NFSv4 server that was restarted lets nobody write
+STANDING_SECONDS = 180.0  # twice the 90 s for which a restarted NFSv4 server refuses all writes
 WAIT_SECONDS = 0.2
 SUFFIX = ".lease"
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS without a lock daemon, Lustre without -o flock
@@ -36,17 +36,17 @@ _seen: dict[Path, tuple[str, float]] = {}  # lease -> its file's name, and since
 
 
 class Holder(NamedTuple):
-    """What a lease's file is called for, but for the count."""
+    """The holder that a lease's file name describes: all of the name except the count."""
 
     token: str
     pid: int
-    started: int  # in the machine's ticks since it was started: a process number is given out again
+    started: int  # in ticks since the machine's boot: process numbers are reused
     machine: str
     host: str
 
     @classmethod
     def of(cls, name: str) -> "Holder | None":
-        """Whoever the file's name tells of; None for a name that another program made."""
+        """The holder that the file's name describes; None for a name that another program made."""
         parts = name.split(".", 5)
         if len(parts) < 6 or not (parts[2].isdigit() and parts[3].isdigit()):
             return None
@@ -56,26 +56,26 @@ class Holder(NamedTuple):
         return ".".join(map(str, (count, *self)))
 
     def is_dead(self) -> bool:
-        """True if it was a process of this machine and is none any more."""
+        """True if it was a process of this machine and no longer exists."""
         return self.machine == _MACHINE and self.started > 0 and _started(self.pid) != self.started
 
 
 def _machine() -> str:
-    """One name for this start of this machine and this view of its processes; containers have views of their own."""
+    """A name for this boot of this machine and this PID namespace; containers have their own namespaces."""
     try:
         boot, view = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
     except OSError:
-        boot, view = secrets.token_hex(), ""  # nobody is known to be dead then, and leases are watched
+        boot, view = secrets.token_hex(), ""  # then no process is known to be dead, and every lease is watched
     return hashlib.sha256(f"{platform.node()} {boot} {view}".encode()).hexdigest()[:16]
 
 
 def _started(pid: int) -> int:
-    """When the process was started, in ticks since the machine was; 0 if there is none, or the system doesn't say."""
+    """When the process was started, in ticks since boot; 0 if it does not exist or the system does not say."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
-    return 0 if state in "ZX" else int(fields[18])  # a zombie has let everything go
+    return 0 if state in "ZX" else int(fields[18])  # a zombie holds nothing any more
 
 
 _MACHINE = _machine()
@@ -85,7 +85,8 @@ class Lease:
     """A lease that is held; a thread beats while it is."""
 
     def __init__(self, lock: Path) -> None:
-        """Takes it.
+        """Takes the lease.
+
 
         raises  ShardBusy if somebody else has it
         """
@@ -111,7 +112,7 @@ class Lease:
             try:
                 os.rename(here, there)
             except FileNotFoundError:
-                if not there.exists():  # else NFS has asked twice, and only the first answer was lost
+                if not there.exists():  # otherwise NFS sent the request twice, and only the first answer was lost
                     raise ShardBusy(
                         f"{self._folder.with_suffix('')}: taken over by {_told(_file_in(self._folder))} "
                         "while this process was suspended; this process's work on it is discarded"
@@ -130,7 +131,7 @@ class Lease:
         try:
             (fresh / self._holder.name(0)).touch()
             with suppress(OSError):
-                self._folder.rmdir()  # left empty by a process that was killed while it let go
+                self._folder.rmdir()  # left empty by a process that was killed while it released the lease
             os.rename(fresh, self._folder)
         except OSError as error:
             files.remove(fresh)
@@ -159,11 +160,11 @@ class Lease:
 
 @contextmanager
 def held(lock: Path, wait: bool = False, watch: bool = False) -> Iterator[Lease]:
-    """Hold the lock alone, on this machine and all others, while the block runs.
+    """Hold the lock exclusively, among all machines, while the block runs.
 
-    What earlier holders left unfinished beside it is removed, so that one who only stood still can't publish it.
+    Unfinished files of earlier holders are removed, so that a holder that was only suspended cannot publish them.
 
-    watch   for callers that try once: look for a sign of life first, and take over from a holder that gives none
+    watch   for callers that try once: wait for a sign of life first, and take over from a holder that gives none
     raises  ShardBusy if another process holds it and `wait` is false, or if this one has lost it
     """
     with _flocked(lock, wait):
@@ -172,7 +173,7 @@ def held(lock: Path, wait: bool = False, watch: bool = False) -> Iterator[Lease]
             _clear(lock)
             yield lease
         except OSError:
-            lease.beat()  # its files are gone because another process has cleared them away: say so
+            lease.beat()  # its files are missing because another process has removed them: say so
             raise
         finally:
             lease.let_go()
@@ -201,7 +202,7 @@ def revoke(lock: Path, host: str, pid: int) -> None:
 
 @contextmanager
 def _flocked(lock: Path, wait: bool) -> Iterator[None]:
-    """The kernel's lock where the file system has it: at once free when its process ends, however it ends."""
+    """The kernel's lock, where the file system supports it: it is free as soon as its process ends, however it ends."""
     with ExitStack() as stack:
         try:
             stack.enter_context(locks.locked(lock, wait))
@@ -230,20 +231,20 @@ def _taken(lock: Path, wait: bool, watch: bool) -> Lease:
 
 
 def _may_be_dead(there: str) -> bool:
-    """False for a process of this machine: it lives, or the lease would have been taken over."""
+    """False for a process of this machine: it is alive, or the lease would have been taken over."""
     holder = Holder.of(there)
     return not (holder and holder.machine == _MACHINE and holder.started)
 
 
 def _clear(lock: Path) -> None:
-    """Records first: without his record, whoever has just renamed his shard has made nothing that counts."""
+    """Removes records first: a shard that its writer has just renamed does not count without its record."""
     names = sorted(name for name in os.listdir(lock.parent) if name.startswith(f"{lock.stem}."))
     unfinished = [name for name in names if name.endswith(files.TMP)]
     for name in sorted(unfinished, key=lambda name: not name.endswith(".json" + files.TMP)):
         files.remove(lock.parent / name)
     for name in names:
         if name.endswith(SUFFIX) and name != lock.stem + SUFFIX:
-            with suppress(OSError):  # another process is just filling it, finds the lease taken and removes it
+            with suppress(OSError):  # another process is filling it; it will find the lease taken and remove the folder
                 files.remove(lock.parent / name)
 
 

@@ -15,9 +15,9 @@ class ShardBusy(StoreError):
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file alone while the block runs.
+    """Hold the lock file exclusively while the block runs.
 
-    flock and not a file that merely exists: the kernel lets it go however the process ends. It also keeps
+    flock, not a file that merely exists: the kernel releases it however the process ends. It also keeps
     two threads of one process apart, which fcntl's record locks do not.
 
     raises  ShardBusy if another process holds it and `wait` is false
@@ -27,7 +27,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(FileNotFoundError):
-            path.unlink()  # before the lock is released: a waiting process sees below that the file is another
+            path.unlink()  # before the lock is released, so that a waiting process notices that the file is another
         os.close(handle)
 
 

@@ -1,7 +1,7 @@
 """Memory-mapped files, and bounded caches of open files.
 
-mmap(2) is called directly: Python's mmap keeps a file descriptor for each map, and 1,024 of those is all that a
-process gets by default, where a store has tens of thousands of files.
+mmap(2) is called directly: Python's mmap keeps a file descriptor for each map, and a process gets 1,024 of them by
+default, while a store has tens of thousands of files.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ PAGE = 4096
 READ_BYTES = 1 << 17
 _PROT_READ, _MAP_SHARED = 1, 1
 _MADV_RANDOM, _MADV_WILLNEED = 1, 3
-_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux alone
+_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)  # only on Linux
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -35,7 +35,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class FileMap:
-    """A whole file, read only; it goes when the last array that views it goes."""
+    """A whole file, read only; it is unmapped when the last array that views it is gone."""
 
     def __init__(self, path: Path, n_bytes: int):
         """Map the file.
@@ -51,8 +51,10 @@ class FileMap:
                 number = ctypes.get_errno()
                 raise Unreadable(f"{path}: cannot be mapped: {os.strerror(number)}")
         self._path, self._address, self._region = path, address, _Region(address, n_bytes)
-        self._tells_residency = os.access(path, os.W_OK)  # of others' files mincore says that all is in memory
-        # the kernel's read-ahead would read several times what a window needs; `prefetch` says exactly what
+        self._tells_residency = os.access(
+            path, os.W_OK
+        )  # for other users' files, mincore reports everything as in memory
+        # the kernel's read-ahead would read several times what a window needs; `prefetch` asks for exactly that
         _libc.madvise(address, n_bytes, _MADV_RANDOM)
         self.__array_interface__ = {"data": (address, True), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
 
@@ -81,12 +83,12 @@ class FileMap:
             raise StoreError(f"{self._path}: has been removed since it was opened") from None
 
     def prefetch(self, offset: int, n_bytes: int, pitch: int = 0, runs: int = 1) -> bool:
-        """Ask for the pages of so many runs of bytes, `pitch` apart, without waiting; False: they are there.
+        """Ask for the pages of these runs of bytes, `pitch` apart, without waiting; False if they are in memory.
 
-        Asking costs as much as copying, so nothing is asked for where the first, the middle and the last run are in
-        memory: what lies between was read with them, and else is read when it is touched.
+        Asking costs as much as copying, so nothing is asked for if the first, the middle and the last run are in
+        memory: what lies between was read with them, or else is read when it is touched.
         """
-        first, n_bytes = self._address + int(offset), int(n_bytes)  # windows drawn by numpy come as its integers
+        first, n_bytes = self._address + int(offset), int(n_bytes)  # windows drawn by numpy come as numpy integers
         if self._tells_residency and all(_resident(first + run * pitch, n_bytes) for run in {0, runs // 2, runs - 1}):
             return False
         for start in range(first, first + runs * pitch, pitch) if pitch else [first]:
@@ -96,18 +98,18 @@ class FileMap:
 
 
 def prefer_large_pages(address: int, n_bytes: int) -> None:
-    """Ask for pages of 2 MiB, in vain where the system has none, for memory that nothing has been written to yet."""
+    """Ask for pages of 2 MiB, if the system has them, for memory that has not been written to yet."""
     if _MADV_HUGEPAGE is not None:
         first, end = -(-address // PAGE) * PAGE, (address + n_bytes) & -PAGE
         _libc.madvise(first, max(end - first, 0), _MADV_HUGEPAGE)
 
 
 class _Region:
-    """Mapped memory, unmapped when its FileMap goes.
+    """Mapped memory, unmapped when its FileMap is gone.
 
-    Not by FileMap itself: a weak reference still gives an object back while its own __del__ runs, and munmap lets
-    other threads run. Nobody refers to this one weakly. munmap is its own: when a script ends, the names of this
-    module may go before a store that the script still holds.
+    FileMap does not do this itself: a weak reference still returns an object while its own __del__ runs, and munmap
+    lets other threads run. There are no weak references to this object. It keeps its own reference to munmap: when
+    a script ends, this module's names may be cleared before a store that the script still holds.
     """
 
     def __init__(self, address: int, n_bytes: int):
@@ -124,7 +126,7 @@ def _resident(start: int, n_bytes: int) -> bool:
 
 
 class Cache:
-    """The values used last, up to a total cost; safe in threads and after fork.
+    """The most recently used values, up to a total cost; safe in threads and after fork.
 
     `make` may run twice for one key in two threads; both results are right, one is kept.
     """
@@ -143,7 +145,7 @@ class Cache:
         return len(self._values)
 
     def get(self, key: Hashable, make: Callable[[], Any], cost: Callable[[Any], int] = lambda value: 1) -> Any:
-        """The value of the key, made if it isn't there."""
+        """The value of the key, made if it is not in the cache."""
         with self._lock:
             kept = self._values.get(key)
             if kept is not None:
@@ -169,7 +171,7 @@ _caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for cache in list(_caches):  # another thread may have held the lock, and will never let it go here
+    for cache in list(_caches):  # another thread may have held the lock, and will never release it in this process
         cache.clear()
 
 

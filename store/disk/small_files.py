@@ -1,7 +1,7 @@
 """Small YAML and JSON files from any source: read whole within bounds, or refused in one line.
 
 A named pipe would block for ever, a gigabyte of YAML takes hours, nine lines of aliases stand for a billion values, and
-a thousand brackets end the parser's stack: none of them is a description of a store or a run.
+a thousand brackets overflow the parser's stack; none of these describes a store or a run.
 """
 
 import errno
@@ -19,7 +19,7 @@ import yaml
 from championship_sr.store.errors import StoreError, Unreadable
 
 YAML_MIB, JSON_MIB = 2, 64  # PyYAML reads a MiB in seconds
-MAX_VALUES = 200_000  # of a YAML file, its aliases written out
+MAX_VALUES = 200_000  # in a YAML file, with its aliases expanded
 MAX_NUMBER = 100  # characters; longer ones cost more than linear time
 
 
@@ -67,7 +67,7 @@ def sha256_of(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 0010 is no octal number and 12:30 no number of base 60: ids look like that."""
+    """PyYAML's safe loader, except that 0010 is not an octal number and 12:30 not a base-60 one: ids look like that."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -84,7 +84,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str | bytes) -> Any:
     """The plain values of a YAML document.
 
-    raises  ValueError, in one line, for what is no YAML, nested or repeated beyond all use
+    raises  ValueError with a one-line message for text that is not YAML, or is nested or repeated excessively
     """
     loader = None
     try:
@@ -104,7 +104,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, its aliases written out; raises ValueError beyond what is read."""
+    """How many values a node stands for, with aliases expanded; raises ValueError if that exceeds the limit."""
     key = id(node)
     if key in above:
         raise ValueError("an alias inside the value that it refers to")
@@ -126,7 +126,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
 def parse_json(text: str | bytes) -> Any:
     """The values of a JSON document.
 
-    raises  ValueError, in one line, for what is no JSON or nested too deeply
+    raises  ValueError with a one-line message for text that is not JSON or is nested too deeply
     """
     try:
         return json.loads(text)

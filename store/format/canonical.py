@@ -1,4 +1,4 @@
-"""Plain values as the one text that checksums are taken of."""
+"""Plain values as the canonical text from which checksums are computed."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def canonical(content: Any) -> bytes:
-    """The one JSON text of plain values, for checksums; a name that is no UTF-8 keeps its own bytes."""
+    """The canonical JSON text of plain values, for checksums; a name that is not UTF-8 keeps its own bytes."""
     return json.dumps(content, sort_keys=True, ensure_ascii=False, default=_scalar).encode(errors="surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""How a store begins: its description is written before anything else, and taken back if nothing came of it."""
+"""Creates a store: its description is written before anything else, and removed again if no shard follows."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from championship_sr.store.format.layout import FORMAT_VERSION, LOCK_FILE, PAIRS
 
 
 def assign_shards(images: Iterable[Image], images_per_shard: int) -> tuple[Image, ...]:
-    """The images with shard numbers in their order."""
+    """The images, with shard numbers assigned in order."""
     return tuple(replace(image, shard=i // images_per_shard) for i, image in enumerate(images))
 
 
@@ -55,13 +55,13 @@ def describe_store(root: Path, scale: int, container: str, images: tuple[Image, 
 def take_back(root: Path, leave: bool) -> None:
     """Remove a store in which no process has begun a shard.
 
-    leave  the folder itself, which was there before
+    leave  keep the folder itself, which existed before
     """
     with leases.held(root / LOCK_FILE, wait=True):
         begun = (shard_number(path.name) for path in (*root.glob(f"{PAIRS}/*"), *root.glob("experts/*/*")))
         if any(number is not None for number in begun):
             return
-        files.remove(root / STORE_FILE)  # first: without it the folder is no store
+        files.remove(root / STORE_FILE)  # first: without this file, the folder is not a store
         for name in (IMAGES_FILE, SOURCES_FILE, EXPERTS_FILE, PAIRS, "experts"):
             files.remove(root / name)
     files.remove(root / LOCK_FILE)

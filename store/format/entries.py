@@ -23,7 +23,7 @@ from championship_sr.store.format.layout import (
 from championship_sr.store.format.variants import VARIANTS
 
 STORE_FILE, IMAGES_FILE = "store.yaml", "images.jsonl"
-TEACHER = "teacher"  # the role, in its identity, of images to learn from: no expert whose images are fused
+TEACHER = "teacher"  # the role, in an expert's identity, of images to learn from; they are not fused
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Expert:
     """One expert's folder.
 
     identity      everything that decides the bytes; `identity["variants"]` lists the variants, if there are several
-    notes         what is worth knowing and decides nothing
+    notes         for information; decides nothing
     basis_sha256  of basis.safetensors, where a codec has one
     """
 
@@ -74,7 +74,7 @@ class Expert:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether these are images to learn from (docs/training.md); only who names them gets them."""
+        """Whether these are images to learn from (docs/training.md), which are only used when asked for by name."""
         return self.identity.get("role") == TEACHER
 
     @property
@@ -96,7 +96,7 @@ class Expert:
 def check_expert(expert: Expert) -> None:
     """Refuse what cannot be stored.
 
-    raises  ConfigError for a name that is no name, an unknown variant or an unknown codec
+    raises  ConfigError for an invalid name, an unknown variant or an unknown codec
     """
     checked_name(expert.name, "expert")
     for spec in expert.arrays:
@@ -112,7 +112,7 @@ def check_expert(expert: Expert) -> None:
 def check_images(images: tuple[Image, ...], container: str) -> None:
     """Refuse what no store can hold.
 
-    raises  StoreError for an unknown container, no images or two of one id; ConfigError for an id that is none
+    raises  StoreError for an unknown container, no images or a repeated id; ConfigError for an invalid id
     """
     if container not in CONTAINERS:
         raise StoreError(f"container {container!r}: expected one of {', '.join(CONTAINERS)}")
@@ -136,9 +136,9 @@ def images_bytes(images: Sequence[Image]) -> bytes:
 
 
 def read_images(path: Path, about: Mapping[str, Any]) -> tuple[Image, ...]:
-    """The images of images.jsonl: as many of its lines as store.yaml says; a store that is just growing has more.
+    """The images of images.jsonl: as many lines as store.yaml says; there are more while the store is growing.
 
-    raises  StoreError if these lines are not those of its sha256, or hold what no store can; Unreadable
+    raises  StoreError if these lines do not match their sha256 or hold what no store can; Unreadable
     """
     try:
         lines = files.read_bytes(path).splitlines(keepends=True)[: about["images"]]
@@ -160,11 +160,11 @@ def read_images(path: Path, about: Mapping[str, Any]) -> tuple[Image, ...]:
 def image_of(entry: Mapping[str, Any]) -> Image:
     """The image that a line of images.jsonl describes.
 
-    raises  KeyError, TypeError, ValueError, AttributeError for what is none
+    raises  KeyError, TypeError, ValueError, AttributeError for anything else
     """
     rows, cols = entry["lr_size"]
     image = Image(**{**entry, "lr_size": (rows, cols)})
-    checked_name(image.id, "image id")  # it becomes a part of paths
+    checked_name(image.id, "image id")  # the id becomes a part of paths
     for key, value, least in (("lr_size", rows, 1), ("lr_size", cols, 1), ("shard", image.shard, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{key} is {value!r}")
@@ -193,7 +193,7 @@ def known_versions() -> str:
 
 
 def read_yaml(path: Path, absent: str) -> dict[str, Any]:
-    """The mapping in a file; `absent` is the message where there is none."""
+    """The mapping in a file; `absent` is the message if the file does not exist."""
     try:
         with files.reading(path):
             return read_as(parse_yaml, path)

@@ -21,14 +21,14 @@ from championship_sr.store.format.entries import Expert, check_expert, read_yaml
 from championship_sr.store.format.layout import is_name, shard_number, source_dir
 
 EXPERT_FILE, BASIS_FILE = "expert.yaml", "basis.safetensors"
-EXPERTS_FILE = "experts.txt"  # their names, so that a folder that is lost as a whole is noticed
+EXPERTS_FILE = "experts.txt"  # the experts' names, so that the loss of a whole folder is noticed
 _EXPERT = TypeAdapter(Expert)
 
 
 def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> Expert:
-    """Begin an expert's folder; the expert as its file, written last of all, now has it.
+    """Creates an expert's folder, its file last, and returns the expert as that file describes it.
 
-    raises  StoreError if the folder holds shards: their entry is lost, and they are not to be lost with it
+    raises  StoreError if the folder holds shards: their entry is lost, but they must not be
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = sorted(name for name in os.listdir(folder) if shard_number(name) is not None)
@@ -40,7 +40,7 @@ def write_expert(folder: Path, expert: Expert, basis: Mapping[str, Params]) -> E
     if basis:
         from safetensors.numpy import save
 
-        # contiguous: safetensors writes a transposed array's memory as if it were not
+        # contiguous: safetensors would write a transposed array's memory as it lies
         content = save(
             {f"{name}.{key}": np.ascontiguousarray(basis[name][key]) for name in basis for key in basis[name]}
         )
@@ -102,7 +102,7 @@ def expert_names(root: Path) -> list[str]:
 
 
 def expert_folders(root: Path) -> list[str]:
-    """The names of the folders that are an expert's, whatever they hold."""
+    """The names of the experts' folders, whatever they hold."""
     folder = root / "experts"
     return [name for name in files.names_in(folder) if is_name(name) and _is_folder(folder / name)]
 
@@ -112,9 +112,9 @@ def _is_folder(path: Path) -> bool:
 
 
 def named_experts(root: Path) -> set[str]:
-    """The experts that the store has by experts.txt; none where there is no such file.
+    """The experts that experts.txt names; none if the file does not exist.
 
-    raises  StoreError if it holds something else than names; Unreadable
+    raises  StoreError if it holds anything but names; Unreadable
     """
     path = root / EXPERTS_FILE
     try:
@@ -136,7 +136,7 @@ def name_experts(root: Path, added: Iterable[str] = (), removed: Iterable[str] =
         raise
     except StoreError:
         there = None
-    known = set(expert_names(root)) if there is None else there  # a lost or damaged list is made again
+    known = set(expert_names(root)) if there is None else there  # a lost or damaged list is written again
     names = (known | set(added)) - set(removed)
     if names != there:
         files.write_atomic(root / EXPERTS_FILE, "".join(f"{name}\n" for name in sorted(names)).encode())
@@ -145,7 +145,7 @@ def name_experts(root: Path, added: Iterable[str] = (), removed: Iterable[str] =
 def read_basis(folder: Path, sha256: str) -> dict[str, Params]:
     """Array name -> basis.
 
-    raises  StoreError if the file is not the one of this sha256
+    raises  StoreError if the file does not have this sha256
     """
     from safetensors.numpy import load
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from championship_sr.store.errors import ConfigError
 
-FORMAT_VERSION = 2  # of new stores; an older store keeps the version it was started with
+FORMAT_VERSION = 2  # of new stores; an older store keeps the version with which it was created
 KNOWN_VERSIONS = (1, 2)
-SEALED_VERSION = 2  # from which on records have a checksum of their own
-SOURCES_FILE = "sources.json"  # what a store was read from, so that unchanged files are not read again
-LOCK_FILE = "store.lock"  # whoever changes the description holds its lease
+SEALED_VERSION = 2  # the first version in which records have their own checksum
+SOURCES_FILE = "sources.json"  # the files from which a store was made, so that unchanged ones are not read again
+LOCK_FILE = "store.lock"  # held while the description is changed
 PAIRS = "pairs"  # the source that holds lr and hr; every other source is an expert
 CONTAINERS = {"zarr": ".zarr", "hdf5": ".h5"}
 
@@ -37,7 +37,7 @@ def checked_name(name: str, what: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """True for what `checked_name` takes."""
+    """True for a name that `checked_name` accepts."""
     return bool(_NAME.fullmatch(name)) and not name.endswith(UNFINISHED)
 
 
@@ -59,7 +59,7 @@ def lock_path(root: Path, source: str, shard: int, rebuild: bool = False) -> Pat
 
 
 def shard_number(name: str) -> int | None:
-    """The number in a shard's name, None for a name of something else."""
+    """The number in a shard's name; None if it is not the name of a shard."""
     match = re.match(r"shard-(\d{5,})\.", name)
     return int(match.group(1)) if match else None
 

@@ -62,10 +62,10 @@ class Manifest:
     def create(
         cls, root: Path, *, scale: int, container: str, images: Sequence[Image], grow: bool = False
     ) -> "Manifest":
-        """A new store, or the one that is there if it is of the same images.
+        """A new store, or the existing one if it is of the same images.
 
-        grow    a store of the first of these images gets the others too
-        raises  StoreError naming what differs, or if the folder is something else
+        grow    add the other images to a store of the first of these images
+        raises  StoreError naming what differs, or if the folder is not a store
         """
         root, images = Path(root), tuple(images)
         check_images(images, container)
@@ -81,7 +81,7 @@ class Manifest:
         return manifest
 
     def grow(self, images: tuple[Image, ...]) -> None:
-        """Put images behind those that the store has; killed at any moment it has these or all."""
+        """Append images to the store; if killed at any moment, it has either its old images or all."""
         root, there = self.root, {image.shard for image in self.images}
         if there & {image.shard for image in images[len(self.images) :]}:
             raise StoreError(f"{root}: new images must go into shards of their own")
@@ -93,7 +93,7 @@ class Manifest:
     def load(cls, root: Path, damaged: list[str] | None = None) -> "Manifest":
         """The store in this folder.
 
-        damaged  takes the faults of experts whose entries cannot be read, instead of the first being raised
+        damaged  collects the faults of experts whose entries cannot be read, instead of raising the first
         raises   StoreError if there is none, it is damaged, or its format is unknown; Unreadable
         """
         root = Path(root)
@@ -117,7 +117,7 @@ class Manifest:
 
     @property
     def answering(self) -> list[str]:
-        """The experts whose images are fused: all but the teachers."""
+        """The experts whose images are fused: all except the teachers."""
         return [name for name, expert in self.experts.items() if not expert.is_teacher]
 
     def images_of(self, shard: int) -> list[Image]:
@@ -140,7 +140,7 @@ class Manifest:
         return ("identity",) if source == PAIRS else self.expert(source, rebuild).variants
 
     def fingerprint(self, source: str, rebuild: bool = False) -> str:
-        """What a record of the source's shards must repeat."""
+        """The fingerprint that each record of the source's shards must repeat."""
         if source in self.made_as and not rebuild:
             return self.made_as[source]
         return PAIRS if source == PAIRS else self.expert(source, rebuild).fingerprint
@@ -148,10 +148,10 @@ class Manifest:
     def expert(self, name: str, rebuild: bool = False) -> Expert:
         """The expert of this name.
 
-        raises  StoreError naming those that there are
+        raises  StoreError naming the existing ones
         """
         if rebuild:
-            if name not in self._rebuilt:  # kept: what another process begins anew there is not this one's
+            if name not in self._rebuilt:  # kept: a rebuild that another process starts again is not this process's
                 self._rebuilt[name] = read_expert(self.root, name, rebuild=True)
             return self._rebuilt[name]
         if name not in self.experts:
@@ -169,7 +169,7 @@ class Manifest:
         return read_basis(source_dir(self.root, name, rebuild), expert.basis_sha256)
 
     def needs_basis(self, expert: Expert, rebuild: bool = False) -> tuple[ArraySpec, ...]:
-        """The arrays for which `add_expert` must be given a basis: their codec has one and the store hasn't it yet."""
+        """The arrays for which `add_expert` needs a basis: their codec uses one, and the store does not have it yet."""
         fitted = tuple(spec for spec in expert.arrays if get_codec(spec.codec).components)
         if fitted and (source_dir(self.root, expert.name, rebuild) / EXPERT_FILE).exists():
             there = read_expert(self.root, expert.name, rebuild)
@@ -177,9 +177,9 @@ class Manifest:
         return fitted
 
     def add_expert(self, expert: Expert, rebuild: bool = False, basis: Mapping[str, Params] | None = None) -> Expert:
-        """Make room for an expert, or go on with it if it is there with the same identity and arrays.
+        """Make room for an expert, or continue it if it exists with the same identity and arrays.
 
-        rebuild  make room beside the shards that there are, for `swap_rebuilt`
+        rebuild  make room beside the existing shards, for `swap_rebuilt`
         basis    array name -> `fit_pca`'s result, for each of `needs_basis`
         raises   StoreError naming the keys that differ
         """
@@ -207,31 +207,35 @@ class Manifest:
         return there
 
     def swap_rebuilt(self, name: str) -> None:
-        """Put the rebuilt expert in the old one's place, in one step where the file system has one.
+        """Put the rebuilt expert in the old one's place, in one step if the file system can.
 
         raises  StoreError while shards are missing
         """
         old, new = source_dir(self.root, name), source_dir(self.root, name, rebuild=True)
         doomed = old.with_name(name + files.TMP)
         with leases.held(self.root / LOCK_FILE, wait=True):
-            missing = self.missing_shards(name, rebuild=True)  # now: nobody swaps or begins anew meanwhile
+            missing = self.missing_shards(
+                name, rebuild=True
+            )  # under the lock: no other process swaps or restarts the rebuild meanwhile
             if missing:
                 told = f"still lacks {len(missing)} of {self.n_shards} shards"
                 raise StoreError(f"{self.root}: the rebuilt {name} {told}")
             files.remove(doomed)
-            if not self._is_in_place(name):  # else another process that rebuilt the last shard has been faster
+            if not self._is_in_place(
+                name
+            ):  # otherwise another process that rebuilt the last shard has swapped it in already
                 _swap(old, new, doomed)
             name_experts(self.root, added=[name])
             files.remove(doomed)
         self.take_swapped(name)
 
     def take_swapped(self, name: str) -> None:
-        """Reads the expert that lies in the folder since a rebuild was swapped in."""
+        """Reads the expert that is in the folder after a rebuild was swapped in."""
         self._rebuilt.pop(name, None)
         self.experts[name] = read_expert(self.root, name)
 
     def _is_in_place(self, name: str) -> bool:
-        """Whether another process has swapped in the rebuilt expert that this one was at."""
+        """Whether another process has swapped in the expert that this one was rebuilding."""
         mine = self._rebuilt.get(name)
         if mine is None:
             return False
@@ -239,13 +243,13 @@ class Manifest:
         return live == mine.fingerprint != beside
 
     def has_left(self, name: str) -> bool:
-        """Whether anything is left of an expert: its folder, a rebuild, a removal that was killed, its name."""
+        """Whether anything is left of an expert: its folder, a rebuild, an interrupted removal, its name."""
         folder = source_dir(self.root, checked_name(name, "expert"))
         folders = (folder, folder.with_name(name + files.TMP), source_dir(self.root, name, rebuild=True))
         return any(map(files.is_there, folders)) or name in named_experts(self.root)
 
     def remove_expert(self, name: str) -> None:
-        """Remove an expert's shards, those of its rebuild and its entry, whatever state they are in.
+        """Remove an expert's shards, those of its rebuild, and its entry, whatever their state.
 
         raises  StoreError if there is no such expert, or another process is rebuilding it
         """
@@ -256,11 +260,11 @@ class Manifest:
         with leases.held(self.root / LOCK_FILE, wait=True):
             if rebuilt.is_dir():
                 _check_idle(rebuilt, f"is rebuilding {name}")
-            name_experts(self.root, removed=[name])  # first: a name without its folder is a loss
+            name_experts(self.root, removed=[name])  # first: a name without its folder would count as a lost expert
             files.remove(rebuilt)
-            if files.is_there(folder):  # otherwise finish a removal that was killed
+            if files.is_there(folder):  # otherwise finish an interrupted removal
                 files.remove(doomed)
-                folder.rename(doomed)  # gone in one step, whatever happens while its files are removed
+                folder.rename(doomed)  # the expert disappears in one step, whatever happens while its files are removed
                 files.sync(folder.parent)
             files.remove(doomed)
         self.experts.pop(name, None)
@@ -274,24 +278,24 @@ class Manifest:
         return [shard for shard in sorted(self._by_shard) if shard not in done]
 
     def recorded_shards(self, source: str, rebuild: bool = False) -> list[int]:
-        """The shards that a record says are done."""
+        """The shards that have a record and are therefore done."""
         return sorted(self._by_shard.keys() - set(self.missing_shards(source, rebuild)))
 
     def is_recorded(self, source: str, shard: int, rebuild: bool = False) -> bool:
-        """True if a record says that the shard is done."""
+        """True if the shard has a record and is therefore done."""
         return files.is_there(self.record_path(source, shard, rebuild))
 
-    # what a store that only passes through a folder does more: store/remote/staging.py
+    # overridden for a store that only passes through a folder: store/remote/staging.py
 
     def published(self, source: str, shard: int, rebuild: bool = False) -> None:
         """Called when a shard and its record have been written into the folder."""
 
     def flush(self) -> None:
-        """Returns when every shard that was written is where it belongs."""
+        """Waits until every shard that was written is where it belongs."""
 
     @contextmanager
     def needed(self, source: str, shard: int) -> Iterator[None]:
-        """A recorded shard lies in the folder while the block runs."""
+        """Keeps a recorded shard in the folder while the block runs."""
         yield
 
     def shard_path(self, source: str, shard: int, rebuild: bool = False) -> Path:
@@ -303,12 +307,12 @@ class Manifest:
         return source_dir(self.root, source, rebuild) / f"{shard_stem(shard)}.json"
 
     def lr_identity(self, shard: int) -> dict[str, str]:
-        """Image id -> sha256 of LR: what a record says about the images that it was made from."""
+        """Image id -> sha256 of LR: the images from which a recorded shard was made."""
         return {image.id: image.lr_sha256 for image in self.images_of(shard)}
 
 
 def _check_idle(folder: Path, what: str) -> None:
-    """Refuse to take a folder away in which another process writes a shard.
+    """Refuse to remove a folder in which another process is writing a shard.
 
     raises  StoreError
     """
@@ -330,7 +334,7 @@ def _swap(old: Path, new: Path, doomed: Path) -> None:
     else:
         if old.exists():
             old.rename(doomed)
-        new.rename(old)  # if this is never reached, the rebuilt expert is whole and the next swap comes here
+        new.rename(old)  # if this is never reached, the rebuilt expert is complete and the next swap continues here
     files.sync(old.parent)
 
 

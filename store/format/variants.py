@@ -15,7 +15,7 @@ def variant_size(size: tuple[int, int], variant: str) -> tuple[int, int]:
 
 
 def transform(array: Any, variant: str, axes: tuple[int, int] = (0, 1)) -> Any:
-    """The array mirrored (left to right), then turned counter-clockwise; numpy or torch, a view where it can be.
+    """The array mirrored (left to right), then turned counter-clockwise; numpy or torch, a view where possible.
 
     axes  the two spatial axes, rows first
     """
@@ -44,7 +44,7 @@ def window_before(window: tuple[int, int, int, int], variant: str, size: tuple[i
     """
     y, x, rows, cols = window
     height, width = variant_size(size, variant)
-    for _ in range(-_quarter_turns(variant) % 4):  # turn the window on, counter-clockwise, to a full turn
+    for _ in range(-_quarter_turns(variant) % 4):  # turn the window further, counter-clockwise, up to a full turn
         y, x, rows, cols, height, width = width - x - cols, y, cols, rows, width, height
     if variant.startswith("mirror"):
         x = width - x - cols

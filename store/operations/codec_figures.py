@@ -21,7 +21,7 @@ FEATURE_CODECS = ("float32", "float16", "float16+zstd", "float16+blosc", "bfloat
 SR_CODECS = ("float32", "float16", "uint16", "uint8", "uint8+zstd", "uint8+blosc")
 WINDOW_PX = 64  # side of the windows that are read, LR pixels
 WINDOWS = 64
-ROUNDS = 5  # of all windows, the fastest counts: the first fills the page cache
+ROUNDS = 5  # rounds over all windows, of which the fastest counts: the first fills the page cache
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CodecFigures:
     bytes_per_lr_px: float  # of all experts together, as they lie in the files
     snr_db: dict[str, float]  # expert -> variance of the array over the mean squared error
     max_error: float  # in units of the array's standard deviation, the worst expert's
-    write_mb_s: float  # coded, checksummed, written and synced
+    write_mb_s: float  # encoded, checksummed, written and synced
     read_mb_s: float  # random windows, raw
     load_mb_s: float  # random windows, decoded to float32 on one thread
 
@@ -41,9 +41,9 @@ class CodecFigures:
 def measure_codecs(
     root: Path, codecs: Sequence[str] | None = None, sr_codecs: Sequence[str] | None = None, sample: int = 8
 ) -> Iterator[CodecFigures]:
-    """Figures for each codec, each as it is known; the store should hold float32, or its own codec's error is not seen.
+    """Yields the figures of each codec; the store should hold float32, or its own codec's error goes unseen.
 
-    sample  bases are fitted to tiles of the first so many images, and all figures are of the others
+    sample  bases are fitted to tiles of this many first images, and all figures are of the others
     raises  StoreError if no image is left
     """
     store = Store(root)
@@ -88,7 +88,7 @@ def _write(store: Store, manifest: Manifest, expert: str, name: str, codec: str,
     manifest.add_expert(entry, basis=basis)
     values = [store.array(i, expert, name).load() for i in range(sample, len(store.images))]
     coder, corner = get_codec(codec), values[0][:1]
-    coder.encode(corner, coder.params(corner, basis.get(name)))  # imports what it needs outside the time
+    coder.encode(corner, coder.params(corner, basis.get(name)))  # imports what it needs before the clock starts
     started = perf_counter()
     with write_shard(manifest, expert, 0) as out:
         for image, array in zip(manifest.images, values, strict=True):

@@ -36,15 +36,15 @@ def convert(
     images_per_shard: int | None = None,
     progress: Callable[[int], Any] = lambda n_bytes: None,
 ) -> Manifest:
-    """Write a copy of a store in another form; what isn't named stays as it is.
+    """Write a copy of a store in another form; what is not named stays as it is.
 
-    Killed at any moment, the same call goes on. An array whose codec stays keeps its numbers to the bit; one whose
-    codec changes is decoded and coded again, which the expert's identity then says.
+    If killed at any moment, the same call continues. An array whose codec stays keeps its numbers bit for bit; one
+    whose codec changes is decoded and encoded again, which the expert's identity then records.
 
     codecs    array name -> codec, such as {"features": "pca64-int8"}
     chunks    `default`, `rows` or `tiles:ROWSxCOLUMNS`
     progress  called with the number of raw bytes that were read since
-    raises    ConfigError for codecs that no array can have, and chunks that are none; StoreError if the store isn't
+    raises    ConfigError for codecs that no array can have and for invalid chunks; StoreError if the store is not
               whole or is the output itself. Nothing is written then
     """
     store = Store(root, list(Manifest.load(root).experts))
@@ -134,7 +134,7 @@ class _Reader:
         return {name: sha256 for name, sha256 in known.items() if sha256}
 
     def made_on(self, image_ids: Iterable[str]) -> dict[str, Any]:
-        """What the records say of the device that made these images' arrays; its name alone where they are several."""
+        """What the records say of the device that made these images' arrays; only the names if there are several."""
         shards = sorted({self._store.images[self._index[name]].shard for name in image_ids})
         first, *others = (self._records(shard).get("made_on", {}) for shard in shards)
         if all(other == first for other in others):

@@ -6,11 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault; at most one of the three ways to mend it is known.
+    """A fault; at most one of the three ways to repair it is known.
 
-    shard    of `source`: its bytes are proven wrong, or a file of it is not there, and making it again mends it
-    content  of `path`: what this small file must hold, as the records say
-    path     without content: a leftover that belongs to no shard
+    shard    of `source`: its bytes are proven wrong, or one of its files is missing; making it again repairs it
+    content  of `path`: what this small file must hold, according to the records
+    path     if there is no content: a leftover that belongs to no shard
     unread   nothing is proven: a file could not be read
     """
 

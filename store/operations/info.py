@@ -1,4 +1,4 @@
-"""What a store holds, what it takes and what it lacks."""
+"""What a store holds, how much space it takes, and what is missing."""
 
 import os
 from collections import Counter
@@ -39,8 +39,8 @@ class SourceInfo:
     bytes_per_lr_px: float  # on disk, of the shards that are there
     identity: Mapping[str, Any]
     notes: Mapping[str, Any]
-    devices: Mapping[str, int]  # what made how many shards; "cpu" also where the record does not say
-    rebuilt_shards: int | None  # of a rebuild that has not been swapped in; None: there is none
+    devices: Mapping[str, int]  # device -> shards that it made; "cpu" also if the record names none
+    rebuilt_shards: int | None  # of a rebuild that has not been swapped in; None: there is no rebuild
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Merged:
 
     @property
     def lacking(self) -> str:
-        """What keeps the output from being whole, on one line; empty if nothing does."""
+        """What the output lacks, on one line; empty if it is whole."""
         return _lacking(self.missing)
 
 
@@ -41,8 +41,8 @@ def merge(
     If killed at any moment, the same call continues. The inputs stay as they are.
 
     move      remove each shard from its input once the output has it
-    copy      copy, although links were possible
-    complete  refuse stores that do not make a whole
+    copy      copy even if links are possible
+    complete  refuse stores that do not add up to a whole one
     raises    StoreError naming every conflict, before anything is written
     """
     manifests = [Manifest.load(root) for root in inputs]
@@ -145,7 +145,9 @@ def _add_expert(merged: Manifest, origin: Manifest, name: str) -> None:
 def _take(merged: Manifest, origin: Manifest, source: str, shard: int, copy: bool) -> None:
     with claimed(merged, source, shard, watch=True) as claim:
         with unchanged(origin.record_path(source, shard)):
-            record = read_record(origin, source, shard)  # whole and of this store, else it would be handed on
+            record = read_record(
+                origin, source, shard
+            )  # the shard must be whole and of this store, or its damage would be copied
             check_metadata(origin, source, shard)
             _duplicate(origin.shard_path(source, shard), claim.unfinished, copy)
         claim.publish(encoded(sealed(record, merged)))
@@ -167,7 +169,7 @@ def _link(there: str | Path, here: str | Path) -> None:
 
 
 def _remove_taken(merged: Manifest, origin: Manifest, source: str) -> None:
-    with leases.held(origin.root / LOCK_FILE, wait=True):  # no rebuild is swapped in meanwhile
+    with leases.held(origin.root / LOCK_FILE, wait=True):  # so that no rebuild is swapped in meanwhile
         for shard in sorted(set(origin.recorded_shards(source)) & set(merged.recorded_shards(source))):
             with leases.held(lock_path(origin.root, source, shard), watch=True):
                 if origin.is_recorded(source, shard) and _is_same(merged, origin, source, shard):

@@ -13,7 +13,7 @@ from championship_sr.store.operations.survey import survey
 from championship_sr.store.operations.verify import SourceCheck, strays
 from championship_sr.store.shards.claims import take_away
 
-DAMAGED = "damaged"  # the store's folder of what was moved away
+DAMAGED = "damaged"  # the store's folder for what was moved away
 
 
 def planned(root: Path, faults: Sequence[Fault]) -> list[str]:
@@ -24,9 +24,9 @@ def planned(root: Path, faults: Sequence[Fault]) -> list[str]:
 
 
 def repair(root: Path, faults: Sequence[Fault]) -> list[str]:
-    """Repair what can be repaired of these faults, checking each again under the lock; what was done.
+    """Repairs those of these faults that can be, checking each again under the lock; returns what was done.
 
-    raises  StoreError, Unreadable, OSError; the same call goes on
+    raises  StoreError, Unreadable, OSError; the same call continues the repair
     """
     root = Path(root)
     with leases.held(root / LOCK_FILE, wait=True):  # no rebuild is swapped in meanwhile
@@ -106,7 +106,7 @@ def _moved_stray(manifest: Manifest, path: Path, faults: Sequence[Fault]) -> lis
 
 
 def _move(root: Path, path: Path) -> None:
-    """Put a file or folder into `damaged/`, at the same place below it and beside what is there already."""
+    """Move a file or folder into `damaged/`, to the same place below it, beside anything already there."""
     folder = root / DAMAGED / path.parent.relative_to(root)
     folder.mkdir(parents=True, exist_ok=True)
     names = (f"{path.name}.{number}" if number else path.name for number in range(1 << 30))

@@ -1,4 +1,4 @@
-"""One image of a store as a picture: what went in, what each expert made of it, and where it errs."""
+"""Draws one image of a store as a picture: the input, each expert's output, and its errors."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from championship_sr.store.shards.reader import Store, StoredArray
 
 CELL_PX = 480  # longest side of one picture in the sheet
 GAP_PX, LABEL_PX = 8, 18
-ERROR_GAIN = 8  # the error maps show differences so many times as large
+ERROR_GAIN = 8  # the factor by which the error maps magnify differences
 
 
 def write_sheet(store: Store, image: str, path: Path) -> None:

@@ -52,9 +52,9 @@ class Survey:
 
 
 def survey(root: Path) -> Survey:
-    """The store of this folder, as far as its small files and its records tell.
+    """The store in this folder, as far as its small files and its records tell.
 
-    raises  StoreError if it is none, or neither tells which images it has; Unreadable
+    raises  StoreError if it is not a store, or neither tells which images it has; Unreadable
     """
     root, faults = Path(root), list[Fault]()
     about, images = _described(root, faults)
@@ -149,7 +149,7 @@ def _deduced_kind(root: Path, record: Record) -> dict[str, Any] | None:
 
 
 def _listed_images(root: Path) -> tuple[Image, ...] | None:
-    """The images as the pairs' records list them, if none is lacking between the first and the last."""
+    """The images as the pairs' records list them, if none is missing between the first and the last."""
     lines: dict[str, Any] = {}
     for record in _records(root, PAIRS):
         lines |= record.get("listing") or {}
@@ -202,7 +202,7 @@ def _changed(said: Expert, proven: Expert) -> str:
 
 
 def _said(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What a small file says, or why it says nothing."""
+    """What a small file says, or why it cannot be read."""
     try:
         return read(), ""
     except Unreadable:

@@ -32,7 +32,7 @@ Hashes = Callable[[Image], tuple[str | None, str | None]]  # sha256 of LR and HR
 
 @dataclass(frozen=True)
 class Report:
-    """All that `verify` found; a shard that was never made is missing, which is no fault."""
+    """All that `verify` found; a shard that was never made counts as missing, not as a fault."""
 
     faults: tuple[Fault, ...]
     missing: dict[str, int]  # source -> shards without a record
@@ -50,7 +50,7 @@ def verify(
     """Read every recorded byte of a store and say what is wrong with it; nothing is changed.
 
     hashes  of the source images now, to be compared with those that the store was made from
-    raises  StoreError if the folder is no store, or nothing in it can be judged; Unreadable
+    raises  StoreError if the folder is not a store, or nothing in it can be checked; Unreadable
     """
     started = perf_counter()
     surveyed = survey(root)
@@ -81,7 +81,7 @@ def recorded_bytes(root: Path) -> int:
 
 
 class _RawStore(Store):
-    """A store whose arrays are compared as they lie: nothing is decoded, so that no basis is needed."""
+    """A store whose arrays are compared as stored: nothing is decoded, so no basis is needed."""
 
     def basis(self, name: str) -> dict[str, Params]:
         return {}
@@ -169,7 +169,7 @@ def _is_finite(raw: np.ndarray, codec: str) -> bool:
     if raw.dtype == np.float32:
         return bool(np.isfinite(raw).all())
     infinity = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(codec.partition("+")[0])
-    # as integers, infinities and NaN lie above all other numbers of their sign: no array is made on the way
+    # as integers, infinities and NaN are above all other numbers of their sign: this needs no temporary array
     return infinity is None or bool(raw.view(np.int16).max() < infinity and raw.view(np.uint16).max() < SIGN + infinity)
 
 
@@ -206,7 +206,7 @@ def _why_stray(path: Path, shard: int, container: str, known: set[int], recorded
 def _is_held(lock: Path) -> bool:
     try:
         return leases.is_held(lock)
-    except OSError:  # of a folder that cannot be written, where nobody can tell
+    except OSError:  # the folder cannot be written to, so there is no telling
         return True
 
 

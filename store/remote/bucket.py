@@ -24,7 +24,7 @@ PART_BYTES = 8 << 20  # of a multipart upload at the least; each is sent again a
 PARTS = 16  # of a larger file
 LARGEST_PART_BYTES = 32 << 20  # until the file needs more parts than some servers take:
 MOST_PARTS = 1000
-PARTS_IN_MEMORY = 128 << 20  # bytes, of one file: so many parts are on their way at once
+PARTS_IN_MEMORY = 128 << 20  # bytes of one file that are on their way at once, in parts
 READ_BYTES = 4 << 20
 TRIES = 5  # of one file, after what obstore tries for each request
 PAUSE_SECONDS = 1.0  # before the second try, doubled each time
@@ -49,7 +49,7 @@ def cache_folder(url: str, purpose: str) -> Path:
 class Bucket:
     """The objects under a URL such as s3://bucket/folder; keys are relative to it. Safe in threads, not across fork.
 
-    raises  ConfigError for a URL that is none, without the library or without credentials
+    raises  ConfigError for an invalid URL, or if the library or credentials are missing
     """
 
     def __init__(self, url: str):
@@ -60,7 +60,7 @@ class Bucket:
     def get(self, key: str) -> bytes | None:
         """The object's bytes, None if there is no such object.
 
-        raises  StoreError if it is larger than any of a store's small files
+        raises  StoreError if it is larger than a store's small files can be
         """
         import obstore
 
@@ -88,14 +88,14 @@ class Bucket:
                 return False
 
     def put(self, key: str, content: bytes) -> None:
-        """Put the object, whatever is there."""
+        """Put the object, replacing any other."""
         import obstore
 
         with self._explained(key):
             obstore.put(self._store, key, content)
 
     def create(self, key: str, content: bytes) -> bool:
-        """Put the object if there is none; False if there is one, which may be of another process or an earlier try."""
+        """Put the object if there is none; False if there is one, perhaps from another process or an earlier try."""
         import obstore
 
         if not self._conditional:  # almost as good: two at the very same moment are not told apart
@@ -136,7 +136,7 @@ class Bucket:
     def download(self, key: str, path: Path, n_bytes: int, sha256: str, progress: BytesDone = silent) -> None:
         """Download the object into a file, continuing where an earlier call stopped; the publisher syncs it.
 
-        raises  StoreError if what came is not of this size and checksum, twice
+        raises  StoreError if the data has another size or checksum, twice
         """
         for second in (False, True):
             digest = self._fetch(key, path, n_bytes, progress)

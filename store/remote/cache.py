@@ -1,8 +1,8 @@
 """Shards of a store in object storage on a local disk of bounded size, fetched before the sampler's order reaches them.
 
 The order is known in advance, so nothing is guessed: a thread goes through the steps ahead of the training, fetches
-what they read, and to make room removes what was read last by a step that is over. One process of each machine does it
-for all of them; the others wait for the step's number in a file.
+what they read and, to make room, removes what only finished steps read. One process of each machine does this for all
+of them; the others wait for the step's number in a file.
 """
 
 import logging
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 GB = 10**9
 JOBS = 16  # files at a time
 POLL_SECONDS = 0.02
-BEHIND_STEPS = 2  # that the processes of a machine may lie apart
+BEHIND_STEPS = 2  # by which the processes of a machine may differ
 STEP_FILE, LOCK_FILE = "cache.step", "cache.lock"
-EVERYTHING = 2**62  # a step that never comes
+EVERYTHING = 2**62  # a step that is never reached
 
 
 class RemoteStoreReader(Store):
@@ -66,7 +66,7 @@ class RemoteStoreReader(Store):
 class CachedStore(RemoteStoreReader, AbstractContextManager):
     """The same for who reads image after image: a shard is fetched when the first of its arrays is asked for.
 
-    limit_gb  that the shards may take in the cache's folder
+    limit_gb  GB that the shards may take in the cache's folder
     raises    StoreError if another run has the folder
     """
 
@@ -83,9 +83,9 @@ class CachedStore(RemoteStoreReader, AbstractContextManager):
 
 
 class ShardCache:
-    """Keeps what the coming steps read in the store's folder; safe in threads.
+    """Keeps the shards that the coming steps read in the store's folder; safe in threads.
 
-    limit_gb  that the shards may take; those that are pinned count
+    limit_gb  GB that the shards may take, pinned ones included
     fetches   whether this process does it for all of its machine; `alone` if there is no other
     raises    StoreError if another run has the folder
     """
@@ -112,7 +112,7 @@ class ShardCache:
         self._stack.close()
 
     def pin(self, shards: Sequence[int]) -> None:
-        """Returns when these shards are there; they stay."""
+        """Waits until these shards are there; they stay."""
         self._pinned |= set(shards)
         if self._fetches:
             for shard in progress(sorted(self._pinned - self._bytes.keys()), desc="validation", unit="shard"):
@@ -121,7 +121,7 @@ class ShardCache:
             time.sleep(POLL_SECONDS)
 
     def hold(self, shard: int) -> None:
-        """Returns when this shard is there; it stays until those that are asked for later need its room.
+        """Waits until this shard is there; it stays until shards that are requested later need its room.
 
         raises  StoreError if it cannot be fetched, or if the limit is too small for it
         """
@@ -139,7 +139,7 @@ class ShardCache:
 
     @contextmanager
     def fetching(self, shards_of: Callable[[int], set[int]], every: set[int], start: int) -> Iterator[None]:
-        """Fetches in the block what the steps read from `start` on.
+        """While the block runs, fetches what the steps from `start` on read.
 
         every  the shards that any step reads
         """
@@ -159,7 +159,7 @@ class ShardCache:
                 thread.join()
 
     def need(self, step: int) -> None:
-        """Returns when the step's shards are there.
+        """Waits until the step's shards are there.
 
         raises  StoreError if they cannot be fetched, or if the limit is too small for them
         """
@@ -177,7 +177,7 @@ class ShardCache:
         return (self._planned if self._fetches else int(self._step_file.read_text())) > step
 
     def done(self, step: int) -> None:
-        """Says that the step's windows have been copied: what no later step reads may go."""
+        """Records that the step's windows have been copied: shards that no later step reads may be removed."""
         with self._changed:
             self._current = step + 1
             self._changed.notify_all()
@@ -218,7 +218,7 @@ class ShardCache:
             self._changed.notify_all()
 
     def _make_room(self, shard: int, step: int) -> int:
-        """The shard's bytes, once so many are free; the shards whose last use lies furthest back go first."""
+        """Makes room for the shard and returns its bytes; the least recently used shards are removed first."""
         n_bytes = self._bytes_of(shard)
         while True:
             with self._changed:
@@ -267,7 +267,7 @@ class ShardCache:
         return all(self._store.manifest.is_recorded(source, shard) for source in self._sources)
 
     def _take_folder(self) -> None:
-        """Holds the folder against other runs, and finds out what is in it."""
+        """Locks the folder against other runs, and lists the shards in it."""
         manifest = self._store.manifest
         try:
             self._stack.enter_context(leases.held(manifest.root / LOCK_FILE, watch=True))

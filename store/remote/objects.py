@@ -1,8 +1,8 @@
 """A feature store as objects in a bucket: the small files, the records, and the files of each shard.
 
 docs/format.md, "In object storage", says what each object is and in which order they are put. A shard's files have
-the checksum of them all in their name: two machines that make the same shard can never mix their files, a broken
-upload goes on where it stopped, and the record, created once, says whose files count.
+the checksum of them all in their name: two machines that make the same shard can never mix their files, an
+interrupted upload continues where it stopped, and the record, created once, says whose files count.
 """
 
 import json
@@ -84,13 +84,13 @@ class RemoteStore:
                     self.write_expert(root, name)
                 name_experts(root, added=known if experts is None else experts)
             return Manifest.load(root)
-        except StoreError as error:  # of the copy that was just made: what is wrong is wrong at its origin
+        except StoreError as error:  # the copy was just made, so any fault is one of its origin
             if (root / STORE_FILE).exists() and (root / STORE_FILE).read_bytes() == content[STORE_FILE]:
                 raise StoreError(str(error).replace(str(root), self.url)) from None
             raise
 
     def begin(self, manifest: Manifest) -> None:
-        """Put the small files of the store itself, if they are not there.
+        """Put the store's own small files, if they do not exist.
 
         raises  StoreError naming what differs in those that are
         """
@@ -128,7 +128,7 @@ class RemoteStore:
         return self.bucket.create(_expert_key(name, rebuild), content)
 
     def add_expert(self, manifest: Manifest, name: str) -> None:
-        """Put the entry of an expert, or go on if it is there already.
+        """Put the entry of an expert, or continue if it exists already.
 
         raises  StoreError naming what differs in the one that is there
         """
@@ -170,7 +170,7 @@ class RemoteStore:
     def swap_rebuilt(self, name: str) -> None:
         """Make the rebuilt expert the one that readers see, in one put; then remove the old one's objects."""
         new = self.bucket.get(_expert_key(name, rebuild=True))
-        if new is None:  # another process that rebuilt the last shard has been faster
+        if new is None:  # another process that rebuilt the last shard has swapped it in already
             return
         _, old = self._entry(name, rebuild=False)
         self.bucket.put(_expert_key(name, rebuild=False), new)
@@ -217,7 +217,7 @@ class RemoteStore:
         return self.bucket.exists(f"{self.folder(source, rebuild)}/{shard_stem(shard)}.json")
 
     def n_bytes(self, source: str, shards: Iterable[int]) -> int:
-        """Bytes of these shards, by the list of objects: what a progress bar goes to."""
+        """Bytes of these shards, from the list of objects: a progress bar's total."""
         wanted = set(shards)
         sizes = self.bucket.sizes(folder := self.folder(source))
         files_of_shards = ((key.removeprefix(f"{folder}/"), size) for key, size in sizes.items())
@@ -260,7 +260,7 @@ class RemoteStore:
         """Put a recorded shard's files, those that are not there yet, and then its record.
 
         pool     in which files are read and sent
-        returns  False if somebody else's record was first, whose files then count
+        returns  False if another writer's record was first; its files then count
         """
         with unchanged(manifest.record_path(source, shard, rebuild)):
             parts, record = self._sent(manifest, source, shard, pool, rebuild, progress)
@@ -301,7 +301,7 @@ class RemoteStore:
     ) -> None:
         """Bring a shard into the copy, where it appears whole and verified or not at all.
 
-        raises  ShardBusy if another process does, or has done it
+        raises  ShardBusy if another process is doing so, or has done so
         """
         record, parts = self.record(manifest, source, shard)
         folder = self.folder(source)

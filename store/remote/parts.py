@@ -45,7 +45,7 @@ def _sha256(path: Path) -> str:
 
 
 def keep_only(unfinished: Path, wanted: set[str]) -> None:
-    """Remove what an earlier, other try left in a shard that is not finished."""
+    """Remove what an earlier, different upload left in an unfinished shard."""
     if unfinished.is_dir() == (wanted == {""}):
         files.remove(unfinished)
     for path in [file for file in unfinished.rglob("*") if file.is_file()]:

@@ -35,7 +35,7 @@ class Lost(StoreError):
 def connect(url: str) -> Any:
     """The objects under the URL, as obstore has them.
 
-    raises  ConfigError for a URL that is none, without the library or without credentials
+    raises  ConfigError for an invalid URL, or if the library or credentials are missing
     """
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES or not rest.partition("/")[0]:
@@ -63,7 +63,7 @@ def _s3_options(url: str, endpoint: str) -> dict[str, Any]:
     options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     if any(os.environ.get(name) for name in S3_CREDENTIALS):
         return options
-    # profiles, single sign-on and a machine's own role: what boto3 knows and obstore doesn't
+    # boto3 knows profiles, single sign-on and a machine's own role, which obstore does not
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -126,5 +126,5 @@ def no_bucket(text: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """Without the tags of a web page."""
+    """The text without the tags of a web page."""
     return " ".join(re.sub(r"<[^>]*>", " ", str(error).strip().partition("\n")[0]).split())[:300]

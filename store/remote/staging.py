@@ -23,8 +23,8 @@ from championship_sr.store.shards.claims import take_away
 
 log = logging.getLogger(__name__)
 
-WAITING = 2  # shards that may wait for their upload; who writes the next one waits as well
-KEPT = 3  # uploaded shards that stay in the folder, since others may need them next
+WAITING = 2  # shards that may wait for their upload; the writer of the next one waits as well
+KEPT = 3  # uploaded shards that stay in the folder, since other processes may need them next
 JOBS = 8  # files at a time
 
 
@@ -57,9 +57,9 @@ class Staging:
             files.write_atomic(self.root / SOURCES_FILE, known)
 
     def adopt(self, manifest: Manifest) -> "StagedManifest":
-        """The folder's manifest as that of the store; what an earlier process left in the folder goes up.
+        """The folder's manifest as that of the store; shards that an earlier process left in the folder are uploaded.
 
-        raises  StoreError if the store is of something else
+        raises  StoreError if the store is of other images or settings
         """
         self._remote.begin(manifest)
         if (self.root / SOURCES_FILE).exists():
@@ -70,7 +70,7 @@ class Staging:
 
 
 class StagedManifest(Manifest):
-    """The store as its writers see it: what is recorded in the bucket is done, what is written here goes there.
+    """The store as its writers see it: shards recorded in the bucket are done, shards written here are uploaded.
 
     here  the folder's own manifest
     """
@@ -109,7 +109,7 @@ class StagedManifest(Manifest):
         try:
             if rebuild and self._remote.write_expert(self.root, expert.name, rebuild):
                 there = read_expert(self.root, expert.name, rebuild)
-                if different_experts(there, expert):  # a rebuild of something else was begun and is given up
+                if different_experts(there, expert):  # a rebuild with other settings was begun and is abandoned
                     self._remote.forget_rebuilt(expert.name)
             added = super().add_expert(expert, rebuild, basis)
             if not self._remote.create_expert(self, expert.name, rebuild):
@@ -134,7 +134,7 @@ class StagedManifest(Manifest):
 
 
 class ShardUploads:
-    """One thread that puts shards into the bucket, a few at most behind their writer, and clears the folder."""
+    """One thread that uploads shards, at most a few behind their writer, and clears the folder."""
 
     def __init__(self, here: Manifest, remote: RemoteStore):
         self._here, self._remote = here, remote
@@ -145,17 +145,17 @@ class ShardUploads:
         self._lock = threading.Lock()
 
     def add(self, source: str, shard: int, rebuild: bool = False) -> None:
-        """Begins a shard's upload; what went wrong with an earlier one is raised here."""
+        """Begins a shard's upload; the error of an earlier one is raised here."""
         self._waiting.append(self._thread.submit(self._upload, source, shard, rebuild, wait=False))
         self._drain(WAITING)
 
     def resume(self) -> None:
-        """Begins the upload of what other processes left, and clears the folder of what is up."""
+        """Begins the upload of shards that other processes left, and removes uploaded ones from the folder."""
         for place, is_up in self._found():
             self.keep(*place) if is_up else self.add(*place)
 
     def flush(self) -> None:
-        """Returns when every shard in the folder is in the bucket, those of processes that died too."""
+        """Waits until every shard in the folder is in the bucket, including those of processes that died."""
         self._drain(0)
         for place, is_up in self._found():
             if not is_up:
@@ -171,7 +171,7 @@ class ShardUploads:
         self._remote.get_shard(self._here, source, shard, self._files)
 
     def keep(self, source: str, shard: int, rebuild: bool = False) -> None:
-        """Lets a shard that is in the bucket stay for a while, in the place of the one that was not used longest."""
+        """Lets a shard that is in the bucket stay for a while, in place of the least recently used one."""
         with self._lock:
             place = source, shard, rebuild
             self._kept = deque(each for each in self._kept if each != place)

@@ -18,9 +18,9 @@ from championship_sr.store.shards.metadata import check_metadata
 from championship_sr.store.shards.record import read_record
 
 JOBS = 8  # files at a time
-SHARDS = 3  # that are begun at a time, so that the files of one are waited for while those of the next move
+SHARDS = 3  # shards at a time, so that files of the next one move while those of one are waited for
 
-Total = Callable[[int], None]  # takes the bytes that will be moved, once they are known
+Total = Callable[[int], None]  # called with the bytes that will be moved, once they are known
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def push(
 ) -> Moved:
     """Put a store, or the pairs and only these of its experts, into object storage.
 
-    raises  StoreError naming every shard that is there with other bytes, and what else differs, before a shard is put
+    raises  StoreError naming all that differs there, such as shards with other bytes, before a shard is put
     """
     manifest, remote = Manifest.load(root), RemoteStore(url)
     sources = [PAIRS, *(experts or manifest.experts)]
@@ -98,7 +98,7 @@ def push(
     progress = _one_at_a_time(progress)
 
     def move(place: tuple[str, int], pool: Executor) -> None:
-        check_metadata(manifest, *place)  # whole and of this store, else it would be handed on
+        check_metadata(manifest, *place)  # the shard must be whole and of this store, or its damage would be copied
         remote.put_shard(manifest, *place, pool, progress=progress)
 
     _move(places, move, jobs)
@@ -123,7 +123,7 @@ def _move(places: Sequence[tuple[str, int]], move: Callable, jobs: int) -> None:
 
 @contextmanager
 def _stopping(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that begins nothing more once something has failed."""
+    """A pool that starts nothing more once a task has failed."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool

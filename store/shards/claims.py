@@ -17,7 +17,7 @@ from championship_sr.store.format.phrases import listed
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to publish one shard; everything before that has names of its own."""
+    """The right to publish one shard; until then, its files have temporary names."""
 
     final: Path
     record: Path
@@ -56,7 +56,7 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
     """The claim to a shard that is not there yet, held by this process alone until the block ends.
 
     watch   see `leases.held`
-    raises  ShardBusy if another process has it or has published the shard; StoreError if it is of another expert by now
+    raises  ShardBusy if another process has it or has published the shard; StoreError if the expert has changed
     """
     final, record = manifest.shard_path(source, shard, rebuild), manifest.record_path(source, shard, rebuild)
     if source == PAIRS:
@@ -66,7 +66,7 @@ def claimed(manifest: Manifest, source: str, shard: int, rebuild: bool = False, 
         _check_current(manifest, source, rebuild)  # a process that restarts the expert from now on sees the lock
         if manifest.is_recorded(source, shard, rebuild):
             raise locks.ShardBusy(f"{final}: another process has written it in the meantime")
-        files.remove(final)  # without a record it belongs to no one
+        files.remove(final)  # without a record, it belongs to no writer
         claim = Claim(final, record, lease)
         try:
             yield claim
@@ -96,7 +96,7 @@ def take_away(
 ) -> None:
     """Remove a shard whose lock the caller holds; the record first, since only a record makes a shard count.
 
-    away  what to do instead with each of the two
+    away  what to do with the record and the shard instead
     """
     for path in (manifest.record_path(source, shard, rebuild), manifest.shard_path(source, shard, rebuild)):
         if files.is_there(path):
@@ -105,9 +105,9 @@ def take_away(
 
 @contextmanager
 def unless_done(manifest: Manifest, source: str, shard: int) -> Iterator[None]:
-    """Leaves the block where another process that does the same has published the shard meanwhile.
+    """Runs the block, and ignores that another process doing the same has published the shard meanwhile.
 
-    raises  StoreError if it is still at it
+    raises  StoreError if that process is still at work
     """
     try:
         yield

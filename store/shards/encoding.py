@@ -8,11 +8,11 @@ from championship_sr.store.codecs import Codec, Params
 from championship_sr.store.containers.chunks import WIDE_CHANNELS
 from championship_sr.store.errors import StoreError
 
-BAND_VALUES = 2**19  # encoded at a time on a CPU: what lies in between stays in the cache
+BAND_VALUES = 2**19  # encoded at a time on a CPU, so that intermediate results stay in the cache
 
 
 class Encoded(NamedTuple):
-    """Raw numbers and what the record says of them: arrays, or tensors that a device may still be computing."""
+    """Raw numbers and what the record says of them, as arrays, or as tensors that a device may still be computing."""
 
     raw: Any  # (rows, cols, raw channels)
     params: Params  # particular to this array
@@ -27,7 +27,7 @@ def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
     """
     smallest, largest = extremes(values)
     if not isinstance(values, np.ndarray) and values.device.type == "cpu" and codec.components:
-        values = values.contiguous().numpy()  # as it has always been: another library's products differ in last bits
+        values = values.contiguous().numpy()  # always with numpy: another library's products differ in their last bits
     params = codec.params(values, basis)
     own = {name: value for name, value in params.items() if name not in basis}
     raw = _in_bands(values, codec, params) if _by_pixel(values, codec) else channels_last(codec.encode(values, params))
@@ -35,12 +35,12 @@ def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
 
 
 def _by_pixel(values: Any, codec: Codec) -> bool:
-    """Whether to encode a part at a time: products of matrices would differ in last bits, and a GPU wants it whole."""
+    """Whether to encode in bands: not for matrix products, whose last bits would differ, nor on a GPU."""
     return not isinstance(values, np.ndarray) and values.device.type == "cpu" and not codec.components
 
 
 def _in_bands(values: Any, codec: Codec, params: Params) -> Any:
-    """The same numbers, some rows at a time: new memory for whole arrays costs more than the work."""
+    """The same numbers, encoded some rows at a time: new memory for whole arrays costs more than the work."""
     rows, cols, channels = values.shape
     step = max(1, BAND_VALUES // (cols * channels))
     first = channels_last(codec.encode(values[:step], params))
@@ -52,17 +52,17 @@ def _in_bands(values: Any, codec: Codec, params: Params) -> Any:
 
 
 def extremes(values: Any) -> tuple[Any, Any]:
-    """The smallest and the largest value; both not a number where one is."""
+    """The smallest and the largest value; both NaN if any value is."""
     if isinstance(values, np.ndarray):
         smallest, largest = values.min(), values.max()
     else:
         by_channel = values.permute(2, 0, 1) if values.ndim == 3 else values
         smallest, largest = (by_channel if by_channel.is_contiguous() else values).aminmax()  # else torch copies first
-    return smallest + 0.0, largest + 0.0  # of -0 and 0 the first is found, in whatever order: it becomes 0
+    return smallest + 0.0, largest + 0.0  # -0 becomes 0: which of the two is found depends on their order
 
 
 def channels_last(raw: Any) -> Any:
-    """The same numbers, contiguous; many channels by torch's way for two axes, which is slow for few."""
+    """The same numbers, contiguous; many channels by torch's transpose of two axes, which is slow for few."""
     if isinstance(raw, np.ndarray):
         return np.ascontiguousarray(raw)
     by_channel = raw.permute(2, 0, 1)

@@ -48,7 +48,7 @@ def metadata_faults(
 def _disagreement(
     key: str, entry: Mapping[str, Any], wanted: WantedArray, described: Described, image_name: str
 ) -> str | None:
-    """In what the container's description of an array is not the record's; None if they agree."""
+    """How the container's description of an array differs from the record's; None if they agree."""
     codec = wanted.codec_of(entry["dtype"])
     there, recorded = (described.shape, described.dtype), (tuple(entry["shape"]), entry["dtype"])
     if there != recorded:

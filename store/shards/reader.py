@@ -23,7 +23,7 @@ from championship_sr.store.shards.windows import Chunks, Entry, Rows, Tiles
 
 MAX_VIEWS = 8192  # arrays kept mapped; the kernel allows a process 65,530 maps
 MAX_RECORDS = 4096  # shards whose records are kept
-BAND_BYTES = 4 << 20  # read at a time where a whole array is gone through
+BAND_BYTES = 4 << 20  # read at a time when a whole array is read
 DECODED_MIB = 128  # of compressed chunks kept decoded
 
 
@@ -33,8 +33,8 @@ class Store:
     root     the store's folder
     experts  their names, in the order in which `experts` then has them; None for all but teachers
     whole    False: shards may be missing, which is only found when one of them is read
-    check    True: an array that is asked for the first time is read whole and compared with its checksum
-    manifest the description, where it has been read already
+    check    True: before its first use, an array is read in full and compared with its checksum
+    manifest the description, if it has been read already
     raises   StoreError naming what is missing and the command that makes it
     """
 
@@ -82,7 +82,7 @@ class Store:
         return array
 
     def check_hr(self, purpose: str) -> None:
-        """Raises StoreError where the store has no HR images, which the purpose needs."""
+        """Raises StoreError if the store has no HR images, which the purpose needs."""
         if not self.manifest.has_hr:
             raise StoreError(
                 f"{self.root}: was made from LR images alone, but {purpose} needs HR images. Extract with both "
@@ -95,7 +95,7 @@ class Store:
         self._views.forget(lambda key: key[0] == source and key[1].partition("/")[0] in ids)
 
     def view(self, array: "StoredArray") -> Rows | Tiles | Chunks:
-        """The array in its file, which is mapped now if it was not."""
+        """The array in its file, which is mapped if it was not yet."""
         return self._views.get((array.source, array.key), partial(self._open, array))
 
     def basis(self, name: str) -> dict[str, Params]:
@@ -107,7 +107,7 @@ class Store:
         return read_record(self.manifest, source, shard)
 
     def record_state(self, source: str, shard: int) -> tuple[int, ...] | None:
-        """By what a record that was replaced is told from the one that was read; None: it never is."""
+        """The state of a record's file, by which a replaced record is recognised; None: it is never replaced."""
         return state_of(self.manifest.record_path(source, shard))
 
     def _shard(self, source: str, shard: int) -> "_RecordedShard":
@@ -136,7 +136,9 @@ class Store:
         except StoreError:
             self._check_same(array.source, array.shard)
             raise
-        self._check_same(array.source, array.shard)  # now that the file is open: it is what the record is about
+        self._check_same(
+            array.source, array.shard
+        )  # now that the file is open, check that it is the one that the record describes
         return view
 
     def _check_same(self, source: str, shard: int) -> None:
@@ -208,15 +210,15 @@ class StoredArray:
 
     @property
     def strip_cols(self) -> int | None:
-        """The columns of a strip, where the array lies in strips that span its rows and can be mapped."""
+        """The columns of a strip, if the array is stored in strips that span its rows and can be mapped."""
         entry = self.entry
         in_strips = entry.offset is not None and entry.chunk[0] == entry.raw_shape[0]
         return entry.chunk[1] if in_strips and entry.chunk[1] < entry.raw_shape[1] else None
 
     def read_strips(self, out: np.ndarray, y: int, x: int, cols: int) -> None:
-        """Copy the strips that the window's columns lie in, its rows of them alone, as they lie in the file.
+        """Copy the window's rows of the strips that hold its columns, in the layout of the file.
 
-        out  (strips, rows, strip_cols * raw channels); what lies beyond the last strip is left as it is
+        out  (strips, rows, strip_cols * raw channels); anything beyond the last strip is left unchanged
         """
         self._inside(y, x, out.shape[1], cols)
         view = self._store.view(self)
@@ -238,14 +240,14 @@ class StoredArray:
         return raw if self.source == PAIRS else self.entry.codec.decode(raw, self.entry.params)
 
     def prefetch(self, y: int, x: int, rows: int, cols: int) -> bool:
-        """Start reading exactly the window's pages from the disk, for windows that are needed soon; False: no need."""
+        """Start reading exactly the window's pages from disk, for windows needed soon; False if they are in memory."""
         self._inside(y, x, rows, cols)
         return self._store.view(self).prefetch(y, x, rows, cols)
 
     def bands(self) -> Iterator[np.ndarray]:
-        """The whole raw array, a few MiB of rows at a time, the next ones always asked for already.
+        """The whole raw array, a few MiB of rows at a time, always with the next ones requested already.
 
-        Rows that lie in the file as they are come without a copy, and cannot be written to.
+        Rows that lie in the file in this form are not copied, and cannot be written to.
         """
         rows, cols, channels = self.entry.raw_shape
         step = max(1, BAND_BYTES // (cols * channels * self.entry.dtype.itemsize))
@@ -257,7 +259,7 @@ class StoredArray:
             yield view.band(y, n_rows) if isinstance(view, Rows) else self.read(y, 0, n_rows)
 
     def read_through(self) -> None:
-        """Read the array's bytes from its file once: a disk's failure is an error here, and kills the process later.
+        """Read the array's bytes once with read(2), where a disk failure is an error; in a map it kills the process.
 
         raises  StoreError if the file is not as long as its record says; Unreadable
         """

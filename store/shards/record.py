@@ -78,7 +78,7 @@ def sealed(content: Mapping[str, Any], manifest: Manifest, rebuild: bool = False
     record["store"] = manifest.kind
     record["expert"] = None if source == PAIRS else asdict(manifest.expert(source, rebuild))
     record["listing"] = images if source == PAIRS else None
-    record = json.loads(json.dumps(record))  # no tuples: the checksum is that of what is read
+    record = json.loads(json.dumps(record))  # without tuples, because the checksum covers the record as it is read
     return {**record, CHECKSUM: checksum(record)}
 
 
@@ -88,7 +88,7 @@ def encoded(record: Mapping[str, Any]) -> bytes:
 
 
 def checksum(record: Mapping[str, Any]) -> str:
-    """SHA-256 of the record but for its checksum."""
+    """SHA-256 of the record without its checksum."""
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k not in (CHECKSUM, OBJECTS)})).hexdigest()
 
 
@@ -96,7 +96,7 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record that is what it was when it was written, wherever it belongs.
+    """A record that is unchanged since it was written; where it belongs is not checked.
 
     raises  FileNotFoundError; StoreError if it is damaged or of an unknown format; Unreadable
     """
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """What a record says before its arrays, unchecked: what is cheap to ask of every shard.
+    """The part of a record before its arrays, unchecked, which is cheap to read for every shard.
 
     raises  as `read`, which takes a record whose keys are in another order
     """
@@ -158,7 +158,7 @@ def check_place(record: Mapping[str, Any], manifest: Manifest, source: str, shar
 
 
 def check_arrays(record: Mapping[str, Any], wanted: Mapping[str, WantedArray], where: object) -> None:
-    """Refuse a record of other arrays than these, or of arrays that cannot be.
+    """Refuse a record of other arrays than these, or of impossible ones.
 
     raises  StoreError naming the first
     """
@@ -219,7 +219,7 @@ def read_record(manifest: Manifest, source: str, shard: int) -> dict[str, Any]:
 
 
 def state_of(path: Path) -> tuple[int, ...] | None:
-    """What differs once a record's file has been replaced by another, such as by a rebuild; None if it is not there."""
+    """A state that differs once a record's file is replaced, for instance by a rebuild; None if there is no file."""
     try:
         there = os.stat(path)
     except OSError:
@@ -229,7 +229,7 @@ def state_of(path: Path) -> tuple[int, ...] | None:
 
 @contextmanager
 def unchanged(path: Path) -> Iterator[None]:
-    """The block that reads a record and its shard, which must be of one making.
+    """Runs a block that reads a record and its shard, which must belong together.
 
     raises  StoreError if the record has been replaced meanwhile
     """
@@ -239,7 +239,7 @@ def unchanged(path: Path) -> Iterator[None]:
     except (StoreError, OSError):
         if state_of(path) == before:
             raise
-    if state_of(path) != before:  # which is also why the block failed, if it did
+    if state_of(path) != before:  # also the cause if the block failed
         raise replaced(path)
 
 
@@ -252,5 +252,5 @@ def replaced(path: Path) -> StoreError:
 
 
 def remedy(source: str) -> str:
-    """The command that makes what a source lacks."""
+    """The command that makes what is missing of a source."""
     return "pipeline.py extract" + ("" if source == PAIRS else f" --expert {source}")

@@ -12,7 +12,7 @@ from championship_sr.store.containers.compression import Compression
 from championship_sr.store.disk import maps
 from championship_sr.store.errors import StoreError
 
-NEAR = 16384  # bytes between two runs of a window that are read along rather than asked for apart
+NEAR = 16384  # gaps between runs of a window up to this many bytes are read too, not skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Rows:
 
 
 class Tiles:
-    """Tiles in C order: a window is copied column of tiles by column, each in three pieces at most.
+    """Tiles in C order: a window is copied by columns of tiles, each in three pieces at most.
 
     Each row of a tile is one element to numpy, which then calls memmove in its innermost loop.
     """

@@ -30,9 +30,9 @@ SPARE_BYTES = 16 << 20  # left free for records, metadata and what other program
 def write_shard(
     manifest: Manifest, source: str, shard: int, *, rebuild: bool = False, chunks: str = "default", watch: bool = False
 ) -> Iterator["ShardWriter"]:
-    """The shard's writer, alone with it until the block ends; an exception leaves no trace of it.
+    """The shard's only writer until the block ends; an exception leaves no trace of the shard.
 
-    rebuild  beside the shards that there are, see `Manifest.swap_rebuilt`
+    rebuild  write beside the existing shards, see `Manifest.swap_rebuilt`
     chunks   `default`, `rows` or `tiles:ROWSxCOLUMNS`
     watch    see `leases.held`
     raises   ShardBusy if another process writes it or has just done so; StoreError if the disk is too full, if an
@@ -74,7 +74,7 @@ class ShardWriter:
         self._claim, self._final = claim, claim.final
         self._arrays: dict[str, dict[str, Any]] = {}
         self.files: dict[str, str] = {}  # image id -> sha256 of the file that its arrays were read from, if they were
-        self.made_on: dict[str, Any] = {}  # the device that made the arrays, where it was not the CPU
+        self.made_on: dict[str, Any] = {}  # the device that made the arrays, if it was not the CPU
         _check_space(self._final.parent, self.expected_bytes(), self._final.name)
         self._writer = CONTAINER_WRITERS[manifest.container](claim.unfinished)
 
@@ -144,7 +144,7 @@ class ShardWriter:
         self._claim.publish(encoded(self._content()))
 
     def close(self) -> None:
-        """Let go of the files; what was written is nothing yet."""
+        """Close the files; what was written does not count yet."""
         self._writer.close()
 
     def _content(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_folders_that_are_not_read_are_named(tmp_path, caplog):
 
 def test_existing_results_are_found_before_any_work(model, tmp_path, photo):
     (tmp_path / "photo1.png").write_bytes(b"mine")
-    with pytest.raises(StoreError, match=r"photo1\.png: exists\. Give --overwrite"):
+    with pytest.raises(StoreError, match=r"photo1\.png: already exists\. Give --overwrite"):
         upscale_files(model, [photo], tmp_path, UpscaleOptions())
     assert (tmp_path / "photo1.png").read_bytes() == b"mine"
     upscale_files(model, [photo], tmp_path, UpscaleOptions(overwrite=True))
@@ -138,7 +138,7 @@ def test_existing_results_are_found_before_any_work(model, tmp_path, photo):
 
 
 def test_an_input_is_never_replaced(hr_folder, photo):
-    with pytest.raises(ConfigError, match="an input would be replaced"):
+    with pytest.raises(ConfigError, match="the output would replace an input"):
         plan_outputs([photo], hr_folder, UpscaleOptions(overwrite=True), (), into_folder=True)
 
 

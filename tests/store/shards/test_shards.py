@@ -78,7 +78,7 @@ def test_a_window_outside_the_array_is_refused(tmp_path, make_store, window):
 def test_rows_whose_numbers_lie_apart_are_refused(tmp_path, make_store):
     array = Store(make_store(tmp_path / "s", codecs={"sr": "uint8", "features": "float16"})).array(0, "a", "sr")
     out = np.zeros((8, 16, 3), np.uint8)
-    with pytest.raises(ValueError, match="side by side"):
+    with pytest.raises(ValueError, match="contiguous rows"):
         array.read_into(out[:, ::2], 0, 0)
 
 

@@ -67,7 +67,7 @@ def test_best_is_the_highest_psnr_and_the_earliest_of_equal_ones(tmp_path):
     assert choose(tmp_path, "best").step == 2
     assert choose(tmp_path, "last").step == 4
     assert choose(tmp_path, 3).step == 3
-    with pytest.raises(StoreError, match=r"no checkpoint of step 9 \(there are 1, 2, 3, 4\)"):
+    with pytest.raises(StoreError, match=r"no checkpoint of step 9 \(has: 1, 2, 3, 4\)"):
         choose(tmp_path, 9)
 
 

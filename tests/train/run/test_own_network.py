@@ -62,11 +62,11 @@ def test_resuming_follows_the_run_only_when_its_module_is_trusted(runs):
 
 
 def test_arguments_reach_the_factory_and_wrong_ones_are_named(own_module, shared_store, make_config, tmp_path):
-    fusion = {"architecture": OWN, "hyperparameters": {"blocks": 2}}
-    with pytest.raises(ConfigError, match=r"fusion\.architecture=mynet\.cnn:PlainCNN: .*unexpected.* 'blocks'"):
+    fusion = {"architecture": OWN, "hyperparameters": {"depth": 2}}
+    with pytest.raises(ConfigError, match=r"fusion\.architecture=mynet\.cnn:PlainCNN: .*unexpected.* 'depth'"):
         train(make_config(fusion=fusion), shared_store, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"fusion\.hyperparameters.*not given"):
-        make_config(fusion={"hyperparameters": {"blocks": 2}})
+        make_config(fusion={"hyperparameters": {"depth": 2}})
 
 
 def test_a_network_without_phases_is_described_as_one(own_module, shared_store, make_config, tmp_path):

@@ -59,9 +59,7 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 def test_a_real_interrupt_ends_with_130():
     code = "import signal, os, sys\nfrom championship_sr import pipeline\nsys.argv[1:] = ['x']\n"
-    code += (
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell runs in the background
-    )
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells let background jobs ignore it
     code += "pipeline.cli.main = lambda **_: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\npipeline.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130 and "interrupted" in done.stderr

@@ -110,9 +110,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(four_steps, s
 def test_damaged_weights_are_not_loaded_for_inference(four_steps, tmp_path):
     run = copied(four_steps, tmp_path)
     flip(of_step(run, 4) / "weights.safetensors")
-    with pytest.raises(
-        Damaged, match=r"step-00000004/weights\.safetensors: damaged: its bytes are not what was written"
-    ):
+    with pytest.raises(Damaged, match=r"step-00000004/weights\.safetensors: damaged: its bytes are not"):
         load_fusion(run, 4)
     assert load_fusion(run, 2).checkpoint.step == 2
 

@@ -65,7 +65,7 @@ def test_arguments_reach_the_factory_and_wrong_ones_are_named(own_module, shared
     fusion = {"architecture": OWN, "hyperparameters": {"depth": 2}}
     with pytest.raises(ConfigError, match=r"fusion\.architecture=mynet\.cnn:PlainCNN: .*unexpected.* 'depth'"):
         train(make_config(fusion=fusion), shared_store, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"fusion\.hyperparameters.*not given"):
+    with pytest.raises(ConfigError, match=r"fusion\.hyperparameters.*not set"):
         make_config(fusion={"hyperparameters": {"depth": 2}})
 
 

@@ -109,11 +109,11 @@ def cli(debug: bool, verbose: bool, max_megapixels: float | None, progress_every
     extract runs the experts once, train reads their stored outputs, and evaluate shows what the fusion adds.
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # from inside spandrel's networks
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of a damaged or large picture is said in one line
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged or large pictures get a one-line message of our own
     for name in ("imagecodecs", "tifffile"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are no UTF-8 are printed as they are
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are not UTF-8 are printed unchanged
     if max_megapixels:
         from championship_sr.extract.images.picture import allow_megapixels
 

@@ -20,10 +20,10 @@ Values = Mapping[str, Any] | str | Path | None
 
 
 def extract(config: Values, experts: Sequence[str] = (), **options: Any) -> extraction.Summary:
-    """Runs the frozen experts once over all images and fills the feature store; what is done stays.
+    """Runs the frozen experts once over all images and fills the feature store; finished shards are kept.
 
     config   the values of the section `extract` (docs/experts.md), or a YAML file that has it
-    experts  only these of the configuration; () for all
+    experts  only these experts of the configuration; () for all
     options  `rebuild`, `part`, `limit`: see extract.run.extraction.extract
     returns  what was made: images, shards, and for each expert its shards and seconds
     raises   ConfigError, StoreError, WeightsError
@@ -42,8 +42,8 @@ def train(
     """Trains a fusion from a store and returns the run's folder, `out`.
 
     config  the values of the section `train` (docs/training.md), or a YAML file that has it; None: the profile `swift`
-    resume  go on with the run that is in `out`; it ends as one that never stopped
-    init    a run or an export whose weights a new run begins with; its experts may be others
+    resume  continue the run in `out`; it ends like one that was never interrupted
+    init    a run or an export with whose weights a new run begins; the new run may have other experts
     raises  ConfigError, StoreError, WeightsError; KeyboardInterrupt once a checkpoint has been written
     """
     begin = Path(init) if init else None
@@ -66,13 +66,13 @@ def evaluate(
 ) -> Results:
     """The scores of a run beside every expert, their mean, fitted weights and oracles, on the same images.
 
-    run            a run's folder or an export; None: the experts alone
+    run            a run's folder or an export; None: only the experts
     store          a feature store whose images are scored, a folder or a URL; or
     hr, lr         folders of image files; without lr, LR images are made by MATLAB's bicubic; or
     benchmarks     a folder of benchmarks (Set5, Set14, ...)
-    experts        with files and no run: names or YAML files of the experts
-    scale          of image files; None: what the run or the experts say, else 4
-    self_ensemble  True: the eight turned and mirrored answers for the fusion too; None: for the best expert
+    experts        for image files without a run: names or YAML files of the experts
+    scale          of image files; None: that of the run or the experts, otherwise 4
+    self_ensemble  True: also the x8 self-ensemble of the fusion; None: only that of the best expert
     report         a folder for the report, CSV, JSON and Markdown
     returns        `.sets`: name of the set -> its scores; `.table()`: the printed table
     raises         ConfigError, StoreError, WeightsError

@@ -9,11 +9,11 @@ from championship_sr.train.records.checkpoint import LoadedFusion
 from championship_sr.train.records.folder import CONFIG_FILE
 
 CARD = "README.md"  # the model card of an export
-TRAINED_ON = "Trained on: "  # how the card's line begins that says so
+TRAINED_ON = "Trained on: "  # the beginning of the card's line that says what it was trained on
 
 
 def installed_run() -> Path | None:
-    """The folder of the bundled fusion; None where the installation has none."""
+    """The folder of the bundled fusion; None if the installation has none."""
     folder = Path(str(resources.files("championship_sr.evaluate.weights")))
     return folder if (folder / CONFIG_FILE).exists() else None
 
@@ -21,7 +21,7 @@ def installed_run() -> Path | None:
 def bundled_run() -> Path:
     """The folder of the bundled fusion.
 
-    raises  ConfigError where the installation has none
+    raises  ConfigError if the installation has none
     """
     folder = installed_run()
     if folder is None:
@@ -33,7 +33,7 @@ def bundled_run() -> Path:
 
 
 def trained_on(folder: Path) -> str:
-    """What its model card says that it was trained on; empty where it says nothing."""
+    """What its model card says about its training images; empty if it says nothing."""
     card = read_small(folder / CARD).decode() if (folder / CARD).exists() else ""
     told = next((line for line in card.splitlines() if line.startswith(TRAINED_ON)), "")
     return told.removeprefix(TRAINED_ON)

@@ -19,18 +19,20 @@ PROTOCOL_METRICS = {"luma": ("psnr_y", "ssim_y"), "ntire2017": ("psnr_rgb", "ssi
 class EvaluateConfig:
     """Metrics, their protocol, and how large images are cut."""
 
-    protocol: Literal["luma", "ntire2017"] = "luma"  # what metrics and border are where they are not given
+    protocol: Literal["luma", "ntire2017"] = (
+        "luma"  # the protocol that decides metrics and border if they are not given
+    )
     metrics: tuple[str, ...] = ()
     border_px: int | None = None  # cut from each side before scoring
     tile_px: int = 256  # side of the kept part of a tile, LR pixels; larger images are cut
-    halo_px: int = 32  # read around a tile and thrown away, LR pixels
+    halo_px: int = 32  # read around a tile and discarded, LR pixels
     blend_px: int = 8  # width of the seam over which neighbouring tiles fade into each other, LR pixels
     bootstrap: int = 10_000  # resamples behind each interval
     seed: int = 0
     device: str = "auto"
     cache: UserPath | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
-    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that they may take there
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # used where --diffusion names its weights
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # GB that they may take there
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)  # used if --diffusion names its weights
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.metrics) - set(METRICS))
@@ -48,7 +50,7 @@ class EvaluateConfig:
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The metrics, the first being the one that methods are compared by."""
+        """The metrics; methods are compared by the first one."""
         return self.metrics or PROTOCOL_METRICS[self.protocol]
 
     def border(self, scale: int) -> int:

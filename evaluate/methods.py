@@ -7,7 +7,7 @@ BICUBIC, MEAN, FITTED, FUSION = "bicubic", "mean", "fitted", "fusion"
 BUNDLED = "bundled"  # the fusion that is installed with the package
 BEST_X8, FUSION_X8 = "best_expert_x8", "fusion_x8"
 PER_IMAGE, PER_PIXEL = "best_expert_per_image", "best_expert_per_pixel"
-# in front of an expert's or a phase's name, or that of a network scored beside the fusion
+# prefixes of the names of an expert, a phase, or a network scored beside the fusion
 EXPERT, SWITCHED_OFF, SINGLE = "expert:", "without:", "single:"
 
 
@@ -34,7 +34,7 @@ ROWS = {
 
 
 def held_up(methods: Collection[str]) -> str:
-    """Which of the methods a report holds against the best expert: the fusion, or what can be had without one."""
+    """Which methods a report compares with the best expert: the fusion, or what is possible without one."""
     return next(method for method in (FUSION, FITTED, MEAN) if method in methods)
 
 

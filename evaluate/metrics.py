@@ -49,7 +49,7 @@ PERCEPTUAL_PARTS = ("lpips", "dists", "clipiqa", "maniqa", "musiq", "niqe")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is compared with what: printed beside every number."""
+    """What is compared, and how: printed beside every number."""
 
     scale: int
     border: int
@@ -119,7 +119,7 @@ def learned_metric(name: str, device: torch.device | str = "cpu") -> Callable[[T
     raises  ConfigError if the package is not installed, WeightsError if its weights are missing or damaged
     """
     try:
-        with redirect_stdout(sys.stderr):  # pyiqa prints what it loads; standard output is for results
+        with redirect_stdout(sys.stderr):  # pyiqa prints while loading; standard output is for results
             theirs = METRICS[name].pyiqa
             return _pyiqa(theirs, device) if theirs else _lpips(device)
     except ImportError as error:
@@ -134,7 +134,7 @@ def learned_metric(name: str, device: torch.device | str = "cpu") -> Callable[[T
 
 
 def check_learned(metrics: Sequence[str], device: torch.device | str = "cpu") -> None:
-    """Loads the learned ones of these metrics, so that what is missing is said before any work.
+    """Loads the learned ones of these metrics, so that a missing one is reported before any work.
 
     raises  ConfigError, WeightsError
     """

@@ -42,9 +42,9 @@ Given = str | Path | Image.Image | np.ndarray | Tensor
 class Model:
     """LR images in, SR images out. The experts are loaded when they are first needed.
 
-    refiner  what the fusion's image goes through in the end, or None (docs/track-b.md)
+    refiner  the refinement applied to the fusion's image, or None (docs/track-b.md)
     images   expert -> the folder of its images, for experts that are not to be run
-    raises   ConfigError if images cannot stand for such an expert
+    raises   ConfigError if images cannot replace such an expert
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Model:
         )
 
     def results(self, asked: Sequence[Asked], subfolder: str = "") -> tuple[ResultImages, ...]:
-        """The given images of the experts that are not run, one for each that is asked for.
+        """The given images of the experts that are not run, one for each image asked for.
 
         subfolder  where they lie in the experts' folders, if there is such a folder
         raises     StoreError listing all that are missing, there twice or of another size
@@ -92,7 +92,7 @@ class Model:
         )
 
     def __call__(self, image: Given, *, self_ensemble: bool = False) -> Image.Image | np.ndarray | Tensor:
-        """The SR image, of the kind that was given.
+        """The SR image, in the form of the image given.
 
         image    a path or PIL image (a PIL image comes back, with its transparency, EXIF data and profile),
                  or an array or a tensor: (h, w, 3), (3, h, w), grey (h, w), or a batch; uint8, uint16, or floating
@@ -173,9 +173,9 @@ class Model:
         networks: bool = True,
         progress: PixelsDone | None = None,
     ) -> PassOutputs:
-        """The same from what the experts say of an image, wherever it comes from.
+        """The same from the experts' outputs for an image, wherever they come from.
 
-        Out of memory on a GPU, it goes on with tiles of half the size.
+        If a GPU runs out of memory, it continues with tiles of half the size.
 
         inputs  variant -> the inputs of the image in that variant
         """
@@ -192,7 +192,7 @@ class Model:
                 log.warning("out of memory; continuing with tiles of %d LR pixels", self.tiling.tile_px)
 
     def _answering(self, given: Sequence[GivenImage]) -> list[LoadedExpert | GivenImage]:
-        """Everyone who answers for an expert, in the order of the network's inputs."""
+        """What gives each expert's outputs, in the order of the network's inputs."""
         everyone: list[LoadedExpert | GivenImage] = [*self.experts, *given]
         answers = {expert.name: expert for expert in everyone}
         missing = [name for name in self.expert_names if name not in answers]
@@ -207,7 +207,7 @@ class Model:
         return self.finished(self.run(lr.cpu(), given=given, self_ensemble=self_ensemble, progress=progress))
 
     def finished(self, result: PassOutputs) -> Tensor:
-        """The fusion's image (3, H, W) in 0..1, refined where the model has a refiner."""
+        """The fusion's image (3, H, W) in 0..1, refined if the model has a refiner."""
         image = result.images[FUSION].clamp_(0, 1)
         return self.refiner(image[None])[0] if self.refiner else image
 
@@ -228,12 +228,12 @@ def load(
 ) -> Model:
     """The model of a run's folder, of an exported one, or of the fusion that comes with the package.
 
-    run      None: the bundled fusion; what it is is said on standard error
+    run      None: the bundled fusion, which is described on standard error
     which    "best", "last" or the step of a checkpoint
     refiner  made by `evaluate.diffusion.load_refiner`
     images   expert -> a folder with its images of what is to be upscaled, for experts that cannot be run here
     trusted  Python modules that the run may name as its experts' networks or as the fusion network: their code is run
-    raises   StoreError if there is no such checkpoint, WeightsError if it is damaged, ConfigError without a run where
+    raises   StoreError if there is no such checkpoint, WeightsError if it is damaged, ConfigError without a run if
              the package has no fusion
     """
     root = bundled_run() if run is None else Path(run)
@@ -264,7 +264,7 @@ def _check_images(images: Mapping[str, Path], fusion: LoadedFusion) -> None:
 
 
 def found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
-    """The expert's configuration with its weights in `folder` where they lie there, else where the entry says.
+    """The expert's configuration, with its weights in `folder` if they are there, else where the entry says.
 
     raises  ConfigError if the expert has no weights
     """

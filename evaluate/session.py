@@ -22,7 +22,7 @@ from championship_sr.store.disk.files import write_atomic
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.shards.reader import Store
 
-SCALE = 4  # of files, where neither a run nor an expert says it
+SCALE = 4  # of files, if neither a run nor an expert states it
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def evaluate_sets(
     """Scores a store, folders of image files, or every benchmark in a folder.
 
     store         its folder, or the URL of one in object storage
-    experts       without a run: names of a store's experts, all if none is given; names or YAML files, for image files.
-                  With one: entries of networks that see LR alone, scored beside its fusion
+    experts       without a run: names of a store's experts, all if none is given; for files, names or YAML files.
+                  With a run: entries of networks that only see LR, scored beside its fusion
     expert_images expert -> the folder of its images, for experts that are not run on files
     with_gallery  collect the pictures of a report
     scale         of image files; None: that of the run, or what the experts say

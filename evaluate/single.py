@@ -1,4 +1,4 @@
-"""A single network, a student or any other expert: used like a run, and scored in a row beside one."""
+"""Single networks (students or other experts): used like a run, or scored in a row beside one."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,14 +18,14 @@ from championship_sr.train.records.checkpoint import Checkpoint, LoadedFusion
 
 
 class Only(nn.Module):
-    """In the place of a fusion: the image of the one expert that there is."""
+    """Takes the place of a fusion: returns the image of the only expert."""
 
     def forward(self, _lr: Tensor, images: Tensor, _features: Mapping[str, Tensor]) -> Tensor:
         return images[:, 0]
 
 
 class Beside(nn.Module):
-    """A network that sees LR alone, called as a fusion is."""
+    """A network that only sees LR, called like a fusion."""
 
     def __init__(self, expert: LoadedExpert) -> None:
         super().__init__()

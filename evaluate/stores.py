@@ -1,4 +1,4 @@
-"""The store that is scored or fused: a folder, or one in object storage whose shards come as they are read."""
+"""The store that is scored or fused: a folder, or one in object storage whose shards are downloaded as needed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ def is_store(place: str) -> bool:
 
 
 def name_of(store: Store) -> str:
-    """What the store is called where it lies."""
+    """The store's own name, from its folder or URL."""
     place = store.remote.url if isinstance(store, RemoteStoreReader) else store.root
     return PurePath(place).name
 
 
 @contextmanager
 def opened_store(place: Path | str, experts: Sequence[str] | None, config: EvaluateConfig) -> Iterator[Store]:
-    """The store, whole for these experts, for the time of the block.
+    """The store, whole for these experts, open while the block runs.
 
     raises  StoreError naming what is missing, or if another command has the cache's folder
     """

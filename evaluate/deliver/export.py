@@ -22,7 +22,7 @@ from championship_sr.train.records.folder import CONFIG_FILE, EXPERTS_FILE
 from championship_sr.train.records.seen import SEEN_FILE
 
 PROGRAM, ONNX = "fusion.pt2", "fusion.onnx"
-TOLERANCE = 1e-4  # between a graph and the network, of images in 0..1
+TOLERANCE = 1e-4  # largest difference allowed between a graph and the network, for images in 0..1
 
 
 def export_run(model: Model, out: Path, *, with_experts: bool = False, trained_on: str | None = None) -> Path:
@@ -55,7 +55,7 @@ def _fill(model: Model, out: Path, with_experts: bool, trained_on: str | None) -
 
 
 def weights_names(model: Model) -> dict[str, str]:
-    """Expert -> what its weights file is called in an export; files of one name get their expert's in front."""
+    """Expert -> the name of its weights file in an export; equal names are prefixed with the expert's."""
     entries = model.fusion.expert_entries
     paths = {name: entry.notes["config"].get("weights") or "" for name, entry in entries.items()}
     names = {name: Path(path).name for name, path in paths.items() if path and not path.startswith(BUNDLED)}
@@ -66,7 +66,7 @@ def weights_names(model: Model) -> dict[str, str]:
 
 
 def _shared(entry: Expert, names: Mapping[str, str]) -> Expert:
-    """The entry without what tells of this machine: no notes but the expert's configuration, no folder in it."""
+    """The entry without details of this machine: of the notes only the expert's configuration, without folders."""
     config = dict(entry.notes["config"])
     if entry.name in names:
         config["weights"] = names[entry.name]
@@ -124,7 +124,7 @@ def _network_in_words(config: FusionConfig) -> str:
 
 
 class _Flat(nn.Module):
-    """The network with one input a tensor, as graphs have them."""
+    """The network with one input per tensor, as graphs require."""
 
     def __init__(self, network: nn.Module, experts: tuple[str, ...]) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def export_graph(model: Model, path: Path, lr_px: int = 64) -> float:
 
     path    ending in .pt2 (torch.export) or .onnx; inputs `lr`, `images` and the features of each expert in order
     lr_px   side of the windows, LR pixels
-    raises  ConfigError if a package is missing or an operator is not known there, StoreError if outputs differ
+    raises  ConfigError if a package is missing or an operator is not supported, StoreError if outputs differ
     """
     with_features = tuple(name for name, channels in model.fusion.channels.items() if channels)
     flat = _Flat(model.network, with_features).eval().cpu()
@@ -180,7 +180,7 @@ def _write_onnx(flat: _Flat, example: tuple[Tensor, ...], other: tuple[Tensor, .
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail
     except ImportError as error:
         raise ConfigError(f"{path}: {error}. Run: pip install 'championship-sr[onnx]'") from None
-    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # it tells of every operator that it leaves alone
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # it logs every operator that it leaves unchanged
     names = ["lr", "images", *(f"features_{name}" for name in flat.experts)]
     try:
         program = torch.onnx.export(flat, example, dynamo=True, verbose=False, input_names=names, output_names=["sr"])

@@ -1,9 +1,9 @@
 """Records what the pictures of a submission were made from, so that only up-to-date ones are reused.
 
-made.jsonl    one line a picture, the last line of a name counts:
+made.jsonl    one line per picture; for each name, the last line counts:
   image       name of the input
   input       sha256 of its file
-  given       expert -> sha256 of its image of this input, for experts that are not run
+  given       expert -> sha256 of its given image of this input, for experts that are not run
   by          fingerprint of the run and of the options
   picture     sha256 of the PNG
   seconds     that the network and its experts took
@@ -45,12 +45,12 @@ class Made:
     seconds: float
 
     def is_of(self, origin: PictureOrigin, picture: Path) -> bool:
-        """Whether the picture in this file is this one, made from just that."""
+        """Whether the picture in this file is this one, made from exactly these inputs."""
         return self.origin == origin and self.picture == sha256_of(picture)
 
 
 def fingerprint(model: Model, *, self_ensemble: bool) -> str:
-    """The sha256 of everything but the input that decides a picture: run, experts, options and this package."""
+    """The sha256 of everything except the input that decides a picture: run, experts, options and this package."""
     fusion = model.fusion
     decides = {
         "weights": sha256_of(fusion.checkpoint.path / WEIGHTS_FILE),
@@ -66,13 +66,13 @@ def fingerprint(model: Model, *, self_ensemble: bool) -> str:
 
 
 def origin_of(path: Path, of_experts: Sequence[ResultImages], by: str) -> PictureOrigin:
-    """What the picture of this input is made from now."""
+    """What the picture of this input would be made from now."""
     given = {images.name: sha256_of(images.files[str(path)]) for images in of_experts}
     return PictureOrigin(sha256_of(path), given, by)
 
 
 def read_made(out: Path) -> dict[str, Made]:
-    """Name of the input -> what was made of it; lines that are torn or of something else are left out."""
+    """Name of the input -> its picture's record; incomplete or invalid lines are left out."""
     try:
         lines = read_small(out / MADE).splitlines()
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_made(out: Path) -> dict[str, Made]:
             if math.isfinite(made.seconds):
                 pictures[content["image"]] = made
         except (ValueError, KeyError, TypeError):
-            continue  # its picture is made again
+            continue  # its picture is then made again
     return pictures
 
 

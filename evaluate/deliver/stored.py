@@ -20,9 +20,9 @@ from championship_sr.train.records.checkpoint import check_experts
 
 
 def upscale_store(model: Model, store: Store, output: Path, options: UpscaleOptions) -> list[Path]:
-    """Fuses each image of a store into a file with its id for a name, PNG where nothing else is asked for.
+    """Fuses each image of a store into a file named after its id, PNG by default.
 
-    raises  StoreError if the store's experts are others or, for the self-ensemble, if it lacks a variant
+    raises  StoreError if the store has other experts or, for the self-ensemble, lacks a variant
     """
     check_experts(model.fusion, store)
     if options.self_ensemble and len(stored_variants(store)) < len(VARIANTS):

@@ -1,4 +1,4 @@
-"""An NTIRE submission: one PNG for each input, readme.txt, and the zip, checked before it is offered."""
+"""An NTIRE submission: one PNG for each input, readme.txt and the zip, all checked."""
 
 import logging
 import time
@@ -27,9 +27,9 @@ RESULTS, README, ZIP = "results", "readme.txt", "submission.zip"
 
 @dataclass(frozen=True)
 class Facts:
-    """The fields of readme.txt that no program can know."""
+    """The fields of readme.txt that the user must give."""
 
-    extra_data: bool  # trained on more than the challenge's own images, the experts included
+    extra_data: bool  # whether the run or an expert was trained on more than the challenge's own images
     description: str
 
 
@@ -43,7 +43,7 @@ class Submission:
 
 
 def submit(model: Model, lr: Path, out: Path, facts: Facts, *, self_ensemble: bool = False) -> Submission:
-    """Super-resolves a folder of LR images and packs the results; called again, it makes what is missing.
+    """Super-resolves a folder of LR images and packs the results; called again, it makes missing ones.
 
     A picture is reused if the same run made it with the same options from the same input, and made again otherwise.
 
@@ -82,7 +82,7 @@ def _result_of(path: Path, results: Path) -> Path:
 
 
 def _taken_over(out: Path, origins: dict[Path, PictureOrigin]) -> dict[str, Made]:
-    """Name of the input -> its picture, where that is the one that would be made now."""
+    """Name of the input -> its existing picture, if it is the one that would be made now."""
     there = {path: _result_of(path, out / RESULTS) for path in origins}
     there = {path: result for path, result in there.items() if result.exists()}
     made = read_made(out)
@@ -100,7 +100,7 @@ def _taken_over(out: Path, origins: dict[Path, PictureOrigin]) -> dict[str, Made
 
 
 def _check_strays(inputs: Sequence[Path], results: Path) -> None:
-    """Raises StoreError listing what lies among the results and is none, before any work."""
+    """Raises StoreError listing files among the results that do not belong there, before any work."""
     expected = {_result_of(path, results) for path in inputs}
     strays = [path for path in sorted(results.iterdir()) if path not in expected and path.suffix != files.TMP]
     if strays:
@@ -109,7 +109,7 @@ def _check_strays(inputs: Sequence[Path], results: Path) -> None:
 
 
 def _check_names(inputs: Sequence[Path]) -> None:
-    """Raises StoreError listing the inputs whose results would have one name, or one that a zip cannot hold."""
+    """Raises StoreError listing inputs whose results would share a name, or have one that a zip cannot hold."""
     faults = [f"{printable(path.name)}: the name is no UTF-8" for path in inputs if printable(path.name) != path.name]
     first: dict[str, Path] = {}
     for path in inputs:
@@ -133,7 +133,7 @@ def readme(seconds: float, gpu: bool, facts: Facts) -> str:
 
 
 def check(inputs: Sequence[Path], results: Path, scale: int) -> None:
-    """Raises StoreError listing every result that is missing, too many, unreadable, of another size or not RGB."""
+    """Raises StoreError listing every result that is missing, superfluous, unreadable, of another size or not RGB."""
     expected = {f"{path.stem}.png": path for path in inputs}
     there = {path.name for path in results.iterdir()}
     faults = [f"{name}: missing" for name in sorted(expected.keys() - there)]

@@ -1,4 +1,4 @@
-"""Image files through a run: found, checked, super-resolved one by one, written whole."""
+"""Image files through a run: they are found, checked, super-resolved one by one, and written whole."""
 
 import glob
 import logging
@@ -29,7 +29,7 @@ class UpscaleOptions:
     suffix: str | None = None  # of the outputs, such as ".png"; None: that of each input
     quality: int = 95  # of JPEG and WebP; WebP at 100 is lossless
     self_ensemble: bool = False
-    experts_only: bool = False  # each expert's own image, named NAME-EXPERT, in place of the fusion's
+    experts_only: bool = False  # write each expert's own image, named NAME-EXPERT, instead of the fusion's
     overwrite: bool = False
 
 
@@ -128,4 +128,4 @@ def _pixels(path: Path) -> int:
     try:
         return prod(read_header(path).size)
     except UnreadableImage:
-        return 0  # found out, and said, when it is read
+        return 0  # reported when the file is read

@@ -29,7 +29,7 @@ from championship_sr.train.config import TrainConfig
 from championship_sr.train.run.loop import train
 from championship_sr.train.schedule import parse_length
 
-HELD_OUT = "held-out photographs"  # what the report calls them
+HELD_OUT = "held-out photographs"  # the names of the sets in the report
 PARTS = ("photographs", "stores", "runs", "report")  # what the demo makes in its folder, and --fresh removes
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def demo(out: Path, container: str, steps: int | None, fresh: bool, as_json: boo
 
 @dataclass
 class Demo:
-    """The demo's folder, and its stages this time."""
+    """The demo's folder, and its stages in this run."""
 
     out: Path
     container: str = "zarr"
@@ -90,7 +90,7 @@ class Demo:
         return demo_config(TrainConfig, "train", {} if self.steps is None else {"steps": self.steps})
 
     def clear(self) -> None:
-        """Removes what an earlier demo left, and nothing else."""
+        """Removes the files of an earlier demo, and nothing else."""
         for part in PARTS:
             shutil.rmtree(self.out / part, ignore_errors=True)
 

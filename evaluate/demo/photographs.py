@@ -32,7 +32,7 @@ HELD_OUT = ("chelsea", "china", "coffee", "flower", "rocket")
 
 MADE_WITH = {"scikit-image": "0.26.0", "scikit-learn": "1.9.1", "PyWavelets": "1.9.0"}
 STEREO = ("motorcycle_left", "motorcycle_right")
-MISSING = (AttributeError, ImportError, OSError, ValueError)  # what the packages raise without a photograph
+MISSING = (AttributeError, ImportError, OSError, ValueError)  # what the packages raise if they lack a photograph
 
 
 def photograph(name: str) -> np.ndarray:
@@ -71,7 +71,7 @@ def _sample_image(name: str) -> np.ndarray:
 
 
 def write_photographs(folder: Path) -> dict[str, Path]:
-    """Writes the HR photographs as PNG; those that are there already stay, and others go.
+    """Writes the HR photographs as PNG; existing ones stay, and any others are removed.
 
     returns  "training" (with the photograph that checkpoints are chosen by) and "held_out" -> folder
     """

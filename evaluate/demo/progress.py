@@ -15,7 +15,7 @@ STAGES = {
     "evaluate": ("scoring the held-out photographs and writing the report", 12),
 }
 SHORTEST_S = 5  # a stage that typically takes less says nothing about the machine
-REUSED = 0.3  # a stage that takes less than this share of its typical time has found its work done
+REUSED = 0.3  # a stage that takes less than this share of its typical time had nothing to do
 
 
 @dataclass
@@ -30,7 +30,7 @@ class DemoStages:
 
     @contextmanager
     def running(self, stage: str) -> Iterator[None]:
-        """Says on standard error that the stage begins, and keeps how long it took."""
+        """Reports on standard error that the stage begins, and records how long it took."""
         number = list(STAGES).index(stage) + 1
         click.echo(f"{number} of {len(STAGES)}: {STAGES[stage][0]}; {spoken(self.left())} left", err=True)
         began = time.perf_counter()
@@ -38,11 +38,11 @@ class DemoStages:
         self.seconds[stage] = round(time.perf_counter() - began, 1)
 
     def left(self) -> float:
-        """The seconds that the stages to come take if they go on at the pace of those that are done."""
+        """The seconds that the remaining stages take at the pace of the finished ones."""
         return self.pace() * sum(seconds for stage, seconds in self.typical().items() if stage not in self.seconds)
 
     def pace(self) -> float:
-        """How much longer than typical the stages took that had something to do; 1 before there is one."""
+        """How much longer than typical the stages with work to do took; 1 before the first."""
         typical = {stage: seconds for stage, seconds in self.typical().items() if seconds >= SHORTEST_S}
         worked = [stage for stage in self.seconds if self.seconds[stage] > REUSED * typical.get(stage, float("inf"))]
         return sum(self.seconds[s] for s in worked) / sum(typical[s] for s in worked) if worked else 1.0
@@ -53,7 +53,7 @@ class DemoStages:
 
 
 def spoken(seconds: float) -> str:
-    """About how long that is, in words."""
+    """The approximate duration, in words."""
     if seconds < 90:
         return f"about {max(1, round(seconds / 10)) * 10} s"
     return f"about {round(seconds / 60)} minutes"

@@ -1,4 +1,4 @@
-"""What the refinement does to an image; where its weights lie is not part of it."""
+"""What the refinement does to an image, apart from where its weights are."""
 
 from typing import Literal
 
@@ -14,13 +14,13 @@ class DiffusionConfig:
 
     method: Literal["student", "teacher"] = "student"
     alpha: float = 0.5  # share of the fusion's own image in the output; 1 changes nothing
-    colour: Literal["wavelet", "adain", "none"] = "wavelet"  # what is taken back from the fusion's image
+    colour: Literal["wavelet", "adain", "none"] = "wavelet"  # how the colours of the fusion's image are restored
     timestep: float = 1000.0  # at which the student was distilled
     student_shift: bool = False  # TSD-SR was trained on latents without the shift_factor of SD3's VAE
     vae_lora: bool = True  # TSD-SR's student comes with a LoRA of the VAE's encoder
     teacher_lora: bool = True  # TSD-SR's teacher is SD3 with a LoRA; false: SD3 itself
     steps: int = 28  # of the teacher's whole schedule
-    strength: float = 0.3  # how much of that schedule is run: 0 is nothing, 1 starts from noise alone
+    strength: float = 0.3  # share of that schedule that is run: 0 is nothing, 1 starts from pure noise
     guidance: float = 7.5  # classifier-free guidance of the teacher; 1 needs no negative prompt
     seed: int = 0  # of the teacher's noise
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the transformer; the VAE always runs in fp32

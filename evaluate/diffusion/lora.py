@@ -1,4 +1,4 @@
-"""Low-rank updates added to the weights of a model, once, so that a step costs what it costs without them."""
+"""Low-rank updates added to the weights of a model, once, so that a step costs no more than without them."""
 
 import re
 from pathlib import Path
@@ -17,9 +17,9 @@ UNKNOWN = ("alpha_pattern", "use_dora", "use_rslora", "lora_bias")  # settings t
 
 
 def merge_lora(model: nn.Module, path: Path) -> int:
-    """How many layers were changed: each weight W becomes W + (alpha / rank) B A, computed in fp32.
+    """Adds the LoRA to the weights and returns how many layers changed: W becomes W + (alpha / rank) B A, in fp32.
 
-    raises  WeightsError if the file is no LoRA, or has a layer that the model hasn't: then nothing is changed
+    raises  WeightsError if the file is not a LoRA, or has a layer that the model lacks: then nothing is changed
     source  Hu et al. 2021, section 4.1
     """
     tensors, settings = _read(path)

@@ -12,7 +12,7 @@ from championship_sr.evaluate.diffusion.weights import load_refiner
 
 
 def diffusion_options(command: Callable) -> Callable:
-    """The command with --diffusion and --alpha, passed on as `diffusion` and `alpha`; None where not given."""
+    """The command with --diffusion and --alpha, passed on as `diffusion` and `alpha`; None if not given."""
     folder = click.option(
         "--diffusion",
         type=click.Path(path_type=Path, file_okay=False),

@@ -17,7 +17,7 @@ from championship_sr.store.errors import WeightsError
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the transformer is told to paint, as its text encoders wrote it."""
+    """The prompt for the transformer, as encoded by its text encoders."""
 
     embeds: Tensor  # (1, tokens, joint_attention_dim)
     pooled: Tensor  # (1, pooled_projection_dim)
@@ -71,7 +71,7 @@ class Refiner:
     def __call__(self, sr: Tensor) -> Tensor:
         """alpha * sr + (1 - alpha) * the diffusion model's image.
 
-        sr       (B, 3, H, W) of any size, 0..1, on any device; values beyond are clipped for the model only
+        sr       (B, 3, H, W) of any size, 0..1, on any device; values outside are clipped only for the model
         raises   WeightsError if the model's image holds NaN or Inf
         """
         latent = self.encode(_padded(sr.float().clamp(0, 1), self.factor * self._patch).mul_(2).sub_(1))

@@ -32,7 +32,7 @@ TSD_SR = "TSD-SR: download from the links in https://github.com/Microtreei/TSD-S
 def load_refiner(folder: str | Path, config: DiffusionConfig | None = None, device: str = "auto") -> Refiner:
     """The refiner whose weights lie in `folder`; docs/track-b.md lists the files. Nothing is downloaded.
 
-    raises  WeightsError if files are missing, damaged or don't fit together; ConfigError without diffusers
+    raises  WeightsError if files are missing, damaged or do not fit together; ConfigError without diffusers
     """
     folder, config = Path(folder), config or DiffusionConfig()
     _check_complete(folder, config)
@@ -69,7 +69,7 @@ def _vae_lora(config: DiffusionConfig) -> str | None:
 
 
 def _prompt_folders(config: DiffusionConfig) -> list[str]:
-    """The folders of what is painted and, with guidance, of what is led away from."""
+    """The folders of the prompt and, with guidance, of the negative prompt."""
     guided = config.method == "teacher" and config.guidance != 1
     return ["prompt", "prompt-null"] if guided else ["prompt"]
 

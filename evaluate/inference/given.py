@@ -1,4 +1,4 @@
-"""Arrays and tensors as people hold them, as the batch that a network takes; and its images in the same form."""
+"""Converts arrays and tensors in common forms to the batch that a network takes, and its images back."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,8 +20,8 @@ def as_batch(given: Tensor, channels_last: bool = False) -> tuple[Tensor, Back]:
 
     given          (h, w), (C, h, w), (h, w, C) or a batch of them, C being 3, or 1 for grey; uint8, uint16, or
                    floating point in 0..1
-    channels_last  what (3, w, 3) means
-    raises         ConfigError naming the shape, the type or the range that is none of these
+    channels_last  how an ambiguous (3, w, 3) is read
+    raises         ConfigError naming a shape, type or range other than these
     """
     top = TOP.get(given.dtype)
     if top is None and not given.is_floating_point():

@@ -37,7 +37,7 @@ class Inputs(Protocol):
 class StoredInputs:
     """An image of a store, as its experts saw it in one variant.
 
-    features  False leaves them on the disk, where no network asks for them
+    features  False does not read the features, for networks that do not use them
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StoredInputs:
 
 
 class LiveInputs:
-    """An image whose windows the experts are run on when they are asked for; no more is kept than one window.
+    """An image on whose windows the experts are run on request; only one window is kept.
 
     experts  those that are run, and images of those that are not
     raises   ConfigError for a flipped or turned image of an expert that is not run

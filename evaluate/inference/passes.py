@@ -18,7 +18,7 @@ PixelsDone = Callable[[int], object]  # called with the number of LR pixels that
 
 @dataclass(frozen=True)
 class PassOutputs:
-    """What came out of one pass: name -> image (3, H, W) in float32 on the CPU; and where the time went."""
+    """The outputs of one pass, name -> image (3, H, W) in float32 on the CPU, and where the time went."""
 
     images: dict[str, Tensor]
     seconds: dict[str, float]  # "inputs": reading the store, or the experts; and each network
@@ -36,7 +36,7 @@ def run(
 ) -> PassOutputs:
     """The networks' outputs for a whole image, not clipped, and the experts' images with `keep_experts`.
 
-    The memory used is that of the outputs and of one tile, on the device until all tiles are there.
+    It uses memory for the outputs and one tile, on the device until all tiles are done.
     """
     height, width = (n * inputs.scale for n in inputs.size)
     images: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Pictures into files: transparency, 16 bits, EXIF data and colour profile are kept where the format has them."""
+"""Pictures into files: transparency, 16 bits, EXIF data and colour profile are kept if the format supports them."""
 
 import io
 import logging
@@ -69,7 +69,7 @@ def write_picture(path: Path, picture: Picture, *, quality: int = 95, overwrite:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder, so that one that cannot be written is found before any work.
+    """Makes the folder, so that an unwritable one is noticed before any work.
 
     raises  StoreError, OSError
     """
@@ -100,7 +100,7 @@ def _save(file: io.BufferedWriter, picture: Picture, kind: str, quality: int) ->
 
 
 def _with_size(exif: bytes, shape: tuple[int, ...]) -> bytes:
-    """The EXIF data with the size of the enlarged picture, where it states one."""
+    """The EXIF data with the size of the enlarged picture, if it states a size."""
     if not exif:
         return exif
     data = Image.Exif()
@@ -116,7 +116,7 @@ def _with_size(exif: bytes, shape: tuple[int, ...]) -> bytes:
 
 
 def _channels(picture: Picture) -> np.ndarray:
-    """(h, w, C) with C = 1 to 4 as the file shall have them."""
+    """The array (h, w, C) with the C = 1 to 4 channels that the file will have."""
     if picture.grey:
         parts = [np.round(picture.pixels.mean(axis=-1, keepdims=True)).astype(picture.pixels.dtype)]
     else:

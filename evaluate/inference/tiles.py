@@ -2,7 +2,7 @@
 
 Two rules cut an axis. The fusion takes tiles of even sizes and reads a halo around each; a diffusion model takes tiles
 of the full size that it was trained on, with a least overlap. Extraction's tiles (`extract.experts.tiling.spans`) are
-the third rule: they keep their insides and do not fade, as what is stored must not depend on a neighbour.
+the third rule: they keep their inner parts and do not fade, as stored arrays must not depend on neighbouring tiles.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def even_spans(length: int, scale: int, tiling: FadedTiling) -> list[FadedSpan]:
 
 
 def full_spans(length: int, tile: int, overlap: int, unit_out: int) -> list[FadedSpan]:
-    """As few tiles of the full size as overlap by `overlap` or more; weights add up to 1 at every pixel.
+    """The fewest tiles of the full size that overlap by at least `overlap`; weights add up to 1 at every pixel.
 
     Neighbours fade into each other around the middle of what they share, over half of `overlap`: where a tile sees its
     own border it does not count. An axis shorter than a tile is one tile.
@@ -75,7 +75,7 @@ def _risen(distance: Tensor, width: float) -> Tensor:
 def run_in_full_tiles(
     function: Callable[[Tensor], Tensor], image: Tensor, tile: int, overlap: int, unit_in: int, unit_out: int
 ) -> Tensor:
-    """What `function` makes of the image, in fp32 where the image lies; an image of one tile is passed whole.
+    """The result of `function` on the image, in fp32 on its device; an image of one tile is passed whole.
 
     function       (B, C, a * unit_in, b * unit_in) -> (B, C', a * unit_out, b * unit_out)
     image          (B, C, h, w), multiples of unit_in
@@ -87,7 +87,7 @@ def run_in_full_tiles(
     whole = torch.empty(0)
     for ys, xs in product(rows, cols):
         part = function(image[..., _place(ys, unit_in), _place(xs, unit_in)]).to(image.device, torch.float32)
-        if not whole.numel():  # the first part says how many channels there are
+        if not whole.numel():  # the first part determines the number of channels
             height, width = (length // unit_in * unit_out for length in image.shape[-2:])
             whole = part.new_zeros(*part.shape[:2], height, width)
         weight = (ys.weight[:, None] * xs.weight).to(image.device)

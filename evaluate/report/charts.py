@@ -22,7 +22,7 @@ def line_chart(
     y_title: str,
     log_y: bool = False,
 ) -> str:
-    """Lines over x, and dashed horizontal levels to compare them with; names stand at their ends."""
+    """Lines over x, and dashed horizontal levels to compare them with; names are at their ends."""
     points = [(x, y) for line in lines.values() for x, y in line if math.isfinite(y) and (y > 0 or not log_y)]
     if not points:
         return ""
@@ -44,7 +44,7 @@ def line_chart(
 
 
 def histogram(values: Sequence[float], *, x_title: str, y_title: str = "images") -> str:
-    """How many values lie in each of equal bins, one of which begins at 0; below 0 in another colour."""
+    """A histogram with equal bins, one of which begins at 0; bins below 0 have another colour."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
@@ -64,7 +64,7 @@ def histogram(values: Sequence[float], *, x_title: str, y_title: str = "images")
 
 
 def bars(values: Mapping[str, float], *, title: str) -> str:
-    """One bar a name, the largest first, to both sides of 0; below 0 in another colour. Many bars go without names."""
+    """One bar per name, the largest first, on both sides of 0; below 0 in another colour. Many bars go unnamed."""
     ordered = sorted(((v, k) for k, v in values.items() if math.isfinite(v)), reverse=True)
     if not ordered:
         return ""
@@ -81,7 +81,7 @@ def bars(values: Mapping[str, float], *, title: str) -> str:
 
 
 def intervals(values: Mapping[str, tuple[float, float, float]], *, x_title: str) -> str:
-    """One row a name: a point at the middle value, and a line from the low one to the high one."""
+    """One row per name: a point at the middle value, and a line from the low to the high one."""
     finite = {name: value for name, value in values.items() if all(map(math.isfinite, value))}
     if not finite:
         return ""

@@ -36,13 +36,13 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 def data_uri(image: np.ndarray, *, lossless: bool = True, longest: int = 0) -> str:
     """The image (H, W, 3) in uint8 as WebP in a `data:` address.
 
-    longest  its sides are reduced to at most this, where given
+    longest  its sides are reduced to at most this, if given
     """
     picture = Image.fromarray(image)
     if longest and max(picture.size) > longest:
         picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if lossless:  # `quality` is then effort: more of it takes four times as long for 1 % fewer bytes
+    if lossless:  # `quality` then means effort: more takes four times as long for 1 % fewer bytes
         picture.save(file, "WEBP", lossless=True, quality=20, method=2)
     else:
         picture.save(file, "WEBP", quality=80, method=4)

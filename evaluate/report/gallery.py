@@ -1,7 +1,7 @@
 """What a report shows of the images, gathered while they are scored, in a bounded number of bytes.
 
-An image is kept whole where it fits into its share of the bytes; of the others, those windows are kept where over all
-images the fusion gains or loses most.
+An image is kept whole if it fits into its share of the bytes; of the others, the windows are kept in which the fusion
+gains or loses most over all images.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from championship_sr.evaluate.report.regions import Region, ShownImage, square
 from championship_sr.evaluate.scoring.comparison import Pictures
 
 PAGE_BYTES = 27_000_000  # of all pictures of a page; with the rest of it less than 30 MB
-LARGEST_SHARE = 3  # of an image, in equal shares: else the last images would push out all windows of the others
+LARGEST_SHARE = 3  # equal share of an image: otherwise the last images would displace all windows of the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Window:
 
 @dataclass
 class Gallery:
-    """Looks on while a run is scored; pass it as `observe`.
+    """Collects pictures while a run is scored; pass it as `observe`.
 
     border  pixels at each side of an image that its scores leave out
     """
@@ -88,18 +88,18 @@ class Gallery:
         self._shrink()
 
     def _share(self, total: int) -> int:
-        """The bytes that the next of `total` images may take whole; what others left is shared out again, in limits."""
+        """The bytes that the next of `total` images may take whole; unused shares are redistributed, within limits."""
         left = self.page_bytes - sum(region.bytes for region in self.images)
         return min(left // (total - self.seen + 1), LARGEST_SHARE * self.page_bytes // total)
 
     def _is_worth(self, gain: float) -> bool:
-        """Whether a window of this gain would outlast the others that could go."""
+        """Whether a window of this gain would be kept over the others that could be dropped."""
         there = self._loose(self.gains if gain > 0 else self.losses)
         used = sum(region.bytes for region in self.regions)
         return not there or abs(gain) > abs(there[-1].gain) or used + there[-1].region.bytes <= self.page_bytes
 
     def _shrink(self) -> None:
-        """Drops the least of the windows, of the kind of which there are more, until everything fits."""
+        """Drops the least important windows, of the more frequent kind, until everything fits."""
         while sum(region.bytes for region in self.regions) > self.page_bytes:
             loose = max(self._loose(self.gains), self._loose(self.losses), key=len)
             if not loose:
@@ -107,6 +107,6 @@ class Gallery:
             self.windows.remove(loose[-1])
 
     def _loose(self, windows: Sequence[Window]) -> list[Window]:
-        """Those that can go; a window may cover all of a small image and yet be one."""
+        """The windows that can be dropped; a window may cover all of a small image."""
         kept = set(self.images)
         return [window for window in windows if window.region not in kept]

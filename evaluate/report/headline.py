@@ -23,14 +23,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Rival:
-    """What the fusion is held against."""
+    """The baselines that the fusion is compared with."""
 
     method: str
     title: str
 
 
 def rivals(scores: Scores) -> list[Rival]:
-    """The best expert; and fitted weights, where they were scored."""
+    """The best expert, and fitted weights if they were scored."""
     best = scores.best_expert
     result = [Rival(best, f"the best expert ({row(best).title})")] if best else []
     return result + ([Rival(FITTED, "fitted weights")] if FITTED in scores.methods else [])
@@ -83,7 +83,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def unit_of(title: str) -> str:
-    """The unit of a metric, empty where it has none."""
+    """The unit of a metric, empty if it has none."""
     return "dB" if title.startswith("PSNR") else ""
 
 

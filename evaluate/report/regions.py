@@ -1,6 +1,6 @@
 """Parts of a scored image as a page holds them: its pictures, lossless, and its maps, encoded.
 
-What a page computes from the pictures is true; the maps are only looked at.
+A page computes exact values from the pictures; the maps are only displayed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ from championship_sr.evaluate.scoring.comparison import Pictures
 from championship_sr.extract.images.picture import eight_bit
 from championship_sr.train.metrics import rgb_to_y
 
-SMALLEST_BYTES_PER_PIXEL = 0.25  # of a lossless picture of a photograph: what can't fit isn't encoded
+SMALLEST_BYTES_PER_PIXEL = 0.25  # of a lossless picture of a photograph: a picture that cannot fit is not encoded
 WINDOW_LR_PX = 64  # side of a window; in HR pixels `scale` times that
 PER_IMAGE = 2  # windows of each kind
 KINDS_SHOWN = ("floor", "expert", "baseline", "fusion")
 HR = "HR"
-WINS_BLUR = 9  # HR pixels over which an expert must be nearer on average to win there
+WINS_BLUR = 9  # side in HR pixels of the area over which the nearest expert is determined
 ERROR_PERCENTILE = 99.5  # of the errors in a region is the brightest colour
 THUMBNAIL_PX = 112
 
@@ -68,7 +68,7 @@ class Region:
 
     @property
     def bytes(self) -> int:
-        """What it takes of the page."""
+        """The bytes that it takes on the page."""
         return sum(len(layer.source) for layer in self.layers)
 
 
@@ -106,7 +106,7 @@ class ShownImage:
                 yield y * self.scale, x * self.scale, size * self.scale, sign * value
 
     def decibels(self, place: Box) -> float:
-        """How much the fusion, or what stands for it, is better than the best expert at this place."""
+        """How much better the fusion, or its replacement, is than the best expert at this place."""
         with np.errstate(divide="ignore"):
             return float(10 * np.log10(self.best_squares[place].mean() / self.squares[place].mean()))
 
@@ -159,7 +159,7 @@ class ShownImage:
 
 
 def title_of(method: str) -> str:
-    """How a picture is called where one is chosen."""
+    """The picture's name in the page's choice of pictures."""
     return HR if method == HR else "LR (bicubic)" if method == BICUBIC else row(method).title
 
 

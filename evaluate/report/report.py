@@ -31,7 +31,7 @@ REPORT = "report.html"
 PAGE = "page"  # the folder of the page's templates, style sheets and scripts
 STYLES = ("page.css", "compare/compare.css")
 SCRIPTS = ("compare/pixels.js", "compare/view.js", "compare/stage.js", "compare/compare.js")
-LEAST_BINNED = 8  # images; a histogram of fewer says nothing
+LEAST_BINNED = 8  # images; a histogram of fewer is meaningless
 MANY_EXPERTS = 5  # more are counted in a title, not named
 
 
@@ -47,7 +47,7 @@ def write_scores(folder: Path, stem: str, scores: Scores) -> list[Path]:
 def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model | None, data: str) -> Path:
     """Writes the report of a run, or of experts alone, and returns its path.
 
-    gallery  what looked on while `scores` were made
+    gallery  the pictures that were collected while `scores` were made
     model    the run; None: there are only the experts
     data     what the scored images are called
     """
@@ -63,7 +63,7 @@ def write_report(path: Path, scores: Scores, gallery: Gallery, model: Model | No
 
 
 def _content(scores: Scores, gallery: Gallery, model: Model | None, data: str) -> dict[str, Any]:
-    """What the templates show; each of them reads the entries that its own name or heading says."""
+    """What the templates show; each template reads the entries of its own name or heading."""
     return {
         "styles": [_part(name) for name in STYLES],
         "scripts": [_part(name) for name in SCRIPTS],
@@ -89,7 +89,7 @@ def _of_run(scores: Scores, model: Model, data: str) -> dict[str, Any]:
 
 
 def _of_experts(scores: Scores, data: str) -> dict[str, Any]:
-    """The same without a run: what is only known of one is left out."""
+    """The same without a run, leaving out everything that is only known of a run."""
     names, number = scores.together.experts, counted(len(scores.images), "image")
     return {
         "title": f"{_named(names)} on {data}",
@@ -198,7 +198,7 @@ def _table(scores: Scores) -> dict[str, Any]:
 
 
 def _gain_chart(scores: Scores) -> str:
-    """The fusion's gain over everything that can be had without it, with its intervals."""
+    """The fusion's gain over everything that is possible without it, with intervals."""
     metric = scores.metrics[0]
     others = [method for method in scores.methods if row(method).kind in ("expert", "baseline")]
     gains = {row(method).title: scores.gain(metric, FUSION, method) for method in others}

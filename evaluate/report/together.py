@@ -13,7 +13,7 @@ from championship_sr.evaluate.scoring.complementarity_table import (
     subset_rows,
 )
 
-PALEST = 0.08  # how much of the heat map's colour the lowest correlation has
+PALEST = 0.08  # the lowest correlation's share of the heat map's colour
 
 
 def section(complementarity: Complementarity) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def facts(complementarity: Complementarity) -> list[Fact]:
 
 
 def _heat_map(complementarity: Complementarity) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Expert -> the text of each cell, and how much of the colour it has."""
+    """Expert -> the text of each cell, and its share of the colour."""
     values = [value for row in complementarity.correlation.values() for value in row.values()]
     low, span = min(values, default=0.0), max(values, default=1.0) - min(values, default=0.0) or 1.0
     return [

@@ -18,11 +18,11 @@ from championship_sr.train.metrics import rgb_to_y
 def images_of(
     lr: np.ndarray, hr: np.ndarray, experts: Mapping[str, Tensor], scale: int, weights: Mapping[str, float] | None
 ) -> dict[str, np.ndarray]:
-    """Method -> image (H, W, 3) in uint8, of everything that the experts' images give without a network.
+    """Method -> image (H, W, 3) in uint8, for everything that can be made from the experts' images without a network.
 
     lr, hr   (h, w, 3) and (H, W, 3) in uint8 or uint16
     experts  name -> image (3, H, W) in about 0..1
-    weights  that were fitted to other images; None leaves their row out
+    weights  fitted to other images; None leaves out their row
     """
     rounded = {name: hwc(image) for name, image in experts.items()}
     images = {BICUBIC: eight_bit(upscale(lr, scale))}
@@ -46,7 +46,7 @@ def best_per_pixel(images: list[np.ndarray], hr: np.ndarray) -> np.ndarray:
 def products_of(hr: np.ndarray, experts: Mapping[str, Tensor], border: int) -> np.ndarray:
     """(E, E) of one image: the mean products of the experts' luma errors, unrounded, `border` pixels cut.
 
-    Weights are fitted, and any combination is scored, with nothing else; see `train.combination`.
+    This is all that is needed to fit weights and to score any combination; see `train.combination`.
     """
     inside = (..., slice(border, hr.shape[0] - border), slice(border, hr.shape[1] - border))
     images = torch.stack([image[inside] for image in experts.values()])

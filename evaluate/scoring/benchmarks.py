@@ -23,7 +23,7 @@ SAME_FOLDER = "image_SRF_{s}"  # img_001_SRF_4_HR.png beside img_001_SRF_4_LR.pn
 def find_benchmarks(folder: Path, scale: int, left_out: list[str]) -> dict[str, list[Pair]]:
     """Name -> pairs of every benchmark in the folder, or of the folder itself if it is one.
 
-    left_out  takes what does not fit
+    left_out  collects the faults of files that do not fit
     raises    StoreError if there is none
     """
     sets: dict[str, list[Pair]] = {}

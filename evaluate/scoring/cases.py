@@ -16,12 +16,12 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import VARIANTS
 from championship_sr.store.shards.reader import Store
 
-MAX_FIT_IMAGES = 32  # fitted weights have one degree of freedom an expert
+MAX_FIT_IMAGES = 32  # fitted weights have only one degree of freedom per expert
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image to be scored; nothing is read before it is asked for.
+    """One image to be scored; everything is read on request.
 
     pair    -> lr (h, w, 3) and hr (H, W, 3), uint8 or uint16
     inputs  variant, experts -> what the networks read
@@ -42,8 +42,8 @@ def stored_cases(
 ) -> list[Case]:
     """The images of a store with these indices.
 
-    live      the experts, for the variants that the store hasn't
-    features  False leaves the experts' features on the disk
+    live      the experts, for the variants that the store lacks
+    features  False does not read the experts' features
     """
     held = stored_variants(store)
 
@@ -69,7 +69,7 @@ def stored_variants(store: Store) -> set[str]:
 
 
 def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert | ResultImages], device: Device) -> list[Case]:
-    """The images of files, the experts being run on them, or their results read."""
+    """The images of files, on which the experts are run or whose results are read."""
 
     def case(pair: Pair) -> Case:
         def read() -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ def paired_cases(pairs: Sequence[Pair], experts: Sequence[LoadedExpert | ResultI
 def chosen_images(store: Store, ids: Sequence[str] | None) -> list[int]:
     """The indices of the images with these ids; None: all.
 
-    raises  StoreError naming the ids that the store hasn't, or if it has no HR images
+    raises  StoreError naming the ids that the store lacks, or if it has no HR images
     """
     store.check_hr("a score")
     index = {image.id: number for number, image in enumerate(store.images)}

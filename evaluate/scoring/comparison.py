@@ -58,8 +58,8 @@ class ComparisonPlan:
     fitted     (m, E, E): the images that they were fitted to, as of `products_of`
     costs      of the experts, for one LR pixel
     observe    called with the pictures of each image
-    used       image -> what the run did with it, None if it never saw it; None where that is not known
-    notes      what a reader of the table must know
+    used       image -> what the run did with it, None if it never saw it; None if that is not known
+    notes      remarks that a reader of the table must know
     """
 
     experts: Sequence[str]
@@ -77,7 +77,7 @@ class ComparisonPlan:
 def score_cases(cases: Sequence[Case], scale: int, lr: str, plan: ComparisonPlan, config: EvaluateConfig) -> Scores:
     """The scores of all methods on all images that can be read; the others are named in `left_out`.
 
-    lr      where the LR images come from, in words
+    lr      the origin of the LR images, in words
     raises  StoreError if none can be read; ConfigError, WeightsError if a metric's package or weights are missing
     """
     check_learned(config.scored, pick_device(config.device))
@@ -113,7 +113,7 @@ class _Comparison:
             self.networks[FUSION] = WithMaps(fusion, fuse)
 
     def add(self, case: Case, total: int = 1) -> None:
-        """Scores the image, one of `total`, by every method that needs it only once."""
+        """Scores the image, one of `total`, by every method that needs a single pass."""
         lr, hr = case.pair()
         _check_sizes(case.name, lr, hr, self.scale)
         if min(hr.shape[:2]) <= 2 * self.border:
@@ -181,7 +181,7 @@ class _Comparison:
 
 
 class _Together:
-    """What is needed to say what the experts are worth together, as images come in."""
+    """Collects, image by image, what is needed to tell what the experts are worth together."""
 
     def __init__(self, plan: ComparisonPlan) -> None:
         self.plan = plan
@@ -210,7 +210,7 @@ class _Together:
 
 
 class WithMaps(nn.Module):
-    """A fusion whose maps come with its image, as further channels: both of one pass."""
+    """A fusion that returns its maps with its image, as further channels of the same pass."""
 
     def __init__(self, network: nn.Module, fuse: Callable[..., dict[str, Tensor]]) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class _Table:
                 self.values[metric].setdefault(method, []).append(value)
 
     def best_expert(self) -> str:
-        """The expert of the best mean by the first metric: on the scored images, to the baseline's favour."""
+        """The expert with the best mean by the first metric, on the scored images, which favours this baseline."""
         metric, methods = next(iter(self.values.items()))
         sign = 1 if METRICS[metric].higher_is_better else -1
         experts = [method for method in methods if method.startswith(EXPERT)]

@@ -14,21 +14,21 @@ import numpy as np
 from championship_sr.train.combination import equal_experts, fit_weights, psnr_of, squared_error
 from championship_sr.train.gains import Gain, Resampling, difference
 
-ALL_SUBSETS = 8  # up to so many experts every subset is scored; beyond, forward selection
+ALL_SUBSETS = 8  # up to this many experts, every subset is scored; beyond, forward selection
 WORTH_DB = 0.01  # an expert that adds less is not worth its time: PSNR is quoted to 0.01 dB
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """What an expert costs for one LR pixel, or as `of` gives it for an image; None where it is not known."""
+    """An expert's cost for one LR pixel or, as returned by `of`, for an image; None if not known."""
 
     parameters: int | None = None
     seconds: float | None = None
     stored_bytes: float | None = None  # of its SR image and features
 
     def of(self, lr_px: float) -> "ExpertCost":
-        """The cost of an image of so many LR pixels."""
+        """The cost of an image of this many LR pixels."""
         return ExpertCost(self.parameters, _times(self.seconds, lr_px), _times(self.stored_bytes, lr_px))
 
 
@@ -55,7 +55,7 @@ class Complementarity:
     subsets        single experts first, then larger ones
     adds           expert -> what all experts gain over all but this one
     self_ensemble  expert -> what the mean over eight flips and turns gains over one pass; empty where not known
-    oracles        what a choice with HR in hand gains over the best expert: an upper bound
+    oracles        the gain over the best expert of a choice that knows HR: an upper bound
     costs          of each expert, for an image of the mean size
     """
 
@@ -122,7 +122,7 @@ class Complementarity:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the images, gathered in one pass over them.
+    """The data gathered in one pass over the images.
 
     products  (n, E, E): of each scored image, as of `products_of`
     fitted    (m, E, E): of images that are not scored, to which weights are fitted; None: to the other scored ones
@@ -193,7 +193,7 @@ class _Scored:
         return fit_weights((products.sum(axis=0) - products) / (count - 1))
 
     def stated(self, subset: tuple[int, ...]) -> np.ndarray:
-        """(k,): the weights that are told: where they were fitted to the others of each image, those of all images."""
+        """(k,): the weights to report: if they were fitted to the other images of each, those fitted to all images."""
         if self.evidence.fitted is None and len(self.evidence.products) > 1:
             return fit_weights(_of(self.evidence.products, subset).mean(axis=0))
         return self.weights(subset)[0]
@@ -202,7 +202,7 @@ class _Scored:
         return self.resampling.gain(difference(psnr, self.psnr((self.best,))))
 
     def over_one_pass(self, expert: str, squared: np.ndarray) -> Gain:
-        """What squared errors of an expert's self-ensemble gain over its own image."""
+        """The gain of an expert's self-ensemble over its single pass, from their squared errors."""
         return self.resampling.gain(difference(psnr_of(squared), self.psnr((self.experts.index(expert),))))
 
     def subset(self, subset: tuple[int, ...]) -> Subset:
@@ -216,7 +216,7 @@ class _Scored:
         return self.resampling.gain(difference(self.psnr(everyone), self.psnr(others)))
 
     def chosen(self) -> Iterator[tuple[int, ...]]:
-        """Every subset; of many experts each alone, and then the best expert with one more at a time."""
+        """Every subset; of many experts, each alone, then the best expert with one more added at a time."""
         everyone = range(len(self.experts))
         if len(everyone) <= ALL_SUBSETS:
             for size in everyone:
@@ -238,7 +238,7 @@ def _of(products: np.ndarray, subset: tuple[int, ...]) -> np.ndarray:
 def _correlation(experts: Sequence[str], products: np.ndarray) -> dict[str, dict[str, float]]:
     sizes = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.nan_to_num(products / np.outer(sizes, sizes))  # an expert without error has none in common
+        values = np.nan_to_num(products / np.outer(sizes, sizes))  # an expert without error shares none with others
     return {a: dict(zip(experts, row.tolist(), strict=True)) for a, row in zip(experts, values, strict=True)}
 
 

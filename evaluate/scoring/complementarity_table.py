@@ -26,7 +26,7 @@ def text(complementarity: Complementarity) -> str:
 
 
 def shown(complementarity: Complementarity) -> list[Subset]:
-    """All subsets, or the best of each size where they are many."""
+    """All subsets, or the best of each size if there are many."""
     if len(complementarity.subsets) <= MOST_ROWS:
         return list(complementarity.subsets)
     by_size = groupby(complementarity.subsets, key=lambda subset: len(subset.experts))
@@ -39,7 +39,7 @@ def signed(gain: Gain) -> str:
 
 
 def interval(gain: Gain) -> str:
-    """The two ends."""
+    """The two ends of the interval."""
     return f"{_signed(gain.low)} .. {_signed(gain.high)}"
 
 
@@ -48,7 +48,7 @@ def _signed(value: float) -> str:
 
 
 def cost_cells(cost: ExpertCost) -> list[str]:
-    """Parameters, seconds and stored bytes, empty where they are not known."""
+    """Parameters, seconds and stored bytes, empty if not known."""
     return [
         "" if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M",
         "" if cost.seconds is None else f"{cost.seconds:.3g}",
@@ -57,7 +57,7 @@ def cost_cells(cost: ExpertCost) -> list[str]:
 
 
 def expert_rows(complementarity: Complementarity) -> list[list[str]]:
-    """A header and a row for each expert, without columns that nothing is known of."""
+    """A header and a row for each expert, without columns for which nothing is known."""
     header = ["expert", "own error", "adds to the others, dB", "95 % interval", "x8 adds, dB", "95 % interval"]
     rows = [[*header, "parameters", "seconds", "stored"]]
     for name in complementarity.experts:
@@ -80,7 +80,7 @@ def subset_rows(complementarity: Complementarity, subsets: Sequence[Subset]) -> 
 
 
 def oracles_in_words(complementarity: Complementarity) -> str:
-    """What the upper bounds gain over the best expert."""
+    """The gains of the upper bounds over the best expert."""
     words = [f"{row(name).title} {signed(gain)} dB" for name, gain in complementarity.oracles.items()]
     return (
         f"upper bounds, which choose with HR in hand, over {complementarity.best}: {', '.join(words)}" if words else ""

@@ -43,7 +43,7 @@ def seconds_of(expert: LoadedExpert, device: torch.device) -> float:
 def stored_costs(
     store: Store, names: Sequence[str], live: Sequence[LoadedExpert], device: Device
 ) -> dict[str, ExpertCost]:
-    """The same of a store's experts, with what a pixel takes on its disk; seconds of those that are loaded.
+    """The same for a store's experts, with the bytes that a pixel takes on disk; seconds for the loaded ones.
 
     live  the experts that can be run, or none
     """
@@ -57,7 +57,7 @@ def stored_costs(
 
 
 def _stored_bytes(store: Store) -> dict[str, float]:
-    """Expert -> the bytes that an LR pixel takes where the store is."""
+    """Expert -> the bytes that an LR pixel takes in the store."""
     if not isinstance(store, RemoteStoreReader):
         return {source.name: source.bytes_per_lr_px for source in info(Path(store.root)).sources}
     lr_px = sum(image.lr_size[0] * image.lr_size[1] for image in store.images)
@@ -66,7 +66,7 @@ def _stored_bytes(store: Store) -> dict[str, float]:
 
 
 def cost_lines(model: Model, students: Sequence[LoadedExpert]) -> list[str]:
-    """What single networks cost beside the fusion with its experts, a line in words."""
+    """The cost of single networks beside that of the fusion with its experts, one line each."""
     if not students:
         return []
     window = torch.full((1, 3, TIMED_PX, TIMED_PX), 0.5)

@@ -50,13 +50,13 @@ BICUBIC_LR, PUBLISHED_LR = "made by MATLAB's bicubic", "as published"
 class ScoringOptions:
     """What is scored besides the baselines.
 
-    self_ensemble  None: the best expert's, where its eight answers can be had; True: the fusion's too; False: none
+    self_ensemble  None: the best expert's, if its eight outputs are available; True: the fusion's too; False: none
     ablation       the fusion with each of its phases switched off
     fit_store      a folder or URL, to whose images weights are fitted; None: the store of the run, or the scored one;
                    never to images that are scored
     observe        called with the pictures of each image
-    bundled        a second fusion of the same experts, for a row of its own; on stores alone
-    singles        networks that see LR alone, scored beside the run's fusion; what the first gains over others is said
+    bundled        a second fusion of the same experts, in a row of its own; only on stores
+    singles        networks that only see LR, scored beside the fusion; the first one's gains over others are told
     """
 
     self_ensemble: bool | None = None
@@ -134,7 +134,7 @@ def evaluate_pairs(
 ) -> Scores:
     """The scores of a run on image files, its experts being run on them; without a run, those of `experts`.
 
-    experts  in the run's order, where not all of them are to be run as the run says
+    experts  in the run's order, if not all of them are to be run as the run says
     """
     options, config = options or ScoringOptions(), config or EvaluateConfig()
     model = load(run, config=config) if isinstance(run, (str, Path)) else run
@@ -165,7 +165,7 @@ def evaluate_pairs(
 
 
 def _single_costs(model: Model | None, options: ScoringOptions) -> list[str]:
-    """What the single networks cost beside the fusion; without its experts where they cannot be loaded here."""
+    """The cost of the single networks beside the fusion's; without its experts if they cannot be loaded here."""
     if model is None:
         return []
     try:
@@ -208,7 +208,7 @@ def _networks(model: Model | None, options: ScoringOptions) -> dict[str, nn.Modu
 def _ablations(network: nn.Module) -> dict[str, nn.Module]:
     """Each phase that is on -> the network without it.
 
-    raises  ConfigError if it is not made of phases
+    raises  ConfigError if the network is not made of phases
     """
     if not isinstance(network, FusionNetwork):
         raise ConfigError("--ablation: this run's network has no phases to switch off")
@@ -228,7 +228,7 @@ class Without(nn.Module):
 
 
 def _can_ensemble(options: ScoringOptions, ready: Callable[[], object], notes: list[str]) -> bool:
-    """Whether the eight answers of each expert can be had; where they are not insisted on, a note says why not."""
+    """Whether the eight outputs of each expert are available; if they are optional, a note says why not."""
     if options.self_ensemble is False:
         return False
     try:
@@ -255,7 +255,7 @@ def _loadable(live: Callable[[], Sequence[LoadedExpert]]) -> Sequence[LoadedExpe
 def _used(
     model: Model | None, known: Mapping[str, tuple[str | None, str]], notes: list[str]
 ) -> Mapping[str, str | None] | None:
-    """Image -> what the run did with it, in a note too where there is nothing to mark.
+    """Image -> what the run did with it; if there is nothing to mark, a note says so.
 
     known  image -> sha256 of its HR and LR
     """
@@ -275,6 +275,6 @@ def _digests(pairs: Sequence[Pair]) -> dict[str, tuple[str, str | None]]:
     """Image -> sha256 of LR and HR, as stores state them, of those that can be read."""
     sums = {}
     for pair in pairs:
-        with suppress(UnreadableImage):  # said when it is scored
+        with suppress(UnreadableImage):  # reported when the image is scored
             sums[pair.id] = digests(*pair.read())
     return sums

@@ -1,4 +1,4 @@
-"""The row of fitted weights: the images they are fitted to, none of which is scored, and where these come from."""
+"""The row of fitted weights: the images to which they are fitted, none of which is scored, and their origin."""
 
 import logging
 from collections.abc import Iterator, Sequence, Set
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fit:
-    """The weights of the row of fitted weights, None where there is nothing to fit them to; and where they are from.
+    """The weights of the row of fitted weights, None if there are no images to fit them to, and their origin.
 
     products  (m, E, E): of the images that they were fitted to, none of which is scored
     """
@@ -84,7 +84,7 @@ def _opened(
     names: Sequence[str],
     config: EvaluateConfig,
 ) -> Iterator[Store | None]:
-    """The store that was asked for, or the run's where it is still there and whole; none is fetched unasked."""
+    """The store that was asked for, or the run's if it still exists and is whole; nothing is downloaded unasked."""
     if isinstance(scored, CachedStore) and str(fit_store).rstrip("/") == scored.remote.url:
         yield scored
     elif fit_store:

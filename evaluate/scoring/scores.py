@@ -1,4 +1,4 @@
-"""The values of every image and method, and what may be said about them: tables, CSV, JSON."""
+"""The values of every image and method, and what follows from them: tables, CSV, JSON."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from championship_sr.evaluate.scoring.complementarity import Complementarity
 from championship_sr.train.gains import Gain, Resampling, difference
 
 TOO_SMALL = "every image is too small for its window"
-SEEN = "*"  # marks what is of images that the run saw
+SEEN = "*"  # marks figures of images that the run saw
 OWN = ("fusion", "ablation")  # the rows that are the run's
 KINDS = ("floor", "expert", "baseline", "fusion", "single", "upper bound", "ablation")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One value per metric, method and image; nothing that was scored is left out of a mean, not even inf.
+    """One value per metric, method and image; every score counts in the mean, even inf.
 
     An image too small for a metric has nan there, for every method.
     """
@@ -95,11 +95,11 @@ class Scores:
         return max(experts, key=lambda method: sign * self.mean(metric, method), default=None)
 
     def over_best(self, method: str = FUSION) -> Gain | None:
-        """What the method gains over the best expert, by the first metric; None without experts."""
+        """The method's gain over the best expert, by the first metric; None without experts."""
         return self._over(self.best_expert, method)
 
     def over_fitted(self, method: str = FUSION) -> Gain | None:
-        """What the method gains over fitted weights, by the first metric; None where there were none to fit to."""
+        """The method's gain over fitted weights, by the first metric; None if no weights were fitted."""
         return self._over(FITTED, method)
 
     def _over(self, other: str | None, method: str) -> Gain | None:
@@ -124,7 +124,7 @@ class Scores:
 
     @property
     def seen(self) -> str:
-        """How many of the images the run saw, and what that means; empty where it saw none or nothing is known."""
+        """How many of the images the run saw, and what that means; empty if it saw none or that is unknown."""
         training, validation = ((self.used or ()).count(use) for use in ("training", "validation"))
         if not training + validation:
             return ""
@@ -133,7 +133,7 @@ class Scores:
         return f"{SEEN} {', '.join(filter(None, [trained, chosen]))}: no measure of other images"
 
     def named(self, method: str) -> str:
-        """The method's label, marked where its figures are of images that the run saw."""
+        """The method's label, marked if its figures include images that the run saw."""
         return f"{labelled(method)} {SEEN}" if self.seen and _of_the_run(method) else labelled(method)
 
     def _between_singles(self) -> list[str]:
@@ -151,13 +151,13 @@ class Scores:
         return f"{mean}{unit} {metric.title} (95 % interval {low} .. {high}), {gain.wins} won, {gain.losses} lost"
 
     def perceptual_score(self, method: str) -> float | None:
-        """The NTIRE perceptual score, where all its parts were computed."""
+        """The NTIRE perceptual score, if all its parts were computed."""
         if not set(PERCEPTUAL_PARTS) <= set(self.metrics):
             return None
         return ntire_perceptual({part: self.mean(part, method) for part in PERCEPTUAL_PARTS})
 
     def table(self) -> str:
-        """The table for a terminal, above it what the fusion gains, under it the protocol and the notes."""
+        """The table for a terminal, with the fusion's gains above it, and the protocol and notes below."""
         lines = aligned([self.header(), *self.rows()])
         return "\n".join([*_apart(self.headline()), *lines, *self._footer()])
 
@@ -197,7 +197,7 @@ class Scores:
         return [f"{number}; {self.protocol}", *self.costs(), *self.notes]
 
     def costs(self) -> list[str]:
-        """Time and memory of an image, in words; nothing where they were not measured."""
+        """Time and memory per image, in words; empty if they were not measured."""
         if not self.seconds:
             return []
         reading = f"{np.mean(self.seconds['inputs']):.2f} s an image to read the store or run the experts"
@@ -266,7 +266,7 @@ def _of_the_run(method: str) -> bool:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """The mean of the values that there are; nan where there is none."""
+    """The mean of the existing values; nan if there are none."""
     scored = [value for value in values if not math.isnan(value)]
     return float(np.mean(scored)) if scored else math.nan
 
@@ -313,7 +313,7 @@ def _apart(lines: Sequence[str]) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows in columns of equal width, a rule under the first; text to the left, numbers to the right."""
+    """The rows in aligned columns, with a rule under the first; text on the left, numbers on the right."""
     widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))]
     sides = [str.ljust, *[str.rjust] * (len(widths) - 1)]
     lines = ["  ".join(map(_padded, sides, cells, widths)) for cells in rows]

@@ -22,7 +22,7 @@ class PretrainConfig:
     network: str
     hyperparameters: dict[str, Any]
     hr: tuple[PathText, ...] = ()  # folders of HR images, for `experts pretrain` without a store
-    start: UserPath | None = None  # weights to go on from, in place of random ones
+    start: UserPath | None = None  # weights to start from, instead of random ones
     scale: int = 4
     steps: int = 6000
     batch_size: int = 8
@@ -59,9 +59,11 @@ class TapConfig:
 
     path: str  # dotted, as in named_modules()
     side: Literal["output", "input"] = "output"
-    item: int = 0  # which one, where the module takes or returns several
+    item: int = 0  # which tensor, if the module takes or returns several
     layout: Literal["auto", "channels_first", "channels_last", "tokens"] = "auto"
-    resample: Literal["area", "bilinear"] = "area"  # to the LR grid, where the tensor has another resolution
+    resample: Literal["area", "bilinear"] = (
+        "area"  # how to resample to the LR grid, if the tensor has another resolution
+    )
 
 
 @config_dataclass
@@ -70,12 +72,12 @@ class ExpertConfig:
 
     name: str
     weights: str | None = None  # a path, or `bundled:file`
-    images: str | None = None  # in place of weights: a folder of SR images that another program has made
+    images: str | None = None  # instead of weights: a folder of SR images that another program has made
     tap: str | TapConfig | None = None  # short for taps: {features: ...}; `none`: only the SR images are kept
     taps: dict[str, str | TapConfig] = field(default_factory=dict)
     architecture: str | None = None  # package.module:factory; absent: spandrel recognises the file
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    window_px: int | None = None  # images are padded to a multiple of it; absent: what the network says of itself
+    window_px: int | None = None  # images are padded to a multiple of it; absent: as the network states
     url: str | None = None
     sha256: str | None = None  # of the weights file; the first 8 digits or more
     licence: str | None = None
@@ -127,7 +129,7 @@ class ImagesConfig:
     roots: tuple[PathText, ...] = ()  # folders in the layout of DF2K, DIV2K, Flickr2K or a benchmark
     split: Literal["train", "val", "all"] = "train"  # of the roots that have one
     hr: tuple[PathText, ...] = ()
-    lr: tuple[PathText, ...] = ()  # one for each of hr, or alone; none: LR is made from HR by the bicubic recipe
+    lr: tuple[PathText, ...] = ()  # one for each of hr, or LR only; none: LR is made from HR by the bicubic recipe
 
     def __post_init__(self) -> None:
         if not self.roots and not self.hr and not self.lr:
@@ -158,7 +160,7 @@ class ExtractConfig:
     codecs: dict[str, str] = field(default_factory=dict)  # array -> codec; float16 where absent
     images_per_shard: int = 16
     tile_px: int = 512  # images with a longer side run in tiles of at most this side, LR pixels
-    halo_px: int = 32  # overlap on each inner side of a tile that is thrown away, LR pixels
+    halo_px: int = 32  # overlap that is discarded on each inner side of a tile, LR pixels
     features: bool = True  # False: only the SR images of every expert are kept, as with `tap: none`
     batch_size: int = 1  # tiles or images of one size in one forward of a GPU; the CPU takes one at a time
     precision: Precision = "fp32"  # tf32: float32 whose products NVIDIA's GPUs round to ten bits of mantissa
@@ -167,7 +169,7 @@ class ExtractConfig:
     variants: tuple[str, ...] = ("identity",)
     device: str = "auto"
     one_device: bool = False  # the kind of device is part of an expert's identity: another one is refused
-    random_weights: bool = False  # to size a run before the weights are there; stamped into the store
+    random_weights: bool = False  # to plan a run before the weights exist; recorded in the store
 
     def __post_init__(self) -> None:
         for key in ("scale", "images_per_shard", "tile_px", "batch_size"):
@@ -180,7 +182,7 @@ class ExtractConfig:
             raise ValueError(
                 f"variants must contain identity and otherwise only {', '.join(VARIANTS)}; found {self.variants}"
             )
-        # in one order and each once, so that stores of the same variants are the same
+        # sorted and without repeats, so that stores of the same variants are equal
         object.__setattr__(self, "variants", tuple(variant for variant in VARIANTS if variant in self.variants))
 
 
@@ -215,7 +217,7 @@ def load_expert_config(entry: str | Path | Mapping[str, Any] | ExpertConfig) -> 
 
 
 def _found_beside(config: ExpertConfig, folder: Path) -> ExpertConfig:
-    """The same with weights that lie beside the entry's file, and not where a relative path says."""
+    """The configuration with weights that are beside the entry's file, instead of at a relative path."""
     weights = config.weights or ""
     if not weights or weights.startswith(BUNDLED) or Path(weights).exists() or not (folder / weights).exists():
         return config

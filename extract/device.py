@@ -13,8 +13,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
     A CUDA device becomes the process's current one, so that no other GPU is touched.
 
-    local_rank  this process among those of its machine; it takes the GPU of that number where the name has none
-    raises      ConfigError if the name is none, or the device isn't there
+    local_rank  this process among those of its machine; it takes the GPU of that number if the name has none
+    raises      ConfigError if the name is invalid or the device does not exist
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -51,7 +51,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def check_tf32(precision: str, device: torch.device) -> None:
-    """raises  ConfigError if TF32 is asked for where there is none"""
+    """raises  ConfigError if TF32 is requested on a device without it"""
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"precision=tf32: only NVIDIA GPUs compute in TF32, but the device is {device}; set fp32")
 

@@ -29,7 +29,7 @@ class Peak:
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """The peak of the process's memory within the block: the GPU's on CUDA, otherwise the resident set.
 
-    Where the system cannot reset its peak (other than Linux) it is the peak since the process began.
+    If the system cannot reset its peak (other than on Linux), it is the peak since the process began.
     """
     peak = Peak()
     if device.type == "cuda":

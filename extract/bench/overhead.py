@@ -49,11 +49,11 @@ class ExpertBench:
     """One expert's figures; medians over the rounds."""
 
     name: str
-    overhead: float  # extraction's seconds over the bare forwards', 1.00 is free
+    overhead: float  # seconds of the extraction over those of the bare forwards; 1.00 means no overhead
     cpu_overhead: float  # the same in seconds of processor time, which other programs disturb less
     px_per_second: float  # LR pixels, of the extraction
     peak_gib: float
-    load_seconds: float  # building, reading weights, trying them: once an expert, not in the overhead
+    load_seconds: float  # building, loading and trying the network: once per expert, not in the overhead
     bare_seconds: tuple[float, ...]  # of each round
     extract_seconds: tuple[float, ...]
     bare_cpu_seconds: tuple[float, ...]
@@ -104,7 +104,7 @@ class Bench:
         ):
             load_seconds = time.perf_counter() - started
             self.manifest.add_expert(describe(expert, self.run, self._tiling))
-            _run_bare(expert, self._lrs(expert, 0)[:1])  # what only the first forward of a size costs
+            _run_bare(expert, self._lrs(expert, 0)[:1])  # the extra cost of the first forward of a size
             shards = progress(range(self.config.rounds), desc=entry.name, unit="round")
             bare, whole = zip(*(self._round(expert, shard) for shard in shards), strict=True)
         (bare_wall, bare_cpu), (wall, cpu) = zip(*bare, strict=True), zip(*whole, strict=True)
@@ -156,7 +156,7 @@ class Bench:
         def whole() -> Seconds:
             return seconds(lambda: run_expert(self.manifest, expert, [shard], self._tiling, rank=SILENT))
 
-        if shard % 2:  # neither always has the warmer machine
+        if shard % 2:  # so that neither always runs on the warmer machine
             first = bare()
             return first, whole()
         first = whole()
@@ -170,7 +170,7 @@ class Bench:
 
 @contextmanager
 def opened(config: BenchConfig) -> Iterator[Bench]:
-    """The benchmark's store, gone after the block."""
+    """The benchmark's store, removed after the block."""
     with tempfile.TemporaryDirectory(prefix="bench-extract-") as folder:
         yield Bench(config, Path(folder))
 

@@ -16,11 +16,11 @@ class TilingError:
 
     name: str
     halo_px: int
-    sr_psnr_db: float  # of the tiled SR image against the whole one, mean squared error over all images
+    sr_psnr_db: float  # PSNR of the tiled SR image against the whole one, from the mean squared error over all images
     sr_max: float  # largest difference, in steps of 8 bits
     features_psnr_db: float  # against the features' own mean square
     features_max: float  # largest difference, in standard deviations of the features
-    work: float  # pixels through the network over the images' own
+    work: float  # pixels that pass through the network, relative to those of the images
 
 
 def tiling_errors(

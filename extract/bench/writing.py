@@ -1,8 +1,8 @@
-"""`bench extract --writing`: how fast a process encodes, hashes and writes what an expert makes.
+"""`bench extract --writing`: how fast a process encodes, hashes and writes an expert's outputs.
 
-The experts cost nearly nothing, so that what remains of their extraction is the work of the host. It takes turns with
-hashing and writing alone, of arrays that come encoded as a GPU's do, and with plain writes of as many bytes in as many
-files, synced like a store's: no extraction is faster than its disk.
+The experts cost nearly nothing, so that their extraction consists of the host's work. It takes turns with only hashing
+and writing arrays that are already encoded, as they come from a GPU, and with plain writes of the same number of bytes
+in the same number of files, synced like a store's: no extraction is faster than its disk.
 """
 
 import os
@@ -58,16 +58,16 @@ class WritingBench:
 
     channels: int
     px_per_second: float  # LR pixels
-    cpu_px_per_second: float  # the same by a second of processor time: what one core does
-    encoded_px_per_second: float  # where the arrays come encoded: hashing and writing alone
+    cpu_px_per_second: float  # LR pixels per second of processor time: the rate of one core
+    encoded_px_per_second: float  # if the arrays are already encoded: only hashing and writing
     encoded_cpu_px_per_second: float
     mb_per_second: float
-    disk_mb_per_second: float  # plain synced writes of as many bytes
+    disk_mb_per_second: float  # plain synced writes of the same number of bytes
     seconds: tuple[float, ...]  # of each round's extraction
 
 
 class NearlyFree(nn.Module):
-    """Noise in place of an SR image and of features, made once for each size: an answer takes no time."""
+    """Noise instead of an SR image and features, made once for each size, so that a forward takes no time."""
 
     def __init__(self, channels: int, upscale: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Noise(nn.Module):
 
 
 def bench_writing(config: WritingConfig, device: torch.device, channels: int) -> WritingBench:
-    """The figures of an expert with so many features; all that is written goes."""
+    """The figures of an expert with this many features; everything written is removed."""
     entry = ExpertConfig(
         name=f"nearly-free-{channels}",
         weights="nearly-free",  # no such file: its weights are random

@@ -49,7 +49,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line says of an extraction: a file, values over it, and options by their keys."""
+    """The extraction that a command line describes: a file, overrides, and options by their keys."""
 
     path: Path | None
     assignments: tuple[str, ...]
@@ -61,7 +61,7 @@ class Given:
 
 
 def source_options(command: Callable) -> Callable:
-    """--config, --store, --root, --hr, --lr, --expert and --without-features: what an extraction is of."""
+    """Options that select what is extracted: --config, --store, --root, --hr, --lr, --expert, --without-features."""
     return config_option(data_options(expert_option(features_option(command))))
 
 
@@ -123,7 +123,7 @@ def extract_config(path: Path | None, assignments: tuple[str, ...], options: dic
 
 
 def size_text(n_bytes: float) -> str:
-    """Bytes for people: 1.02 TB."""
+    """Bytes in a readable unit: 1.02 TB."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"

@@ -94,11 +94,11 @@ def plan(
 
 
 def _config(given: Given, images: int | None) -> ExtractConfig:
-    """The configuration; a store need not be named, as nothing is written, nor need images that are only counted."""
+    """The configuration; it needs no store, as nothing is written, and no images if they are only counted."""
     named = given.path or any(text.startswith("extract.store=") for text in given.assignments)
     options: dict[str, Any] = {}
     if not named or images:
-        options["store"] = given.options["store"] or "."  # only the free space of its disk is looked at
+        options["store"] = given.options["store"] or "."  # only used to look up its disk's free space
     if images:
         options["data.hr"] = given.options["data.hr"] or ["."]
     return given.config(options)
@@ -143,7 +143,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def plan_text(made: "Plan") -> str:
-    """The plan for one device, to be read."""
+    """The plan for one device, as text."""
     measured = any(expert.measured for expert in made.experts)
     rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec, "without features"]]
     for expert in made.experts:
@@ -183,12 +183,12 @@ def plan_text(made: "Plan") -> str:
 
 
 def _pixels_text(n: int) -> str:
-    """LR pixels for people: 596 M, or each one where they are few."""
+    """LR pixels in a readable unit: 596 M, or the exact number if it is small."""
     return f"{n / 1e6:,.0f} M LR pixels" if n >= 10e6 else f"{n:,} LR pixels"
 
 
 def cluster_text(made: "Plan", shared: "ClusterPlan") -> str:
-    """The plan for a cluster, to be read."""
+    """The plan for a cluster, as text."""
     cluster, chosen = shared.cluster, shared.chosen
     fails = "no node fails"
     if math.isfinite(cluster.mtbf_hours):

@@ -59,7 +59,7 @@ def verify(
 
 
 def source_hashes(data: ImagesConfig, manifest: Manifest) -> Hashes:
-    """What the files' images hash to now, for `store.operations.verify`; (None, None) for images that are not there."""
+    """The current hashes of the image files, for `store.operations.verify`; (None, None) for missing images."""
     pairs = {pair.id: pair for pair in find_pairs(data, manifest.scale)}
     absent = [image.id for image in manifest.images if image.id not in pairs]
     if absent:

@@ -15,7 +15,7 @@ from championship_sr.store.format.layout import CONTAINERS
 from championship_sr.store.remote.bucket import parts_of_upload
 
 SHARD_SIZES = tuple(4**n for n in range(7))
-MOST_SHARDS = 400_000  # of all experts; beyond it a simulation takes minutes, and files are what breaks
+MOST_SHARDS = 400_000  # of all experts; beyond it a simulation takes minutes, and the number of files is the limit
 SIMULATED_SHARDS = 1_000_000  # over all trials of one shard size
 TRIALS = (5, 50)  # at least, at most
 MOST_TRIES = 20  # of a shard on average: larger ones hardly ever end before their node fails
@@ -25,7 +25,7 @@ IMAGE_LINE_BYTES = 270  # of images.jsonl: two checksums, a name twice, numbers
 
 @dataclass(frozen=True)
 class Choice:
-    """What one shard size comes to."""
+    """The cost with one shard size."""
 
     images_per_shard: int
     shards: int  # of the pairs, and of each expert
@@ -33,8 +33,8 @@ class Choice:
     hours: float  # mean over the trials
     worst_hours: float  # of the trials
     trials: int
-    lost: float  # share of GPU time in shards that failures ended
-    fixed: float  # share of GPU time that shards cost beside the forwards
+    lost: float  # share of GPU time spent on shards that were lost to failures
+    fixed: float  # share of GPU time that shards cost in addition to the forwards
     inodes: dict[str, int]  # container -> files and folders of the whole store
     objects: dict[str, int]  # container -> objects in a bucket
     requests: dict[str, int]  # container -> requests that put them there
@@ -46,11 +46,11 @@ class ClusterPlan:
 
     cluster: Cluster
     choices: tuple[Choice, ...]
-    advised: int  # images per shard: the fewest that cost no time, as a shard is what an interruption loses
+    advised: int  # images per shard: the fewest that cost no time, since an interruption loses a shard
     ideal_hours: float  # all GPUs busy to the end, nothing lost
     price: float | None  # of a GPU for an hour
     bytes: int
-    fastest_bytes_per_second: float  # while the expert runs that writes most
+    fastest_bytes_per_second: float  # while the expert that writes most is running
     manifest_bytes: int
 
     @property
@@ -81,7 +81,7 @@ def plan_cluster(
     price: float | None = None,
     seed: int = 0,
 ) -> ClusterPlan:
-    """The plan of an extraction shared out over a cluster, for each shard size that can be meant.
+    """The plan of an extraction on a cluster, for each sensible shard size.
 
     plan    of the same images, with the speeds of the cluster's GPUs
     raises  ConfigError if nodes fail so often that no shard would end
@@ -167,7 +167,7 @@ def store_files(plan: Plan, config: ExtractConfig, shards: int, container: str) 
 
 
 def put_requests(plan: Plan, config: ExtractConfig, shards: int, container: str) -> int:
-    """Requests that put the store into a bucket: one a file, more where a file goes in parts."""
+    """Requests that put the store into a bucket: one per file, more for a file that is sent in parts."""
     files, _ = store_files(plan, config, shards, container)
     images = plan.images * len(config.variants)
     if container == "hdf5":
@@ -180,7 +180,7 @@ def put_requests(plan: Plan, config: ExtractConfig, shards: int, container: str)
 
 def _more_requests(n_bytes: float) -> int:
     parts = -(-int(n_bytes) // parts_of_upload(int(n_bytes))[0])
-    return 0 if parts <= 1 else parts + 1  # begun and completed by a request each
+    return 0 if parts <= 1 else parts + 1  # one request each to begin and to complete it
 
 
 def _arrays(plan: Plan, config: ExtractConfig) -> int:

@@ -32,7 +32,7 @@ CODECS = (
     ("pca150-int4", "uint8"),
 )
 SR_CODECS = tuple(sr for _, sr in CODECS)
-MEASURED_TIMES, MEASURED_SECONDS = 3, 1.0  # what only the first forward of a size costs is not counted
+MEASURED_TIMES, MEASURED_SECONDS = 3, 1.0  # the extra cost of the first forward of a size is not counted
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plan:
     lr_px: int
     pairs_bytes: int
     experts: tuple[ExpertPlan, ...]
-    free_bytes: int | None  # None for object storage, which has no end
+    free_bytes: int | None  # None for object storage, which has no limit
 
     @property
     def hours(self) -> float:
@@ -90,7 +90,7 @@ def plan(
 ) -> Plan:
     """The plan of an extraction of `config`'s images, or of images of these LR sizes.
 
-    speeds   expert -> LR pixels a second, for those that are not to be measured here
+    speeds   expert -> LR pixels per second, for experts that are not to be measured here
     raises   ConfigError, StoreError, WeightsError as the extraction would
 
     Experts whose weights are missing are loaded with random ones, where their entry allows.
@@ -189,7 +189,7 @@ def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> Expe
 
 
 def measured_speed(expert: LoadedExpert) -> float:
-    """LR pixels a second of one forward: the fastest of three, or the first where that takes long."""
+    """LR pixels per second of one forward: the fastest of three, or the first if that takes long."""
     side, times = bench_px(expert.device), list[float]()
     image = torch.rand(1, 3, side, side)
     with torch.inference_mode():
@@ -202,7 +202,7 @@ def measured_speed(expert: LoadedExpert) -> float:
 
 
 def worked_px(size: tuple[int, int], config: ExtractConfig, multiple_px: int, align_px: int) -> int:
-    """LR pixels that the network sees of an image of this size: with window padding and overlaps."""
+    """LR pixels that the network processes for an image of this size, with window padding and overlaps."""
     axes = [spans(length, config.tile_px, config.halo_px, align_px) for length in size]
     return prod(sum(-(-span.size // multiple_px) * multiple_px for span in axis) for axis in axes)
 

@@ -32,15 +32,15 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one simulated run came to, in seconds."""
+    """The outcome of one simulated run, in seconds."""
 
     makespan: float  # until the last shard is done
-    lost: float  # of GPU time that went into shards which a failure ended
+    lost: float  # of GPU time spent on shards that a failure ended
     failures: int  # of nodes, while shards were being made
 
 
 def simulate(cluster: Cluster, work: np.ndarray, *, trials: int, seed: int = 0) -> list[Outcome]:
-    """One outcome a trial, each with speeds and failures of its own.
+    """One outcome per trial, each with its own speeds and failures.
 
     work  seconds that each shard's forwards take a GPU of mean speed, in the order in which shards are begun
     """
@@ -83,7 +83,7 @@ def _next(now: float, waiting: Iterator[float], lost_shards: list[tuple[float, f
 
 
 class _Node:
-    """Speed and failures of one machine; asked for rising times only, give or take the length of a shard."""
+    """Speed and failures of one machine; queried for rising times only, up to the length of a shard."""
 
     def __init__(self, cluster: Cluster, rng: np.random.Generator) -> None:
         spread = cluster.speed_spread

@@ -22,16 +22,18 @@ from championship_sr.store.disk.small_files import sha256_of
 from championship_sr.store.errors import ConfigError
 
 SPANDREL = "spandrel.architectures."
-OWN = {name: EDSR for name in ("extract.edsr:EDSR", f"{EDSR.__module__}:EDSR")}  # what spandrel's registry lacks
+OWN = {
+    name: EDSR for name in ("extract.edsr:EDSR", f"{EDSR.__module__}:EDSR")
+}  # architectures that spandrel's registry lacks
 NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Who names an architecture.
+    """The origin of an architecture's name.
 
     file     the file of a store, a run or an export that names it; None: the user, in this command
-    trusted  modules that the user lets such a file name, with --trust-architecture
+    trusted  modules that the user allows such a file to name, with --trust-architecture
     """
 
     file: Path | None = None
@@ -46,7 +48,7 @@ class RefusedArchitecture(ConfigError):
 
 
 def known(path: str) -> bool:
-    """True for an architecture of spandrel's or of this package, whose code is trusted whoever names it."""
+    """True for an architecture of spandrel or this package, whose code is trusted whatever names it."""
     return path.startswith(SPANDREL) or path in OWN
 
 
@@ -54,7 +56,7 @@ def find_factory(path: str, key: str, origin: Origin) -> Callable[..., nn.Module
     """The class or function that `package.module:factory` names.
 
     key     what the messages call the place that names it, such as `expert hat: architecture`
-    raises  RefusedArchitecture before anything is imported, ConfigError if it is not there or makes no network
+    raises  RefusedArchitecture before anything is imported, ConfigError if it does not exist or makes no network
     """
     where = f"{origin.file}: {key}={path}" if origin.file else f"{key}={path}"
     match = NAME.fullmatch(path)
@@ -67,7 +69,7 @@ def find_factory(path: str, key: str, origin: Origin) -> Callable[..., nn.Module
         raise RefusedArchitecture(f"{where}: {_refusal(module)}")
     try:
         factory = getattr(import_module(module), name)
-    except Exception as error:  # a module's own code may raise anything while it is imported
+    except Exception as error:  # a module's own code may raise anything during its import
         raise ConfigError(f"{where}: {_one_line(error)}") from error
     _check_factory(factory, where)
     home = factory.__module__

@@ -19,7 +19,7 @@ from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 
 CHECKED_PX = 32  # side of the image that `experts check` runs
-ON_GRID_SIZES = ((64, 128), (128, 192))  # multiples of every published window; two, to tell layouts apart
+ON_GRID_SIZES = ((64, 128), (128, 192))  # multiples of every published window; two sizes, to tell layouts apart
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Listed:
 
     name: str
     weights: str  # or the folder of its images
-    state: str  # "there", "missing", or what is wrong with the file or the entry
+    state: str  # "there", "missing", or the fault of the file or the entry
     parameters: int | None  # None where only the missing file could tell
     taps: dict[str, str]  # name -> path
     channels: dict[str, int]  # of the taps, where the network's size is known
@@ -124,7 +124,7 @@ def check(expert: LoadedExpert) -> Checked:
 
 @dataclass(frozen=True)
 class Equivariance:
-    """How far an expert's answer to a transformed image is from its transformed answer."""
+    """The difference between an expert's output for a transformed image and its transformed output."""
 
     variant: str
     psnr_db: float  # of the SR images, all channels

@@ -16,7 +16,7 @@ from championship_sr.extract.experts.taps import TapShape, captured, possible_sh
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
 PROBE_SIZES = ((32, 48), (48, 80))  # not square; the second one only where the first leaves a tap's layout open
-CODE = "code"  # the key of an identity that holds what is known of a network's source
+CODE = "code"  # the key of an identity for what is known of a network's source
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,7 +43,7 @@ class LoadedExpert:
         compiled: bool = False,
     ) -> None:
         self.name, self.config, self.device = config.name, config, device
-        self.scale = scale or 0  # 0 until the network's first answer says it
+        self.scale = scale or 0  # 0 until the network's first output shows it
         self.n_parameters = sum(p.numel() for p in network.model.parameters())
         self._network, self.precision = network, precision
         self._channels_last, self._compiled = channels_last, compiled
@@ -76,7 +76,7 @@ class LoadedExpert:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides this expert's answer to an image, as plain values."""
+        """Everything that decides this expert's output, as plain values."""
         points, code = self.config.points, self._network.code
         return {
             "architecture": self._network.architecture,
@@ -124,7 +124,7 @@ class LoadedExpert:
             self._seen.clear()  # a forward that failed leaves no tensors behind
 
     def bare(self, padded: Tensor) -> Tensor:
-        """The network's own answer to an image that needs no padding: what a forward costs by itself."""
+        """The network's own output for an image that needs no padding, to measure a bare forward."""
         return self._run(padded)
 
     def open(self) -> None:
@@ -160,12 +160,12 @@ class LoadedExpert:
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            # a finite sum has finite terms, and costs a twentieth of looking at each; a sum alone can overflow
+            # a finite sum has finite terms, and costs a twentieth of checking each; the sum itself can overflow
             if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
                 raise self.non_finite(name)
 
     def non_finite(self, name: str) -> NonFiniteError:
-        """What is to be said of an output that is not finite."""
+        """The message for an output that is not finite."""
         return NonFiniteError(
             f"expert {self.name}: {name} contains NaN or Inf at precision {self.precision}; {self._advice}"
         )
@@ -220,7 +220,7 @@ def pad_to(image: Tensor, multiple: int, minimum: int = 1) -> Tensor:
     """The image, reflected beyond its right and lower edge to sides of a multiple, at least the minimum."""
     sizes = [max(n, minimum) for n in image.shape[-2:]]
     down, right = (-(-n // multiple) * multiple - m for n, m in zip(sizes, image.shape[-2:], strict=True))
-    while down or right:  # one reflection reaches no further than the image's own size
+    while down or right:  # one reflection extends the image by at most its own size
         step_down, step_right = min(down, image.shape[-2] - 1), min(right, image.shape[-1] - 1)
         if not (step_down or step_right):
             return functional.pad(image, (0, right, 0, down), mode="replicate")
@@ -241,7 +241,7 @@ def load_expert(
 ) -> LoadedExpert:
     """The expert on its device, its weights loaded strictly and tried on a small image.
 
-    scale   that it must have; None: the one that it is trained for, or that its answers have
+    scale   required scale; None: the one that it is trained for, or that its outputs have
     raises  WeightsError, ConfigError (a tap that does not exist), NonFiniteError
     """
     if scale is None and config.pretrain:

@@ -22,7 +22,7 @@ edsr.register()
 # hyperparameters that change nothing in a frozen network; spandrel does not look for them
 IN_TRAINING_ALONE = ("img_size", "drop_rate", "attn_drop_rate", "drop_path_rate", "use_checkpoint")
 RANDOM_SEED = 0  # of --random-weights: the same network in every process
-# what an architecture raises when a state dict has the keys it is known by, but not all the others
+# what an architecture raises if a state dict has its identifying keys, but lacks others
 INCOMPLETE = (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError)
 
 
@@ -33,7 +33,7 @@ class Network:
     model: nn.Module
     call: Callable[[Tensor], Tensor]
     multiple_px: int  # sides must be multiples of it
-    align_px: int  # tiles begin at multiples of it, so that windows lie in them where they lie in the whole image
+    align_px: int  # tiles begin at multiples of it, so that their windows coincide with those of the whole image
     minimum_px: int
     architecture: str
     hyperparameters: dict[str, Any]
@@ -57,7 +57,7 @@ def load_network(config: ExpertConfig, scale: int | None, random_weights: bool =
     else:
         descriptor = _recognised(config, read_state(path, _detected), path, scale)
         model = _as_described(config, descriptor.model, path)
-    check_digest(config, path, digest)  # last: what a wrong file holds says more than its sha256
+    check_digest(config, path, digest)  # last: the contents of a wrong file say more than its sha256
     return _described(config, model, descriptor, digest)
 
 
@@ -123,7 +123,7 @@ def _recognised(config: ExpertConfig, state: dict[str, Tensor], path: Path, scal
 
 
 def _as_described(config: ExpertConfig, model: nn.Module, path: Path) -> nn.Module:
-    """The network with what the entry says and no weights show: a residual scale, a value range, a mean.
+    """The network with the entry's values that weights do not show: a residual scale, a value range, a mean.
 
     raises  ConfigError for a hyperparameter that the network does not have, WeightsError for one that the file denies
     """
@@ -221,7 +221,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path, name: 
 
 
 def _misfit(error: BaseException) -> str:
-    """What torch says over many lines, in one."""
+    """torch's message of many lines, in one."""
     text = str(error)
     parts = []
     for word, label in (("Missing", "missing"), ("Unexpected", "unexpected")):

@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LiveCheck:
-    """One expert's stored arrays beside its answers now."""
+    """One expert's stored arrays compared with its current outputs."""
 
     name: str
-    changed: tuple[str, ...]  # what the expert is now that the store's entry does not say
+    changed: tuple[str, ...]  # how the expert now differs from the store's entry
     differences: tuple[LiveDifference, ...]
 
     @property
     def faults(self) -> list[str]:
-        """Everything that does not fit, a line each; empty if stored equals live."""
+        """Everything that differs, one line each; empty if stored equals live."""
         far = [
             f"{self.name}: image {d.image}, {d.array}: {d.error:.3g} away from the live expert, allowed {d.allowed:.3g}"
             for d in self.differences
@@ -50,7 +50,7 @@ def check_live(
     """Runs the store's experts again on images from all over it, one expert after the other.
 
     trusted  modules that the store may name as architectures
-    raises   WeightsError, ConfigError if an expert cannot be loaded by what the store recorded of it
+    raises   WeightsError, ConfigError if an expert cannot be loaded as the store recorded it
     """
     result = []
     for name, entry in Store(root, names).experts.items():
@@ -72,7 +72,7 @@ def check_live(
 
 
 def _changed(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One phrase for each part of an expert's identity that differs; stores of before say nothing of its code."""
+    """One phrase for each part of an expert's identity that differs; older stores do not record its code."""
     keys = [key for key in now if made.get(key) != now[key] and (key != CODE or key in made)]
     return [f"{key} is {made.get(key)} in the store, {now[key]} now" for key in keys]
 
@@ -83,7 +83,7 @@ def live_expert(
     """The expert that a store's entry describes, loaded again and run as it was run for the store.
 
     config       from `recorded_config`, or the user's own
-    any_weights  other weights and other code than the store was made with are taken too
+    any_weights  accept other weights and other code than those with which the store was made
     raises       WeightsError if they are missing or others
     """
     made = entry.identity
@@ -122,14 +122,14 @@ def _check_same(entry: Expert, expert: LoadedExpert) -> None:
 
 
 def store_origin(root: Path, name: str, trusted: Sequence[str] = ()) -> Origin:
-    """Who names the architecture of a store's expert: its expert.yaml."""
+    """The origin of the architecture of a store's expert: its expert.yaml."""
     return Origin(source_dir(root, name) / EXPERT_FILE, tuple(trusted))
 
 
 def recorded_config(entry: Expert, origin: Origin) -> ExpertConfig:
     """The configuration that the expert was extracted with, once what it names as its network may be imported.
 
-    This is the gate between a description that may be anybody's and a configuration that is acted upon.
+    This is the gate between a description that anyone may have written and a configuration that is acted upon.
 
     raises  StoreError if the entry has none, RefusedArchitecture
     """

@@ -27,7 +27,7 @@ def captured(model: nn.Module, points: Mapping[str, TapConfig]) -> Iterator[dict
 
             def keep(_module, args, output, name=name, tap=tap):
                 value = args if tap.side == "input" else output
-                # a copy: what follows in the network may work in place
+                # a copy: later layers may work in place
                 seen[name] = _one_tensor(value, name, tap).detach().clone()
 
             stack.callback(module.register_forward_hook(keep).remove)
@@ -57,7 +57,7 @@ def _one_tensor(value: object, name: str, tap: TapConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class TapShape:
-    """How a tapped tensor lies: found once from a probe, then the same for every image."""
+    """The layout of a tapped tensor: determined once with a probe, then used for every image."""
 
     layout: str  # channels_first | channels_last | tokens
     channels: int
@@ -97,7 +97,7 @@ def _resolution(tensor: Tensor, layout: str, padded: tuple[int, int]) -> Fractio
     if tensor.dim() != 4:
         return None
     rows, cols = tensor.shape[2:] if layout == "channels_first" else tensor.shape[1:3]
-    # a network may pad on by itself: the finest grid that covers the image
+    # a network may pad further by itself: the finest grid that covers the image
     return next((r for r in RESOLUTIONS if 1 <= rows / (height * r) < 2 and 1 <= cols / (width * r) < 2), None)
 
 

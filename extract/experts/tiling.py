@@ -1,4 +1,4 @@
-"""A large image in overlapping tiles of one size: run, their insides put together, without fading.
+"""Runs a large image in overlapping tiles of one size and puts their inner parts together, without fading.
 
 Tiles that fade into each other are evaluation's: `evaluate.inference.tiles`.
 """
@@ -17,14 +17,14 @@ SMALLEST_TILE_PX = 64
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a large image is cut: side and thrown-away border of a tile in LR pixels, and tiles in one forward."""
+    """How a large image is cut: side and discarded border of a tile in LR pixels, and tiles in one forward."""
 
     tile_px: int
     halo_px: int
     batch_size: int = 1
 
     def halved(self) -> "Tiling | None":
-        """Half of the batch, or of the tile where the batch is one; None where that would be too small."""
+        """Half of the batch, or of the tile if the batch is one; None if that would be too small."""
         if self.batch_size > 1:
             return replace(self, batch_size=self.batch_size // 2)
         half = self.tile_px // 2
@@ -42,9 +42,9 @@ class TileSpan:
 
 
 def spans(length: int, tile_px: int, halo_px: int, multiple_px: int = 1) -> list[TileSpan]:
-    """The tiles along one axis: as few as cover it, of one size, no larger than they must be.
+    """The tiles along one axis: as few as cover it, of one size that is as small as possible.
 
-    Starts and sizes are multiples of `multiple_px`, so that a network's windows lie where they lie in the whole image;
+    Starts and sizes are multiples of `multiple_px`, so that a tile's windows coincide with those of the whole image;
     the last tile ends with the image, and may be smaller by less than `multiple_px`. Kept parts touch and cover
     0..length; each lies at least `halo_px` inside its tile, but for the image's own borders.
     """
@@ -67,7 +67,7 @@ def as_input(lr: np.ndarray) -> Tensor:
 
 
 class Tiled(Protocol):
-    """What runs on each tile: an expert, or what stands for one."""
+    """What runs on each tile: an expert or a stand-in."""
 
     @property
     def scale(self) -> int: ...

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 Fits = Callable[[dict[str, Tensor]], object]  # taken as true or false
 
-# an average over the training, and the weights as such: keys around a state_dict and prefixes before its names
+# an average over the training, and the plain weights: keys around a state_dict and prefixes of its names
 AVERAGES = ("params_ema", "params-ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "g_ema")
 WRAPPERS = (
     "model_state_dict",
@@ -61,7 +61,7 @@ def weights_path(config: ExpertConfig) -> Path:
 def found_weights(config: ExpertConfig) -> tuple[Path, str]:
     """The expert's weights file and its sha256.
 
-    raises  WeightsError if it is missing or no file, ConfigError if the expert has none
+    raises  WeightsError if it is missing or not a file, ConfigError if the expert has none
     """
     path = weights_path(config)
     try:
@@ -104,7 +104,7 @@ def read_state(path: Path, fits: Fits = bool) -> dict[str, Tensor]:
         if fits(candidate):
             _tell_left_out(prefix, candidate, tensors, path)
             return candidate
-    return tensors  # of no network that is known: the caller says what is missing
+    return tensors  # of no known network: the caller reports what is missing
 
 
 def _unwrapped(content: dict, path: Path) -> dict:
@@ -132,7 +132,7 @@ def _has_tensors(content: dict) -> bool:
 
 
 def _candidates(tensors: dict[str, Tensor], above: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(prefix, tensors): all of them as they are, and those below each prefix that training tools put before them."""
+    """(prefix, tensors): all of them unchanged, and those below each prefix that training tools add."""
     yield above, {key: value for key, value in tensors.items() if key not in COUNTERS}
     for prefix in (*AVERAGE_PREFIXES, *PREFIXES):
         inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -151,7 +151,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_extent(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises WeightsError for tensors that say they are larger than what the file holds of them."""
+    """Raises WeightsError for tensors that claim to be larger than their data in the file."""
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise WeightsError(f"{path}: {name} claims shape {tuple(tensor.shape)}, but the file holds less data")
@@ -185,7 +185,7 @@ def _read_pickle(path: Path) -> dict:
 
 
 def _check_kind(path: Path) -> None:
-    """Raises WeightsError for a file that is known by its beginning or its parts to be something else."""
+    """Raises WeightsError for a file whose beginning or members show that it is something else."""
     with open(path, "rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"version https://git-lfs"):

@@ -29,7 +29,7 @@ from championship_sr.extract.images.picture import (
 from championship_sr.store.errors import StoreError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-# by their content; Pillow knows many more, some of which run other programs
+# recognised by content; Pillow knows many more formats, some of which run other programs
 CONTENTS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 PNG_DEPTH_AT = 24  # in the file: the signature, the header chunk's length and kind, width, height, depth
 DEFLATE_RATIO = 1032  # zlib's "Technical Details": one byte stands for at most so many
@@ -41,12 +41,12 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, Ar
 
 
 class UnreadableImage(StoreError):
-    """A file that is no image, or a part of one."""
+    """A file that is not an image, or is incomplete."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its picture before any pixel is read."""
+    """What a file says about its picture before any pixel is read."""
 
     size: tuple[int, int]  # rows and columns, upright
     mode: str  # as Pillow names it
@@ -98,7 +98,7 @@ def read_picture(path: Path) -> Picture:
 def _faults_named(path: Path) -> Iterator[None]:
     """Whatever a damaged or hostile file raises, as UnreadableImage with the file's name."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe would block for ever
             raise StoreError("not a regular file")
         yield
     except (StoreError, *DAMAGE) as error:
@@ -130,7 +130,7 @@ def _is_png16(path: Path) -> bool:
 def _read_png16(path: Path, image: Image.Image) -> Picture:
     check_size(image.height, image.width)
     content = path.read_bytes()
-    if image.height * image.width > DEFLATE_RATIO * len(content):  # before memory is taken for so many
+    if image.height * image.width > DEFLATE_RATIO * len(content):  # before memory is allocated for the pixels
         raise ValueError(f"{image.width} x {image.height} pixels cannot fit in {len(content)} bytes")
     values = imagecodecs.png_decode(content)
     picture = from_channels(values if values.ndim == 3 else values[..., None])

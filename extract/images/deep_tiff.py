@@ -42,7 +42,7 @@ def deep_page(path: Path) -> Iterator[TiffPage | None]:
 
 def _has_second(tiff: tifffile.TiffFile) -> bool:
     try:
-        return tiff.pages[1] is not None  # to count them all may take long where they lead in circles
+        return tiff.pages[1] is not None  # counting all pages may take long if they form a loop
     except IndexError:
         return False
 

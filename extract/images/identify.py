@@ -28,7 +28,7 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """What was found in a pair's files, and by which sizes and times they are known to be unchanged."""
+    """The checksums of a pair's files, and the sizes and times by which unchanged files are recognised."""
 
     stamps: list[list]  # [path, bytes, time of change in ns] of each file
     lr_size: tuple[int, int]
@@ -66,13 +66,13 @@ def identify(
 ) -> dict[str, SourceFiles]:
     """Image id -> source, of every pair that can be decoded; files whose size and time are known are not read.
 
-    files  expert -> image id -> the result of it that another program made
+    files  expert -> image id -> the result that another program made of it
     """
 
     def work(pair: Pair) -> tuple[SourceFiles | None, list[str]]:
         own = {expert: paths[pair.id] for expert, paths in files.items() if pair.id in paths}
         stamps, there = [stamp_of(path) for path in pair.files], known.get(pair.id)
-        # of another size where a photograph was not turned as its EXIF data says
+        # the size differs if a photograph was not rotated according to its EXIF data
         there = there if there and there.stamps == stamps and there.lr_size == pair.lr_size else None
         new = {name: path for name, path in own.items() if not (there and _is_known(there.results.get(name), path))}
         if there and not new:
@@ -91,7 +91,7 @@ def identify(
 
 
 def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[str, ResultFile], list[str]]:
-    """What is known of each expert's result of one image, and what is wrong with those that cannot be read."""
+    """What is known of each expert's result for one image, and the faults of unreadable ones."""
     seen, unreadable = {}, []
     for expert, path in files.items():
         try:
@@ -117,4 +117,4 @@ def read_sources(root: Path) -> dict[str, SourceFiles]:
         content = parse_json(read_small(root / SOURCES_FILE))
         return {name: _source(**source) for name, source in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, StoreError):
-        return {}  # it only saves time
+        return {}  # the file only saves time

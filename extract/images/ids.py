@@ -13,7 +13,7 @@ LONGEST_ID = 200  # a folder's name has at most 255 bytes
 
 
 def ids_of(stems: Mapping[Path, str]) -> dict[Path, str]:
-    """File -> its id: its stem, after as many of the folders above as tell it from others of the same stem.
+    """File -> its id: its stem, preceded by as many parent folders as distinguish it from files of the same stem.
 
     stems  file -> its path under the folder that was named, without its suffix, such as street/0801
     """
@@ -35,7 +35,7 @@ def _safe(name: str) -> str:
 
 
 def _distinct(name: str, shared: bool) -> str:
-    """The name as an id; with a hash of it where others have the same, or nothing of it is left, or it is too long."""
+    """The name as an id, with a hash if the id is not unique, is empty or is too long."""
     safe = _safe(name)
     if not shared and len(safe) <= LONGEST_ID and re.search("[A-Za-z0-9]", name) and not safe.endswith(UNFINISHED):
         return safe

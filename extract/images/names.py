@@ -15,19 +15,19 @@ ENDINGS = (
     r"_LR(?:BI|BD|DN)",  # RCAN's scripts: img_LRBI_x4
     r"[_-](?:GT|LQ|HQ|bicubic|out)",  # BasicSR's configurations; Real-ESRGAN's results
 )
-# An ending that is in none of these, such as _HAT-L_SRx4_pretrained, begins at a separator or with the scale
+# An ending that is none of these, such as _HAT-L_SRx4_pretrained, begins at a separator or with the scale
 # and has a letter: img_1 is not img_1_2.
 OTHER_ENDING = r"(?:[_-]?x{s})?[_. -](?=.*[a-z]).*"
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Which file stands for which name.
+    """Which file belongs to which name.
 
     files    name -> its file, where there is exactly one
-    missing  the names that no file stands for
+    missing  the names to which no file belongs
     twice    name -> its files, where there are several
-    unused   the files that stand for no name
+    unused   the files that belong to no name
     """
 
     files: dict[str, str]
@@ -37,14 +37,14 @@ class Matches:
 
 
 def match_names(names: Sequence[str], files: Sequence[str], scale: int) -> Matches:
-    """Which of the files stands for each name, whatever data sets or programs have added to either.
+    """Finds the file that belongs to each name, whatever data sets or programs have added to either.
 
-    names   of the images that are asked for: `relative_stem`s, such as 0801 or 0801x4 or street/0801
-    files   the names among which each one's partner is looked for: LR images of HR images, or a program's results;
+    names   of the images asked for: `relative_stem`s, such as 0801 or 0801x4 or street/0801
+    files   the names among which each partner is sought: LR images of HR images, or a program's results;
             `relative_stem`s too, each once for every file of that name
 
-    A file stands for a name if it is called the same, or the same and one of the known ENDINGS (0801, 0801x4,
-    0801_LR4, 0801_SR), or the same without the name's own ending. The longest name wins: img_2_SR belongs to img_2,
+    A file belongs to a name if it has the same name, or that with one of the known ENDINGS (0801, 0801x4,
+    0801_LR4, 0801_SR), or the name without its own ending. The longest name wins: img_2_SR belongs to img_2,
     not to img. Where less than half of the names have a file in this way, an ending that most files or images share is
     taken as the program's own: 0801_SwinIR, 0801x4_HAT-L_SRx4_pretrained. Files of other folders are never partners.
     """
@@ -71,7 +71,7 @@ def relative_stem(path: Path, folder: Path) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """The name as text, even if its bytes are no UTF-8."""
+    """The name as text, even if its bytes are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -97,7 +97,7 @@ def _known(scale: int) -> re.Pattern[str]:
 
 
 def _bases(names: Sequence[str], scale: int) -> dict[str, str]:
-    """What a file's name can begin with -> the name that it then stands for."""
+    """The possible beginnings of a file's name -> the name to which the file then belongs."""
     bare = {name: without_ending(name, scale) for name in names}
     shared = Counter(bare.values())
     return {base: name for name, base in bare.items() if shared[base] == 1} | {name: name for name in names}

@@ -1,4 +1,4 @@
-"""LR/HR pairs on disk: found, matched by name, checked by their headers."""
+"""Finds LR/HR pairs on disk, matches them by name and checks them by their headers."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ class Pair:
     lr: Path | None
     scale: int
     lr_size: tuple[int, int] = (0, 0)  # rows and columns, by the headers
-    cut: bool = False  # whether HR is a little larger than `scale` times its LR file
+    cut: bool = False  # whether HR is slightly larger than `scale` times its LR file
 
     @property
     def path(self) -> Path:
@@ -72,7 +72,7 @@ class Pair:
     def read(self) -> tuple[np.ndarray, np.ndarray | None]:
         """LR (h, w, 3) uint8 and HR (scale*h, scale*w, 3) uint8 or uint16, None where there is none.
 
-        HR is cut to multiples of the scale; without an LR file LR is made of that by the bicubic recipe.
+        HR is cut to multiples of the scale; without an LR file, LR is made from it by the bicubic recipe.
         raises  UnreadableImage
         """
         if self.hr is None:
@@ -92,10 +92,10 @@ class Pair:
 def find_pairs(data: ImagesConfig, scale: int, left_out: list[str] | None = None, *, nested: bool = True) -> list[Pair]:
     """Every pair of the data, in the order of the folders, then of the names.
 
-    nested    also the images in the folders under those that are named
-    left_out  takes what does not fit, for those who go on without it
+    nested    also use the images in subfolders
+    left_out  collects the faults of images that do not fit, to continue without them
     raises    StoreError listing all that does not fit: missing partners, sizes that are not `scale` times each other,
-              files that are no images; for empty folders always
+              files that are not images; always for empty folders
     """
     faults: list[str] = []
     if data.has_hr:
@@ -118,7 +118,7 @@ def in_short(names: Sequence[str]) -> str:
 
 
 def joined(faults: Sequence[str]) -> str:
-    """All faults in one line; the log has those that are too many for it."""
+    """All faults in one line; the log has those that do not fit into it."""
     for fault in faults[SHOWN_FAULTS:]:
         log.error("%s", fault)
     more = f"; and {len(faults) - SHOWN_FAULTS} more, in the log" if len(faults) > SHOWN_FAULTS else ""
@@ -172,7 +172,7 @@ def _walk(folder: Path, nested: bool) -> Iterator[Path]:
     def stop(error: OSError) -> None:
         raise error
 
-    seen = set()  # links may lead back to where they are
+    seen = set()  # links may form loops
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=stop):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
@@ -184,7 +184,7 @@ def _walk(folder: Path, nested: bool) -> Iterator[Path]:
 
 
 def warn_of_nested(folder: Path) -> None:
-    """Says which folders under this one have images that are not read."""
+    """Logs which subfolders have images that are not read."""
     skipped = sorted(
         {path.relative_to(folder).parts[0] for path in _walk(folder, nested=True) if path.parent != folder}
     )

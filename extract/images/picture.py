@@ -1,4 +1,4 @@
-"""A photograph in memory: upright, 8 or 16 bits a channel, with what its file says beside the pixels."""
+"""A photograph in memory: upright, 8 or 16 bits a channel, with its file's other contents."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
 
 
 def limit_megapixels() -> float:
-    """The size of the largest picture that is read, in millions of pixels: Pillow's, at twice what it warns of."""
+    """The largest picture that is read, in millions of pixels: Pillow's limit, twice the size at which it warns."""
     return 2 * Image.MAX_IMAGE_PIXELS / 1e6 if Image.MAX_IMAGE_PIXELS else float("inf")
 
 
@@ -60,7 +60,7 @@ if LIMIT_VARIABLE in os.environ:
 
 
 def check_size(rows: int, columns: int) -> None:
-    """Raises DecompressionBombError over Pillow's limit, and ValueError without pixels, where Pillow does not look."""
+    """Raises DecompressionBombError above Pillow's limit and ValueError without pixels, where Pillow does not check."""
     if min(rows, columns) < 1:
         raise ValueError(f"{columns} x {rows} pixels")
     if rows * columns > limit_megapixels() * 1e6:
@@ -96,9 +96,9 @@ def _pixels_of(image: Image.Image) -> Picture:
 
 
 def filled(picture: Picture) -> np.ndarray:
-    """The pixels, those that cannot be seen having the colour of the nearest one that can.
+    """The pixels, with invisible ones in the colour of the nearest visible one.
 
-    Editors leave black under transparent parts; a network would draw it into the rim.
+    Editors leave black under transparent parts, which a network would bleed into the edges.
     """
     if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
         return picture.pixels

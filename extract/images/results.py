@@ -1,4 +1,4 @@
-"""An expert that is a folder of SR images which another program has made: matched to the LR images, checked, read."""
+"""An expert that is a folder of another program's SR images, which are matched to the LR images, checked and read."""
 
 import hashlib
 import logging
@@ -25,16 +25,16 @@ from championship_sr.store.format.entries import Image as StoredImage
 
 log = logging.getLogger(__name__)
 
-MIDDLE_PX, RIM_PX = 128, 4  # side of the LR window that is compared, and how much of its rim is left out
+MIDDLE_PX, RIM_PX = 128, 4  # side of the LR window that is compared, and the width of its excluded border
 WORSE_DB = 2.0  # further from LR than the others' images by this: worth a warning
 
 
 @dataclass(frozen=True)
 class Asked:
-    """An image for which a folder of results must have one of its own.
+    """An image for which a folder of results must have a result.
 
     name    of the LR file without its suffix, or of the HR file where LR is made from it
-    nested  the same behind the folders in which the images lie
+    nested  the same, preceded by the folders in which the images lie
     """
 
     id: str
@@ -68,7 +68,7 @@ class ResultFile:
 
 
 class ResultImages(AbstractContextManager):
-    """A folder of results in place of a network.
+    """A folder of results instead of a network.
 
     files    image id -> the file
     digests  image id -> the file's sha256, where it is known
@@ -81,7 +81,7 @@ class ResultImages(AbstractContextManager):
         self.files, self.digests = dict(files), dict(digests or {})
 
     def __exit__(self, *_exception: object) -> None:
-        """There is nothing to let go of."""
+        """Does nothing: there is nothing to close."""
 
     def identity(self, images: Sequence[StoredImage]) -> dict[str, Any]:
         """What decides the bytes that a store of these images gets."""
@@ -119,7 +119,7 @@ def asked_for(path: Path) -> Asked:
 
 
 def result_images(config: ExpertConfig, asked: Sequence[Asked], scale: int) -> ResultImages:
-    """The folder's images, one for each that is asked for.
+    """The folder's images, one for each image asked for.
 
     raises  StoreError listing every image that is missing, there twice or of another size
     """
@@ -133,7 +133,7 @@ def result_images(config: ExpertConfig, asked: Sequence[Asked], scale: int) -> R
 def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faults: list[str]) -> dict[str, Path]:
     """Image id -> its file in the folder of results, by its name and by its header.
 
-    faults  takes what does not fit
+    faults  collects what does not fit
     """
     assert config.images, "an expert with weights has no folder of results"
     folder = Path(config.images).expanduser()
@@ -142,7 +142,7 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
     except StoreError as error:
         faults.append(f"expert {config.name}: {error}")
         return {}
-    # folders tell images apart where their names alone do not
+    # folders distinguish images of the same name
     flat = len({each.name for each in asked}) == len(asked)
     names = {each.id: each.name if flat else each.nested for each in asked}
     by_stem: dict[str, list[Path]] = {}
@@ -187,7 +187,7 @@ def _size_fault(path: Path, lr_size: tuple[int, int], scale: int) -> str | None:
 
 
 def look_at(path: Path, lr: np.ndarray, scale: int) -> ResultFile:
-    """What is to be known of a result, whose file is read to its end.
+    """What must be known of a result, whose file is read to its end.
 
     raises  UnreadableImage
     """
@@ -202,14 +202,14 @@ def look_at(path: Path, lr: np.ndarray, scale: int) -> ResultFile:
 
 
 def stamp_of(path: Path) -> list:
-    """What a file that is still the same still has: [path, bytes, time of change in ns]."""
+    """What stays the same while a file is unchanged: [path, bytes, time of change in ns]."""
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def _closeness(sr: np.ndarray, lr: np.ndarray, scale: int) -> float | None:
     if sr.shape[:2] != tuple(n * scale for n in lr.shape[:2]):
-        return None  # its size is a fault by itself
+        return None  # its size is reported as a fault of its own
     rim = RIM_PX if min(lr.shape[:2]) > 4 * RIM_PX else 0
     inside = (slice(rim, n - rim) for n in lr.shape[:2])
     difference = (downscale(sr, scale).astype(np.float64) - lr)[*inside]
@@ -218,7 +218,7 @@ def _closeness(sr: np.ndarray, lr: np.ndarray, scale: int) -> float | None:
 
 
 def warn_of_artefacts(results: Mapping[str, Mapping[str, ResultFile]]) -> None:
-    """Names the folders, and the images in them, that are further from LR than the others' when they are reduced.
+    """Warns of folders, and images in them, that when downscaled are further from LR than the others'.
 
     results  expert -> image id -> result
 
@@ -249,7 +249,7 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, ResultFile]]) -> None:
 
 
 def _behind(result: ResultFile, others: Sequence[ResultFile]) -> float | None:
-    """By how many dB a result is further from LR than the others', or than a bicubic one where there are none."""
+    """By how many dB a result is further from LR than the others' or, without others, than a bicubic one."""
     values = [other.closeness for other in others] or [result.of_bicubic]
     known = [value for value in values if value is not None]
     if result.closeness is None or len(known) < len(values):

@@ -1,4 +1,4 @@
-"""The extraction: the pairs, then one expert after the other over the shards that no record says are done."""
+"""The extraction: the pairs, then one expert after the other over the shards that have no record."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ def extract(
     staging: Path | None = None,
     cluster: "RayOptions | None" = None,
 ) -> Summary:
-    """Fills the store: whatever its records say is done stays, the rest is made.
+    """Fills the store: shards that its records say are done stay, the others are made.
 
     experts  only these: names of the configuration or of configs/experts, or YAML files
     rebuild  those that are rebuilt beside their old shards and swapped in at the end
@@ -79,11 +79,11 @@ def extract(
             manifest, pairs, results = _prepared(config, entries, limit, staged, rank)
         shards = (part or Part()).shards(manifest)
         order = rank.part.shards(manifest, shards)
-        order += [shard for shard in shards if shard not in order]  # then whatever the other ranks have not begun
+        order += [shard for shard in shards if shard not in order]  # then shards that the other ranks have not begun
         log.info("extract: %d images, %d of %d shards, on %s", len(pairs), len(shards), manifest.n_shards, device)
         written = stack.enter_context(PairsWriter(manifest, pairs, order, first=rank.first))
         if staged or cluster:
-            written.finish()  # uploads are one after the other, and other nodes see only what is there
+            written.finish()  # uploads run one after the other, and other nodes only see uploaded shards
         done = {}
         for entry in entries:
             job = Job(config, manifest, pairs, order, rank, device, entry.name in rebuild, written.wait, results)
@@ -97,7 +97,7 @@ def extract(
 
 @contextmanager
 def _no_empty_store(store: str, rank: Rank) -> Iterator[None]:
-    """Takes a new store back if the block fails before any shard of it has been begun."""
+    """Removes a new store again if the block fails before any of its shards has been begun."""
     root = Path(store)
     if is_remote(store) or (root / STORE_FILE).exists() or rank.world_size > 1:
         yield
@@ -114,7 +114,7 @@ def _no_empty_store(store: str, rank: Rank) -> Iterator[None]:
 def _prepared(
     config: ExtractConfig, entries: Sequence[ExpertConfig], limit: int | None, staged: Staging | None, rank: Rank
 ) -> Prepared:
-    """The store, begun or gone on with, and what it is filled from."""
+    """The store, new or continued, and what it is filled from."""
     if staged:
         staged.describe()
     prepared = prepare(

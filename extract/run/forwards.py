@@ -35,7 +35,7 @@ def views(images: Sequence[tuple[str, np.ndarray]], variants: Sequence[str]) -> 
 
 
 def groups(shard: Sequence[View], tiling: Tiling, align_px: int) -> Iterator[list[View]]:
-    """What shares forwards: a tiled image alone, others with those of their size in the shard, in order.
+    """The groups that share forwards: a tiled image alone, others with those of their size in the shard, in order.
 
     A shard is made as a whole, so that the same images are always together.
     """
@@ -61,7 +61,7 @@ class Forwards:
     encoder: DeviceEncoder
 
     def of_shard(self, shard: Sequence[View]) -> Iterator[tuple[View, Outputs]]:
-        """Each view and its arrays on their way, or its outputs, where only the machine's memory holds the whole image.
+        """Each view and its arrays in transit, or its outputs if only the machine's memory can hold the whole image.
 
         raises  StoreError if one tile at a time is too much
         """
@@ -72,7 +72,7 @@ class Forwards:
         try:
             return self._once(group, tiling)
         except torch.OutOfMemoryError:
-            pass  # not handled in here: the failed forward's tensors go with its frames when the block is left
+            pass  # handled outside the block: the failed forward's tensors are freed with its frames
         torch.cuda.empty_cache()
         half, name = len(group) // 2, self.expert.name
         if half:
@@ -96,7 +96,7 @@ class Forwards:
 
     def _uploaded(self, lr: Tensor) -> Tensor:
         if self.expert.device.type == "cuda":
-            lr = lr.pin_memory()  # from other memory a copy waits until the device is idle
+            lr = lr.pin_memory()  # a copy from unpinned memory waits until the device is idle
         return lr.to(self.expert.device, non_blocking=True)
 
     def _refuse(self, image_id: str, name: str) -> None:
@@ -122,6 +122,6 @@ def on_host(expert: LoadedExpert, view: View, tiling: Tiling) -> dict[str, Tenso
 
 
 def not_finite(expert: LoadedExpert, image_id: str, error: StoreError) -> StoreError:
-    """What is to be said of an image whose output is not finite."""
+    """The message for an image whose output is not finite."""
     again = "" if expert.precision == "fp32" else f" and run again with --rebuild {expert.name}"
     return StoreError(f"image {image_id}: {error}{again}")

@@ -1,4 +1,4 @@
-"""One expert's work: its images through it, a shard at a time."""
+"""One expert's work: it runs over its images, shard by shard."""
 
 import logging
 import time
@@ -64,11 +64,11 @@ class Job:
     rank: Rank
     device: torch.device
     rebuild: bool
-    ready: Callable[[int], object] = lambda shard: None  # returns when a shard's pairs are there
+    ready: Callable[[int], object] = lambda shard: None  # waits for a shard's pairs
     results: Mapping[str, ResultImages] = field(default_factory=dict)  # the experts that are folders of images
 
     def run(self, entry: ExpertConfig) -> ExpertSummary:
-        """The expert's missing shards, written; its rebuilt ones put in place if they are all there."""
+        """Writes the expert's missing shards, and swaps in a rebuild that is complete."""
         with self.results.get(entry.name) or self.load(entry) as expert:
             with self.rank.first_goes_first():
                 tiling = self.register(expert)
@@ -112,7 +112,7 @@ class Job:
             self.manifest.swap_rebuilt(name)
 
     def register(self, expert: LoadedExpert | ResultImages) -> Tiling:
-        """Makes room for the expert in the store; the tiling that was settled on."""
+        """Makes room for the expert in the store and returns the tiling that was chosen."""
         config, manifest = self.config, self.manifest
         if isinstance(expert, ResultImages):
             register_results(expert, config, manifest, self.rebuild)
@@ -145,7 +145,7 @@ def run_expert(
 ) -> ExpertSummary:
     """Writes the expert's shards that are not there yet; its entry must be in the store already.
 
-    ready   returns when a shard's pairs are there
+    ready   waits for a shard's pairs
     raises  StoreError naming the image whose output is not finite, or for which memory is too small
     """
     store = Store(manifest.root, experts=(), whole=False)
@@ -208,7 +208,7 @@ def _outputs(
 def device_encoder(
     expert: LoadedExpert | ResultImages, manifest: Manifest, rebuild: bool = False
 ) -> DeviceEncoder | None:
-    """What encodes the expert's outputs on its device; None on the CPU, whose writers do it."""
+    """The encoder of the expert's outputs on its device; None on the CPU, where the writers encode."""
     if isinstance(expert, ResultImages) or expert.device.type == "cpu":
         return None
     return DeviceEncoder(expert.device, manifest.specs(expert.name, rebuild), manifest.basis(expert.name, rebuild))

@@ -1,4 +1,4 @@
-"""What a GPU's forwards make: encoded there, and brought back while the next forward runs.
+"""Encodes the outputs of forwards on the GPU, and copies them back while the next forward runs.
 
 Nothing here makes the calling thread wait for the device. On the CPU none of it is used.
 """
@@ -15,11 +15,11 @@ from championship_sr.store.codecs import Params, get_codec
 from championship_sr.store.format.entries import ArraySpec
 from championship_sr.store.shards.encoding import Encoded, encode, extremes
 
-Copied = tuple[list[Tensor], Callable[[], None]]  # on the host, and what returns when they are there
+Copied = tuple[list[Tensor], Callable[[], None]]  # on the host, and a function that waits for them
 
 
 class PinnedCopies:
-    """Copies from a CUDA device on a stream of their own; torch keeps and reuses the pinned memory."""
+    """Copies from a CUDA device on a separate stream; torch keeps and reuses the pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -31,23 +31,23 @@ class PinnedCopies:
             there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
             done.record(self._stream)
         for tensor in tensors:
-            tensor.record_stream(self._stream)  # its memory is nobody else's until it is copied
+            tensor.record_stream(self._stream)  # its memory is not reused until it is copied
         return there, done.synchronize
 
 
 def plain_copies(tensors: list[Tensor]) -> Copied:
-    """Copies that are there at once, where the device has no such streams."""
+    """Copies that complete at once, for devices without such streams."""
     return [tensor.cpu() for tensor in tensors], lambda: None
 
 
 @dataclass(frozen=True)
 class Arriving:
-    """One image's encoded arrays on their way to the host."""
+    """One image's encoded arrays, in transit to the host."""
 
     arrays: Mapping[str, Encoded]
-    checks: Mapping[str, Tensor]  # a finite number where all values are
+    checks: Mapping[str, Tensor]  # finite if all values are
     arrived: Callable[[], None]
-    refuse: Callable[[str], None]  # raises what is to be said of an array that is not finite
+    refuse: Callable[[str], None]  # raises the error for an array that is not finite
 
     def wait(self) -> Mapping[str, Encoded]:
         """The arrays, once they are there.
@@ -104,7 +104,7 @@ def _rest(array: Encoded, there: Any) -> tuple[Params, Tensor, Tensor]:
 
 
 def made_on(device: torch.device, batch_size: int, precision: str) -> dict[str, Any]:
-    """What decides the last bits of a device's results, beside what an expert's identity says."""
+    """What decides the last bits of a device's results, besides the expert's identity."""
     if device.type != "cuda":
         return {"device": device.type}
     return {

@@ -1,4 +1,4 @@
-"""`--engine ray`: actors that hold an expert on a GPU or a share of CPU cores, a task a shard, on a cluster's nodes.
+"""`--engine ray`: actors that hold an expert on a GPU or a share of CPU cores, one task per shard, on a cluster.
 
 The store, the images and the weights lie on a file system that all nodes share; a store in object storage needs no
 other. What is done is what the store's records say: a lost node's shards go to the other actors, and a run that was
@@ -34,14 +34,14 @@ from championship_sr.store.progress import progress
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # of a shard whose actor is lost each time: the third one is hardly the node's fault
+TRIES = 3  # for a shard whose actor is lost each time: a third loss is hardly the node's fault
 ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0  # without a single actor, before the user is told
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Where the cluster is and what an actor takes of it; None for what `actor_shares` finds in the cluster."""
+    """Where the cluster is and each actor's resources; None for those that `actor_shares` finds in the cluster."""
 
     address: str | None = None
     actors: int | None = None
@@ -126,7 +126,7 @@ class Worker:
         return ActorPlace(platform.node(), os.getpid())
 
     def begin(self, tiling: Tiling | None) -> Tiling:
-        """Loads the expert; without a tiling yet, settles on one and makes room for the expert in the store."""
+        """Loads the expert; if there is no tiling yet, chooses one and makes room for the expert in the store."""
         config, pairs = self._config, {}
         os.chdir(self._folder)  # paths in the configuration may be relative
         manifest = self._stack.enter_context(opened(config, self._staging))
@@ -143,7 +143,7 @@ class Worker:
 
 
 def run_on_ray(job: Job, entry: ExpertConfig, options: RayOptions, staging: Path | None = None) -> ExpertSummary:
-    """The expert's missing shards, written by actors that live as long as this call.
+    """Writes the expert's missing shards with actors that live as long as this call.
 
     raises  StoreError, WeightsError, ConfigError naming expert, shard and node
     """
@@ -170,7 +170,7 @@ class _Member:
 
 
 class _Crew:
-    """One expert's actors, and who of them makes what; a `with` block around them."""
+    """One expert's actors and the shards that they are making; a context manager."""
 
     def __init__(self, ray: Any, job: Job, name: str, shares: Shares, args: tuple) -> None:
         self._ray, self._job, self._name, self._shares, self._args = ray, job, name, shares, args
@@ -178,7 +178,7 @@ class _Crew:
         self._worker = ray.remote(
             num_cpus=shares.cpus, num_gpus=shares.gpus, runtime_env={"env_vars": {"PYTHONPATH": path}}
         )(Worker)
-        self._waiting: dict[Any, _Member] = {}  # what is asked of an actor -> the actor
+        self._waiting: dict[Any, _Member] = {}  # request to an actor -> the actor
         self._idle: list[_Member] = []
         self._hired: list[_Member] = []  # whose processes start while the first one loads the expert
         self._todo: deque[int] = deque()
@@ -191,7 +191,7 @@ class _Crew:
 
     def __exit__(self, *_exception: object) -> None:
         for member in (*self._waiting.values(), *self._idle, *self._hired):
-            self._ray.kill(member.actor)  # its memory is for the next expert
+            self._ray.kill(member.actor)  # frees the memory for the next expert
 
     def run(self) -> ExpertSummary:
         """Makes every shard that is missing."""
@@ -218,7 +218,7 @@ class _Crew:
         return [member for member in self._waiting.values() if member.shard is not None]
 
     def _expected(self) -> int:
-        """Shards to make, at most: a rebuild that was begun with other settings begins anew."""
+        """The most shards to make: a rebuild that was begun with other settings starts again."""
         job = self._job
         return len(job.order if job.rebuild else set(job.order) & set(job.manifest.missing_shards(self._name)))
 
@@ -230,7 +230,7 @@ class _Crew:
         self._waiting[member.actor.begin.remote(self._tiling)] = member
 
     def _take(self, reference: Any, member: _Member, bar: tqdm) -> None:
-        """What an actor has come to: it is ready, it has made its shard, or it is lost."""
+        """Handles an actor's result: it is ready, it has made its shard, or it is lost."""
         what = f"shard {member.shard}" if member.shard is not None else "loading"
         try:
             result = self._ray.get(reference)
@@ -269,7 +269,7 @@ class _Crew:
             self._waiting[member.actor.make.remote(member.shard, self._tiling)] = member
 
     def _replace(self, member: _Member, what: str, error: Exception) -> None:
-        """Gives what a lost actor was making to another one."""
+        """Gives a lost actor's shard to another one."""
         where = member.place or "a node of the cluster"
         self._lost[member.shard] += 1
         if self._lost[member.shard] == TRIES:

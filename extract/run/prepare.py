@@ -62,10 +62,10 @@ def prepare(
     results: Sequence[ExpertConfig] = (),
     first: bool = True,
 ) -> Prepared:
-    """The store of these images, made or gone on with, and what it is filled from.
+    """The store of these images, new or continued, and what it is filled from.
 
     limit    only the first of the images
-    grow     a store of some of the images gets the others behind them, in shards of their own
+    grow     append the missing images to a store of some of them, in shards of their own
     results  experts that are folders of images; each must have one for every image
     raises   StoreError listing every image that does not fit, or naming what the store in `root` has differently
     """
@@ -109,7 +109,7 @@ def _image(pair: Pair, source: SourceFiles) -> Image:
 
 
 def arranged(there: Sequence[Image], images: Sequence[Image], images_per_shard: int) -> tuple[Image, ...]:
-    """The images with shard numbers: those that a store has where they lie there, the new ones behind them."""
+    """The images with shard numbers: those of the store keep theirs, new ones come after them."""
     if not there:
         return assign_shards(images, images_per_shard)
     by_id, old = {image.id: image for image in images}, {image.id for image in there}
@@ -133,7 +133,7 @@ class PairsWriter:
         self._thread: Future | None = None
 
     def wait(self, shard: int) -> None:
-        """Returns when the shard's pairs are there."""
+        """Waits for the shard's pairs."""
         written = self._written()
         while not self._manifest.is_recorded(PAIRS, shard) and not written.done():
             time.sleep(POLL_SECONDS)
@@ -141,7 +141,7 @@ class PairsWriter:
             written.result()
 
     def finish(self) -> None:
-        """Returns when all pairs are there."""
+        """Waits for all pairs."""
         self._written().result()
 
     def __enter__(self) -> "PairsWriter":

@@ -6,7 +6,7 @@ from championship_sr.store.progress import progress
 
 
 class Progress:
-    """One line for all ranks: pixels of this one as they are done, of the others as their records appear."""
+    """One line for all ranks: this rank's pixels as they are done, those of others as their records appear."""
 
     def __init__(
         self, manifest: Manifest, name: str, shards: list[int], variants: int, rebuild: bool, rank: Rank
@@ -20,11 +20,11 @@ class Progress:
         return set(self._manifest.missing_shards(self._name, self._rebuild))
 
     def advance(self, px: int) -> None:
-        """This many more pixels are done here."""
+        """Adds pixels that are done in this process."""
         self._bar.update(px)
 
     def own(self, shard: int) -> None:
-        """A shard is done here; look what the others have done meanwhile."""
+        """Called after each shard: adds what the other ranks have done meanwhile."""
         self._done += self._px.pop(shard, 0)
         if self._several and not self._bar.disable:
             missing = self._missing()

@@ -32,7 +32,7 @@ BASIS_IMAGES, BASIS_PX = 32, 64  # the windows that a codec with principal compo
 def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling, there: Expert | None = None) -> Expert:
     """The expert as the store records it.
 
-    there  its entry, if the store has one: where that was begun without a word on the code, none is said now
+    there  its entry, if the store has one: if that does not record the code, neither does the new one
     """
     codec = config.codecs.get
     arrays = [ArraySpec("sr", 3, expert.scale, codec("sr", DEFAULT_CODEC))]
@@ -64,7 +64,7 @@ def describe(expert: LoadedExpert, config: ExtractConfig, tiling: Tiling, there:
 def register_results(results: ResultImages, config: ExtractConfig, manifest: Manifest, rebuild: bool) -> None:
     """Makes room in the store for an expert that is a folder of images.
 
-    raises  StoreError naming the files that are not those any more that recorded shards were made from
+    raises  StoreError naming files that have changed since recorded shards were made from them
     """
     there = None if rebuild else manifest.experts.get(results.name)
     if there:
@@ -85,7 +85,7 @@ def register_results(results: ResultImages, config: ExtractConfig, manifest: Man
 def _check_files(results: ResultImages, manifest: Manifest) -> None:
     changed = []
     for shard in manifest.recorded_shards(results.name):
-        if manifest.record_path(results.name, shard).exists():  # else it lies in a bucket
+        if manifest.record_path(results.name, shard).exists():  # otherwise it is in a bucket
             made_from = read_record(manifest, results.name, shard).get("files", {})
             other = (name for name, sha256 in made_from.items() if results.digests[name] != sha256)
             changed += [results.files[name].name for name in other]

@@ -19,7 +19,7 @@ from championship_sr.store.format.manifest import Manifest
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-LONGEST_WAIT = timedelta(days=7)  # ranks wait for the slowest one's shards
+LONGEST_WAIT = timedelta(days=7)  # ranks wait for the shards of the slowest
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pixels(manifest: Manifest, shard: int) -> int:
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that torchrun started; one of one without it."""
+    """This process among those that torchrun started; the only one without torchrun."""
 
     rank: int = 0
     local_rank: int = 0
@@ -80,9 +80,9 @@ class Rank:
         return Part(self.rank + 1, self.world_size)
 
     def wait_for_all(self) -> None:
-        """Returns when every rank has come here.
+        """Waits until every rank has reached this point.
 
-        raises  StoreError if one of them never will
+        raises  StoreError if one of them never does
         """
         if self.world_size > 1:
             try:
@@ -97,7 +97,7 @@ class Rank:
                 ) from None
 
     def _meet(self) -> None:
-        """Joins the ranks; those that torchrun starts again do not find the addresses of the dead ones before them."""
+        """Joins the ranks; restarted ranks do not find the addresses of the dead ones that they replace."""
         store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
         round_ = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"restart {round_}", store)
@@ -116,7 +116,7 @@ class Rank:
 def until_done(missing: Callable[[], list[int]], order: list[int]) -> Iterator[int]:
     """The shards to try, in this order, again and again until all of them are done.
 
-    Those that another process has are tried again later: it may finish them, or die and let them go.
+    Shards that another process holds are tried again later: it may finish them, or die and release them.
     """
     while left := _still(order, missing()):
         yield from left
@@ -126,10 +126,10 @@ def until_done(missing: Callable[[], list[int]], order: list[int]) -> Iterator[i
 
 @contextmanager
 def unless_busy(told: list[str], expected: bool) -> Iterator[None]:
-    """Leaves the block where another process has the shard.
+    """Runs the block, and leaves it if another process has the shard.
 
-    told      whom the user has been told of: the first one only
-    expected  several processes share the work, so that there is nothing to tell
+    told      processes that the log has named; only the first one is
+    expected  several processes share the work, so there is nothing to report
     """
     try:
         yield

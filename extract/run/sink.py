@@ -1,7 +1,7 @@
 """Writes shards in the background, at most a few images behind the forward passes.
 
-Several threads encode and hash; one writes, in the order in which the images came; one syncs and publishes shards that
-are written, while the next is written.
+Several threads encode and hash; one writes, in the order of the images; one syncs and publishes finished shards while
+the next one is written.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Sink:
         self._open = _OpenShard(self._manifest, self._source, shard, self._rebuild, self._made_on)
 
     def made_from(self, files: dict[str, str]) -> None:
-        """Says of which files the open shard's images are read: image id -> sha256."""
+        """Records the files from which the open shard's images are read: image id -> sha256."""
         self._current.made_from(files)
 
     def add(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> None:
@@ -76,7 +76,7 @@ class Sink:
         return self._open
 
     def flush(self) -> None:
-        """Returns when all that was handed over is written, and the closed shards are published."""
+        """Waits until everything handed over is written and the closed shards are published."""
         _drain(self._waiting, 0)
         _drain(self._publishing, 0)
 
@@ -106,20 +106,20 @@ class Sink:
 
     def _abandon(self, kind, error, traceback) -> None:
         self._writer.shutdown()
-        self._publisher.shutdown()  # what is closed is still published
+        self._publisher.shutdown()  # closed shards are still published
         self._encoders.shutdown()
         if self._open is not None:
             self._open.close(kind, error, traceback)
 
 
 def _drain(waiting: deque[Future], left: int) -> None:
-    """Waits for the oldest until no more than so many are left; raises what went wrong in them."""
+    """Waits for the oldest until at most this many are left; raises their errors."""
     while len(waiting) > left:
         waiting.popleft().result()
 
 
 class _OpenShard:
-    """One shard's writer, until another process takes the shard over: from then on, what comes is dropped."""
+    """One shard's writer; once another process has taken the shard over, further images are dropped."""
 
     def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool, made_on: dict[str, Any]) -> None:
         self.number, self.lost = number, False

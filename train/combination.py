@@ -1,7 +1,7 @@
 """Fixed weights of the experts' images, solved in closed form from the products of their luma errors.
 
-A matrix of one number a pair of experts says all: for weights w of sum 1, the combined image's mean squared luma error
-is w' P w, of any subset of the experts too, without a second look at the images.
+One matrix, with a number for each pair of experts, is enough: for weights w of sum 1, the combined image's mean squared
+luma error is w' P w, also for any subset of the experts, without reading the images again.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from championship_sr.train.metrics import rgb_to_y
 
-PULL = 1e-4  # of the mean's squared error: what a departure from equal weights by a vector of length 1 has to gain
-EQUAL_RMS = 1e-6  # of luma in 0..1: images that differ by less are equal; float32 rounds at a tenth of it
-ROWS_AT_ONCE = 256  # a large image in float64 does not fit into memory many times
+PULL = 1e-4  # share of the mean's squared error that moving from equal weights by a vector of length 1 must gain
+EQUAL_RMS = 1e-6  # of luma in 0..1: images that differ by less count as equal; float32 rounds at a tenth of it
+ROWS_AT_ONCE = 256  # memory cannot hold a large image in float64 many times
 
 
 def error_products(images: Tensor, hr: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ def error_products(images: Tensor, hr: Tensor) -> Tensor:
 
 
 def fit_weights(products: np.ndarray, pull: float = PULL) -> np.ndarray:
-    """(..., E): the weights of sum 1, negative allowed, of the least squared error.
+    """(..., E): the weights of sum 1, possibly negative, with the least squared error.
 
     products  (..., E, E), as of `error_products`; a matrix for each set of weights
-    pull      how weakly they are drawn to equal weights, which experts with equal images get
+    pull      strength of the weak pull to equal weights, which experts with equal images get
     """
     n_experts = products.shape[-1]
     equal = np.full(n_experts, 1 / n_experts)
@@ -42,8 +42,8 @@ def fit_weights(products: np.ndarray, pull: float = PULL) -> np.ndarray:
     differences = centred @ products @ centred
     correlation = centred @ products @ equal
     error = equal @ products @ equal
-    error = np.where(error > 0, error, 1.0)[..., None, None]  # a perfect mean stays
-    # the sum of v is 0 without a word from the last term, but what is solved must not be singular
+    error = np.where(error > 0, error, 1.0)[..., None, None]  # a perfect mean is kept
+    # the sum of v is 0 without the last term, which only keeps the system from being singular
     ridge = pull * np.eye(n_experts) + 1 / n_experts
     return equal + np.linalg.solve(differences + error * ridge, -correlation[..., None])[..., 0]
 
@@ -67,7 +67,7 @@ def equal_experts(products: np.ndarray) -> list[tuple[int, int]]:
 
 
 def all_equal(products: np.ndarray) -> bool:
-    """Whether all of several experts have equal images, so that no weights are better than others."""
+    """Whether there are several experts with equal images, so that no weights are better than others."""
     n_experts = len(products)
     return n_experts > 1 and len(equal_experts(products)) == n_experts * (n_experts - 1) // 2
 

@@ -177,7 +177,7 @@ def bench_loader(folder, rounds, seconds, batch_size, threads, device, as_json) 
 def read_settings(
     config: Path | None, assignments: tuple[str, ...], profile: str = DEFAULT_PROFILE, init: Path | None = None
 ) -> TrainConfig:
-    """The section `train` of the file, or of the profile that is the default with the network of the run `init`."""
+    """The section `train` of the file, or of the default profile with the network of the run `init`."""
     if init and not config:
         from championship_sr.train.records.folder import read_config
 
@@ -223,7 +223,7 @@ def _of_run(
 
 
 def _check_named(entries: Sequence[str], trusted: tuple[str, ...]) -> None:
-    """Raises ConfigError for experts that a run names, and not the user, if their networks are not to be trusted."""
+    """Raises ConfigError for experts named by a run, not by the user, if their networks are not trusted."""
     for entry in entries:
         from championship_sr.extract.config import load_expert_config
         from championship_sr.extract.experts.architecture import Origin

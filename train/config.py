@@ -1,4 +1,4 @@
-"""What a training run is made of, as frozen dataclasses; every value is read by something.
+"""The configuration of a training run, as frozen dataclasses; every value is used.
 
 Lengths (of the run, of stages, warm-up and intervals) are steps, epochs or per cent of the run: `500`,
 `"500 steps"`, `"20 epochs"`, `"40 %"`.
@@ -49,7 +49,7 @@ LossName = Annotated[str, AfterValidator(_loss_name)]
 
 @config_dataclass
 class LiveConfig:
-    """Experts in the step, and the augmentations that only they can answer to: refused on a store."""
+    """Experts in the step, and the augmentations that need them; these are refused on a store."""
 
     enabled: bool = False  # `--live`
     experts: tuple[str, ...] = ()  # names of configs/experts or YAML files; empty: those that the store records
@@ -84,22 +84,26 @@ class LiveConfig:
 class DataConfig:
     """Which windows a step sees. See train/data/sampler.py for the order and train/data/mixing.py for the mixing."""
 
-    batch_size: Positive = 16  # windows an optimiser step, over all processes and micro-batches
-    batch_per_process: Annotated[int, Field(ge=0)] = 0  # in place of batch_size: of each process; 0: share batch_size
-    accumulation: Positive = 1  # micro-batches a step: the same result in less memory
+    batch_size: Positive = 16  # windows per optimiser step, over all processes and micro-batches
+    batch_per_process: Annotated[int, Field(ge=0)] = (
+        0  # instead of batch_size: windows of each process; 0: share batch_size
+    )
+    accumulation: Positive = 1  # micro-batches per step: the same result in less memory
     crop_px: Annotated[int, Field(ge=8)] = 64  # side of a window, LR pixels
-    repeat_factor: Positive = 20  # windows an image and epoch, on average
+    repeat_factor: Positive = 20  # windows per image and epoch, on average
     weighting: Weighting = "crops"
     crops_per_visit: Positive = 1  # more: longer reads of a store that is larger than memory
     pool_visits: Positive = 64
-    shards_at_once: Annotated[int, Field(ge=0)] = 0  # visited before the next ones are; 0: all; see docs/training.md
-    sharding: Literal["all", "node"] = "all"  # node: each machine's processes read a share of the shards alone
+    shards_at_once: Annotated[int, Field(ge=0)] = (
+        0  # shards that are visited before the next ones; 0: all; see docs/training.md
+    )
+    sharding: Literal["all", "node"] = "all"  # node: each machine's processes only read a share of the shards
     cache: UserPath | None = None  # folder for shards of a store in object storage; None: below the user's cache folder
-    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that they may take there
-    threads: Annotated[int, Field(ge=0)] = 2  # that copy windows; 0 copies between steps
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # GB that they may take there
+    threads: Annotated[int, Field(ge=0)] = 2  # threads that copy windows; 0 copies between steps
     buffer_mib: Positive = 128
     ahead_mib: Annotated[int, Field(ge=0)] = 128
-    check: bool = False  # a local store's arrays against their checksums, each whole before its first window
+    check: bool = False  # compare a local store's arrays with their checksums, each in full before its first window
     augment: Augment = "none"
     cutblur: Share = 0.0  # probability, each step
     cutblur_share: Share = 0.5  # the box's sides are at most this share of the window's
@@ -109,7 +113,7 @@ class DataConfig:
 
 @config_dataclass
 class StageConfig:
-    """One stage of the curriculum; weights that `to` names too change evenly until they are that at its end."""
+    """One stage of the curriculum; weights that `to` also names change linearly to its values at the stage's end."""
 
     length: Length
     weights: dict[LossName, NotNegative]
@@ -189,7 +193,7 @@ class ValidationConfig:
     images: tuple[str, ...] = ()
     hr: tuple[UserPath, ...] = ()
     lr: tuple[UserPath, ...] = ()
-    hold_out: Annotated[int, Field(ge=0)] = 4  # 0: no validation; the last checkpoint is then taken for the best
+    hold_out: Annotated[int, Field(ge=0)] = 4  # 0: no validation; the last checkpoint then counts as the best
     pictures: Annotated[int, Field(ge=0)] = 2  # shown in TensorBoard
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better PSNR before the run stops; 0: never
 
@@ -217,7 +221,7 @@ class TeacherConfig:
 
     of: str = ""  # fitted, mean: the experts combined by such weights; or the folder of a run; "": no teacher
     x8: bool = False  # the mean over the eight stored variants of each image
-    experts: tuple[str, ...] = ()  # that fitted or equal weights combine; empty: all of the store
+    experts: tuple[str, ...] = ()  # experts that fitted or equal weights combine; empty: all of the store
 
     def __post_init__(self) -> None:
         if not self.of and (self.x8 or self.experts):
@@ -234,7 +238,7 @@ class TrainConfig:
 
     fusion: FusionConfig = field(default_factory=FusionConfig)
     experts: tuple[str, ...] = ()  # empty: all of the store
-    student: str | ExpertConfig | None = None  # the entry of a network that sees LR alone, in place of the fusion
+    student: str | ExpertConfig | None = None  # the entry of a network that only sees LR, instead of the fusion
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     steps: Length = 20_000
     data: DataConfig = field(default_factory=DataConfig)
@@ -265,7 +269,7 @@ class TrainConfig:
                 "teacher: no stage learns from it; give the loss teacher a weight, for example "
                 "losses.stages=[{length: 100 %, weights: {l1: 1, teacher: 1}}]"
             )
-        if isinstance(self.student, str):  # resolved: a run stands without the entry's file
+        if isinstance(self.student, str):  # resolved, so that a run does not need the entry's file
             object.__setattr__(self, "student", load_expert_config(self.student))
         if self.student and self.experts:
             raise ValueError("experts: a student sees only LR; name its teacher's experts with teacher.experts")
@@ -276,7 +280,7 @@ class TrainConfig:
 
     @property
     def student_entry(self) -> ExpertConfig | None:
-        """The student's entry, which its name or file stands for when the configuration is written."""
+        """The student's entry, which replaces its name or file when the configuration is written."""
         assert not isinstance(self.student, str), "__post_init__ has resolved it"
         return self.student
 

@@ -9,7 +9,7 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import ValidationConfig
 
-DECIDING = ("architecture", "hyperparameters", "weights_sha256", "taps")  # what makes two experts the same
+DECIDING = ("architecture", "hyperparameters", "weights_sha256", "taps")  # the keys by which two experts are the same
 
 
 def split_images(
@@ -45,7 +45,7 @@ def _hash(image_id: str) -> bytes:
 
 
 def spread(images: Sequence[Image], hold_out: int) -> tuple[str, ...]:
-    """The ids of as many images, spread over the store: those that runs without a record of their images hold out."""
+    """The ids of `count` images, spread over the store, which runs without a record of their images hold out."""
     held = min(hold_out, len(images))
     return tuple(images[int((number + 0.5) * len(images) / held)].id for number in range(held))
 

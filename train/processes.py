@@ -59,7 +59,7 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Waits until every process has reached this point."""
         if self.size > 1:
             dist.barrier()
 
@@ -68,8 +68,8 @@ class World:
 def world(device: str, timeout: timedelta | None = None) -> Iterator[World]:
     """The processes that torchrun started, or this one alone.
 
-    device   "auto" takes this process's GPU where there is one; otherwise as torch names it
-    timeout  how long one may wait for the others before it gives up; None: torch's ten to thirty minutes
+    device   "auto" takes this process's GPU if there is one; otherwise as torch names it
+    timeout  how long a process waits for the others before it gives up; None: torch's ten to thirty minutes
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     place = pick_device(device, local)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from championship_sr.store.errors import ConfigError
 
-END_TOLERANCE = 0.01  # of the way from the lowest to the peak learning rate: what rounding to whole steps may leave
+END_TOLERANCE = 0.01  # share of the range of learning rates that rounding to whole steps may leave
 
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is: what lengths in epochs and per cent are measured by."""
+    """The length of a run, from which lengths in epochs and per cent are computed."""
 
     steps: int
     steps_per_epoch: float
@@ -33,7 +33,7 @@ class RunLength:
 def parse_length(length: int | str) -> tuple[float, str]:
     """The number and the unit, "steps", "epochs" or "%", of a length.
 
-    raises  ValueError if it is none
+    raises  ValueError if it is not a length
     """
     number, unit = str(length).strip(), "steps"
     for word in ("steps", "epochs", "epoch", "step", "%"):
@@ -144,7 +144,7 @@ class Curriculum:
         return next((index for index, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
 
     def done(self, step: int) -> float:
-        """The share of its stage that lies behind a step: 0 at the stage's first, 1 at its last."""
+        """How far into its stage a step is: 0 at the stage's first step, 1 at its last."""
         stage = self(step)
         begin = self.ends[stage - 1] if stage else 0
         return (step - begin) / max(1, self.ends[stage] - begin - 1)
@@ -153,7 +153,7 @@ class Curriculum:
 def stages(span: RunLength, lengths: Sequence[int | str]) -> Curriculum:
     """The stages of the given lengths, one after another.
 
-    raises  ConfigError with the arithmetic if they don't fill the run
+    raises  ConfigError with the arithmetic if they do not fill the run
     """
     exact = [span.exact(length) for length in lengths]
     total = sum(exact)

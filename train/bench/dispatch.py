@@ -1,8 +1,8 @@
 """Counts what a training step sends to the device: operations, kernels, and points where the host would wait.
 
-A step is counted on torch's `meta` device, whose tensors have shapes and no contents. That takes no time and needs no
-GPU, it follows the code's path for devices other than the CPU, and it shows what a GPU would wait for: a number that
-is read back, and tensors of the host that are uploaded on the way.
+A step is counted on torch's `meta` device, whose tensors have shapes and no contents. This takes no time and needs no
+GPU, follows the code's path for devices other than the CPU, and shows where the host would wait: at numbers that are
+read back, and at host tensors that are uploaded on the way.
 """
 
 import copy
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
 WAITING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default}  # .item(); torch.tensor(1.0)
-NO_KERNELS = (  # memory without contents, and a view that is not called one
+NO_KERNELS = (  # allocations without contents, and a view that is not marked as one
     "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ class Dispatched(TorchDispatchMode):
     """Counts what is dispatched while the block runs, backward passes included.
 
     operations        every call of an operator
-    kernels           those that compute or copy: no views, no bare allocations
+    kernels           those that compute or copy: neither views nor bare allocations
     synchronisations  name of the operator -> how often it made the host wait for the device, or would on a GPU
     """
 
@@ -52,7 +52,7 @@ class Dispatched(TorchDispatchMode):
         if waits(operator, args, kwargs):
             self.synchronisations[str(operator)] += 1
         if operator is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
-            return 1  # stands for the number that would be read
+            return 1  # placeholder for the number that would be read
         return operator(*args, **kwargs)
 
 
@@ -76,12 +76,12 @@ def waits(operator: OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _overlaps(source: Tensor, target: str, non_blocking: bool | None) -> bool:
-    """Whether a copy between host and device runs beside the host."""
+    """Whether a copy between host and device runs asynchronously."""
     return bool(non_blocking) and (target == "cpu" or source.is_pinned())
 
 
 def count_step(network: nn.Module, inputs: tuple[Tensor, Tensor, Mapping[str, Tensor]]) -> Dispatched:
-    """What forward, L1 loss and backward of the network dispatch on a device that is no CPU.
+    """What forward, L1 loss and backward of the network dispatch on a device other than the CPU.
 
     inputs  LR, the experts' images and their features, as `forward` takes them
     """
@@ -89,14 +89,14 @@ def count_step(network: nn.Module, inputs: tuple[Tensor, Tensor, Mapping[str, Te
     target = images[:, 0].contiguous()
 
     def step() -> None:
-        network.zero_grad()  # as in training, where a gradient is new at each step and added to nothing
+        network.zero_grad()  # as in training, where each step has new gradients instead of adding to old ones
         network(lr, images, features).sub(target).abs().mean().backward()
 
     return dispatched(step)
 
 
 def dispatched(step: Callable[[], object]) -> Dispatched:
-    """What a step on the meta device dispatches, once what it makes at its first time is made."""
+    """What a step on the meta device dispatches, once everything that only the first step makes exists."""
     with on_meta():
         for _ in range(2):
             with Dispatched() as counts:
@@ -115,7 +115,7 @@ def moved(value: Any) -> Any:
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """The block in which code may ask for autocast on the meta device, where torch has none: it stays off there."""
+    """Lets code in the block request autocast on the meta device, where torch has none and it stays off."""
     autocast, dtype, enabled = torch.autocast, torch.get_autocast_dtype, torch.is_autocast_enabled
 
     def of(device: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
 """How fast a store is read, compared with a plain copy of the same bytes and with other formats.
 
 All contenders serve windows at the sizes of a full extraction: features of 180, 180, 180 and 256 channels at
-64 x 64, four SR images and HR at 256 x 256. They take turns, round after round, so that a machine whose speed changes
-changes it for all; each figure is the median of the rounds.
+64 x 64, four SR images and HR at 256 x 256. They take turns, round after round, so that changes in the
+machine's speed affect all of them; each figure is the median of the rounds.
 """
 
 import gc
@@ -41,7 +41,7 @@ SCALE, CROP_PX, IMAGE_PX = 4, 64, 256
 CPU = torch.device("cpu")
 SEED = 1
 PATCHES = 64  # that pt_files and the peers hold
-COPIED_BATCHES = 4  # that memcpy takes turns with: more than the processor's caches hold
+COPIED_BATCHES = 4  # among which memcpy alternates: more than the processor's caches hold
 COLD_STEPS = 10
 COLD_ORDER = {"crops_per_visit": 4, "pool_visits": 1}  # for a store that is larger than memory: docs/training.md
 READ_BYTES = 8 * MIB  # of one sequential read
@@ -75,7 +75,7 @@ def bench_loader(
 
     folder   where to write them (about 6 GB); None: where temporary files go
     seconds  that a contender is measured in a round
-    device   on a GPU also: decoded batches there, and its own copies of pinned memory
+    device   on a GPU, also measure batches decoded there, and its copies from pinned memory
     """
     options = {"batch_size": batch_size, "crop_px": CROP_PX, "seed": SEED, "threads": threads}
     with tempfile.TemporaryDirectory(dir=folder) as made, progress(unit="measurement", desc="bench") as bar:
@@ -100,7 +100,7 @@ def bench_loader(
 def warm_rounds(
     stores: dict[str, Path], options: dict[str, Any], rounds: int, seconds: float, bar: tqdm, device: torch.device = CPU
 ) -> dict[str, Any]:
-    """What every contender serves from memory; nothing that they opened outlasts the call."""
+    """The rates of every contender from memory; nothing that they opened stays open after the call."""
     loader = opened(stores["zarr"], options)
     runners = list(_runners(stores["zarr"].parent, loader, Store(stores["hdf5"])))
     if device.type != "cpu":
@@ -156,7 +156,7 @@ def opened(root: Path, options: Mapping[str, Any], device: torch.device = CPU) -
 
 
 def on_device(loader: Loader) -> list[Runner]:
-    """Batches decoded on the device, and copies of as many bytes from pinned memory to it: the limit of its bus."""
+    """Batches decoded on the device, and copies of the same bytes from pinned memory to it: the limit of its bus."""
     sizes = loader.sampler.batch_size, loader.batch_bytes // loader.sampler.batch_size
     return [
         Runner("store_on_device", 0, partial(synchronised, loader.batches, loader.device), *sizes, MOST_SLOTS),
@@ -165,7 +165,7 @@ def on_device(loader: Loader) -> list[Runner]:
 
 
 def synchronised(batches: Callable[[], Iterator[Any]], device: torch.device) -> Iterator[Any]:
-    """The same, each given out once the device has it."""
+    """The same, yielding each once the device has it."""
     for batch in batches():
         now(device)
         yield batch
@@ -184,7 +184,7 @@ def float32_bytes(loader: Loader) -> int:
 
 
 def copies(loader: Loader) -> Iterator[None]:
-    """Plain copies of whole raw batches between buffers in memory, by as many threads as the loader has."""
+    """Plain copies of whole raw batches between buffers in memory, with as many threads as the loader."""
     sources = [room(loader.batch_bytes, pinned=False).fill_(1).numpy() for _ in range(COPIED_BATCHES)]
     targets = [room(loader.batch_bytes, pinned=False).numpy() for _ in range(loader.threads + 1)]
 
@@ -199,7 +199,7 @@ def copies(loader: Loader) -> Iterator[None]:
 
 
 def samples_per_second(runner: Runner, seconds: float) -> float:
-    """What the contender serves in so many seconds, or to the end of its epoch."""
+    """The contender's rate over this many seconds, or to the end of its epoch."""
     batches = runner.open()
     deque(islice(batches, runner.untimed), maxlen=0)
     began, served = time.perf_counter(), 0
@@ -214,7 +214,7 @@ def samples_per_second(runner: Runner, seconds: float) -> float:
 
 
 def warm_figures(runners: list[Runner]) -> dict[str, Any]:
-    """What the rounds in memory say; each contender with the number of worker processes that suits it best."""
+    """The results of the rounds in memory, each contender with its best number of worker processes."""
     best = {runner.name: runner for runner in sorted(runners, key=lambda runner: median(runner.rates))}
     rates = {name: median(runner.rates) for name, runner in best.items()}
     return {
@@ -243,7 +243,7 @@ def cold_round(root: Path, options: dict[str, Any], bar: tqdm) -> tuple[float, f
 
 
 def cold_figures(rounds: list[tuple[float, float, float]]) -> dict[str, float]:
-    """What the rounds from the disk say."""
+    """The results of the rounds from disk."""
     disk, useful, read = (median(column) for column in zip(*rounds, strict=True))
     return {
         "disk_gbytes_per_second": disk / 1e9,
@@ -254,7 +254,7 @@ def cold_figures(rounds: list[tuple[float, float, float]]) -> dict[str, float]:
 
 
 def useful_bytes(loader: Loader, steps: int) -> int:
-    """Raw bytes of the windows of these steps, those that windows share counted once."""
+    """Raw bytes of the windows of these steps, with shared bytes counted once."""
     seen = np.zeros((len(loader.store.images), IMAGE_PX, IMAGE_PX), bool)
     for step in range(steps):
         for place in loader.places(step):
@@ -263,7 +263,7 @@ def useful_bytes(loader: Loader, steps: int) -> int:
 
 
 def _forget(files: list[Path]) -> None:
-    gc.collect()  # pages that are mapped stay; maps go with the stores that hold them
+    gc.collect()  # mapped pages stay cached; maps are closed with the stores that hold them
     for path in files:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -284,7 +284,7 @@ def _bytes_read() -> int:
 
 
 def peak_rss_mib(root: Path, options: dict[str, Any]) -> float:
-    """The most memory, beside mapped files, that this process had while a loader ran."""
+    """The peak memory of this process, without mapped files, while a loader ran."""
     loader = opened(root, options)
     return max(_anonymous_mib() for _ in loader.filled(0, RSS_STEPS))
 

@@ -1,6 +1,6 @@
-"""What people read training windows with instead of our loader: each holds or slices the same windows.
+"""Alternatives to our loader for reading training windows; each of them holds or slices the same windows.
 
-A contender is opened with a number of worker processes and a batch size, and gives batches to an epoch's end.
+A contender is opened with a number of worker processes and a batch size, and yields batches to the end of an epoch.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def raw_sample(store: Store, place: WindowPlace, crop_px: int) -> Sample:
 
 
 class PatchFiles(Dataset):
-    """One fp32 `.pt` file a patch: tensors in channels-first order, as the reference document's cache has them."""
+    """One fp32 `.pt` file per patch: tensors in channels-first order, as the reference document's cache has them."""
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.glob("*.pt"))
@@ -88,7 +88,7 @@ class Slices(Dataset):
             where = self.store.images[image]
             path = self.store.manifest.shard_path(field.source, where.shard)
             is_zarr = path.suffix == ".zarr"
-            # without HDF5's own lock, which some file systems lack; peers are not to fail where ours does not
+            # without HDF5's own lock, which some file systems lack: a peer should not fail where our loader works
             group = zarr.open_group(path, mode="r") if is_zarr else h5py.File(path, "r", locking=False)
             self.opened[field, image] = group[array_key(where.id, field.name)]
         return self.opened[field, image]
@@ -142,12 +142,12 @@ def mosaicml_streaming(folder: Path, samples: Callable[[], Iterator[Sample]]) ->
 
 
 def installed_peers() -> list[str]:
-    """The peers that can be imported; for each other the log says in one line why not and how to get it."""
+    """The peers that can be imported; for each of the others, a log line says why not and how to install it."""
     peers = []
     for name, module in PEERS.items():
         try:
             importlib.import_module(module)
-        except (ImportError, OSError) as error:  # OSError: a library of theirs that the system lacks
+        except (ImportError, OSError) as error:  # OSError: the system lacks a library that they need
             reason = " ".join(str(error).split())
             log.warning("%s is left out (%s): pip install 'championship-sr[bench]'", name, reason)
         else:

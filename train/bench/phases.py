@@ -100,7 +100,7 @@ def timed_step(call: Callable[[], Any], device: torch.device) -> tuple[float, fl
 
 
 def saved_mib(module: nn.Module, call: Callable[[], Any]) -> float:
-    """Memory that autograd keeps for backward, each storage once, parameters left out."""
+    """Memory that autograd keeps for backward, each storage counted once, without parameters."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -109,14 +109,14 @@ def saved_mib(module: nn.Module, call: Callable[[], Any]) -> float:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = call()  # alive to the end of the block, so that no address is used twice
+        output = call()  # kept alive to the end of the block, so that no address is reused
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     del output
     return sum(size for address, size in kept.items() if address not in own) / 2**20
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds, once the device has done what it was given."""
+    """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -131,7 +131,7 @@ def _first_differentiable(output: Any) -> Tensor:
 
 
 def _phase_inputs(network: FusionNetwork, inputs: NetworkInputs) -> dict[str, tuple[Any, ...]]:
-    """What each phase is given, cut off from the phases before it."""
+    """The inputs of each phase, detached from the phases before it."""
     seen: dict[str, tuple[Any, ...]] = {}
     with _each_phase(network, lambda name, arguments: seen.update({name: tuple(map(_leaf, arguments))})):
         network(*inputs)

@@ -33,14 +33,14 @@ def bench_step(
     channels: Mapping[str, int] = FULL_SIZE_CHANNELS, scale: int = 4, experts: Callable[[Tensor], Any] | None = None,
     live: bool = True, device: torch.device = CPU, trace: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Medians for each profile and batch; profiles are interleaved, so that a busy moment meets all of them.
+    """Medians for each profile and batch; profiles are interleaved, so that a busy moment affects all of them.
 
     batches  empty: 1 and 4, or on a GPU 16
     crop     side of a window in LR pixels
     experts  runs all experts on LR (1, 3, h, w); None: those of `channels`, with random weights
     live     measure the experts too, for `live_over_cached`: a step with them over a step without, batch 1
-    device   on a GPU in training's own precision, and with the share of what the GPU reaches in one large product
-    trace    file for torch.profiler's trace of one step a profile, for chrome://tracing or ui.perfetto.dev
+    device   on a GPU in training's own precision, and with the share of its throughput in one large matrix product
+    trace    file for torch.profiler's trace of one step per profile, for chrome://tracing or ui.perfetto.dev
     raises   ConfigError for a profile that does not exist
     """
     if unknown := sorted(set(profiles) - {*PROFILES, "cnn", "lean"}):
@@ -146,7 +146,7 @@ def _counts_line(profile: str, counts: Mapping[str, Any]) -> str:
 
 
 def _dispatched(network: nn.Module, inputs: NetworkInputs) -> dict[str, Any]:
-    """What forward, loss and backward hand to a GPU, counted without one."""
+    """The operations of forward, loss and backward on a GPU, counted without one."""
     counts = count_step(network, inputs)
     return {
         "operations": counts.operations,
@@ -182,7 +182,7 @@ def training_autocast(device: torch.device) -> AbstractContextManager:
 
 
 def peak_tflops(device: torch.device) -> float:
-    """What the device reaches in one large product of matrices in training's precision: its peak in practice."""
+    """The device's throughput in one large matrix product in training's precision: its peak in practice."""
     matrix = torch.randn(PEAK_SIDE, PEAK_SIDE, device=device, dtype=pick_precision("auto", device))
     matrix @ matrix
     start = now(device)

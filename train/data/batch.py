@@ -1,4 +1,4 @@
-"""From the raw windows of a step to its batch on the device, where codecs are undone and windows turned."""
+"""Turns the raw windows of a step into its batch on the device, where codecs are decoded and windows turned."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from championship_sr.train.data.slots import Field, Raw
 from championship_sr.train.data.uploads import Constants
 from championship_sr.train.data.variants import transformed
 
-HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # codecs whose numbers a GPU computes with as they are
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # codecs whose numbers a GPU computes with directly
 SR = "sr"  # an expert's image; its other arrays are features
 
 
@@ -21,14 +21,14 @@ SR = "sr"  # an expert's image; its other arrays are features
 class Batch:
     """One step's input on the device: float32, images in 0..1, in channels_last order of memory.
 
-    On a GPU features stay in the half precision that they are stored in: the network takes either.
+    On a GPU, features stay in the half precision in which they are stored: the network takes either.
 
     lr        (B, 3, h, w)
-    hr        (B, 3, H, W); of a store without HR images the teacher's image stands for it
+    hr        (B, 3, H, W); the teacher's image in a store without HR images
     images    (B, E, 3, H, W), the experts in their order
     features  expert -> (B, C, h, w); several arrays of an expert are joined along the channels
     places    (image id, y, x, variant) of each sample, in LR pixels of the upright image
-    teacher   (B, 3, H, W), where the run has a teacher
+    teacher   (B, 3, H, W), if the run has a teacher
     """
 
     lr: Tensor
@@ -46,7 +46,7 @@ def decoded_window(array: StoredArray, device: torch.device | str, *window: int)
 
 
 def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:
-    """LR, HR where there is some, and then what the experts made."""
+    """LR, HR if there is any, then the experts' outputs."""
     pairs = tuple(Field(PAIRS, spec.name, spec.resolution) for spec in store.manifest.specs(PAIRS))
     made = (Field(name, spec.name, spec.resolution) for name in experts for spec in store.experts[name].arrays)
     return pairs + tuple(field for field in made if features or field.name == SR)
@@ -58,7 +58,7 @@ def decoded(
     """The batch of a step, which shares no memory with its raw windows.
 
     ids      of each sample's image
-    turned   the fields that were read in their place's variant; the others are turned here
+    turned   the fields that were read in their sample's variant; the others are turned here
     teacher  the source of the teacher's image
     """
     windows, params = raw.cut()

@@ -2,8 +2,8 @@
 
 Threads copy raw windows from the mapped shards into a ring of buffers (pinned where the device is a GPU), some steps
 ahead of the training. A batch goes to the device in one copy; there codecs are undone and windows turned. Threads
-suffice: numpy and the kernel do the host's work without Python's lock, and processes would have to hand their batches
-over.
+suffice: numpy and the kernel do the host's work without Python's lock, and processes would have to pass on their
+batches.
 """
 
 from collections import deque
@@ -37,20 +37,20 @@ from championship_sr.train.data.variants import Augment, variants_for
 
 MIB = 2**20
 LEAST_SLOTS = 3  # steps: one at the device, one on its way and one being read
-MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; small batches would fill their MiB with work for Python
+MOST_SLOTS, MOST_AHEAD = 8, 16  # steps; with small batches, the limit in MiB would allow too much work in Python
 DRAWN_STEPS = 16  # at a time
-SETTLED, LOOK_EVERY = 256, 8  # once so many windows in a row are in memory, only every eighth is looked at
-NODE_SEEDS = 2**32  # nodes draw from seeds that far apart
+SETTLED, LOOK_EVERY = 256, 8  # once this many windows in a row are in memory, only every eighth is checked
+NODE_SEEDS = 2**32  # distance between the seeds of nodes
 
 Submit = Callable[..., Future]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which windows the steps see; `Sampler` and `variants_for` explain what is not said here.
+    """Which windows the steps see; `Sampler` and `variants_for` explain the other values.
 
     batch_size  over all processes; each gets its share, in the order of their ranks
-    sharding    "node": the processes of each machine read a share of the shards alone
+    sharding    "node": the processes of each machine only read a share of the shards
     """
 
     batch_size: int
@@ -67,11 +67,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What reads ahead.
+    """The threads and memory for reading ahead.
 
     threads     that copy; 0 copies in the caller's thread
-    buffer_mib  host memory for raw batches; three batches at the least
-    ahead_mib   the kernel is asked for so many bytes before they are copied; 0: never
+    buffer_mib  host memory for raw batches; at least three batches
+    ahead_mib   how far ahead of copying the kernel is asked to read; 0: never
     """
 
     threads: int = 2
@@ -81,7 +81,7 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world`; `nodes` are how many each machine has, () where one has them all."""
+    """This process among `world`; `nodes` are the processes of each machine, () if one has them all."""
 
     rank: int = 0
     world: int = 1
@@ -113,8 +113,8 @@ class Loader:
     experts   in the order of `Batch.images`; () gives lr and hr alone; None: all of the store
     images    which of the store's images, by index; None: all
     features  False leaves the features out, for a fusion without them
-    cache     brings the shards of a store that lies elsewhere, before they are read
-    teacher   the name in the store of the images that are learnt from
+    cache     fetches the shards of a remote store before they are read
+    teacher   the store's name for the images to learn from
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Loader:
         self.in_memory = 0  # windows found there since the last that was not
         self.sampler = self._sampler(sampling)
         self.fields = fields_of(store, (*self.experts, *([teacher] if teacher else [])), features)
-        # a teacher's image is turned as HR is: there is one of each image
+        # a teacher's image is turned like HR, as there is one for each image
         upright = (PAIRS, teacher)
         self.turned = frozenset(
             field for field in self.fields if sampling.augment == "stored" and field.source not in upright
@@ -206,7 +206,7 @@ class Loader:
         return {self._shard_of(self.images[place.image]) for place in self.sampler.places(step)[self.machine]}
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step, whatever came before."""
+        """The batch of one step, independent of earlier ones."""
         slot = self.slot()
         with self._fetching(step):
             self._fill(_run_now, slot, step, self.places(step))
@@ -228,7 +228,7 @@ class Loader:
         with (
             _workers(self.threads) as submit,
             _workers(min(self.ahead_mib, 1)) as advise,
-            self._fetching(start),  # ends first, so that no thread waits for it any more
+            self._fetching(start),  # ends first, so that no thread still waits for it
         ):
             steps = self._steps(start, stop, advise)
             ring = deque(self._fill(submit, slot, *step) for slot, step in zip(self._slots(), steps, strict=False))
@@ -261,7 +261,7 @@ class Loader:
     def _prefetch(self, step: int, places: list[WindowPlace]) -> None:
         if self.cache and not self.cache.has(step):
             return
-        # a fault found here is left to `_fill_rows`, which meets it again where someone hears of it
+        # a fault found here is left to `_fill_rows`, which meets it again where it can be reported
         for place, cols in [(place, self.crop_px) for place in places] if self.turned else joined(places, self.crop_px):
             self.in_memory += 1
             if self.in_memory <= SETTLED or self.in_memory % LOOK_EVERY == 0:
@@ -288,7 +288,7 @@ class Loader:
 
     def _fill(self, submit: Submit, slot: Slot, step: int, places: list[WindowPlace]) -> tuple[Slot, list[Future]]:
         slot.places = places
-        shares = max(self.threads, 1)  # one task a thread: one a sample costs more than it evens out
+        shares = max(self.threads, 1)  # one task per thread: one per sample costs more than its better balance gains
         rows = [range(first, len(places), shares) for first in range(shares)]
         return slot, [submit(self._fill_rows, slot, step, each) for each in rows]
 
@@ -333,7 +333,7 @@ class Loader:
 
 
 def joined(places: Sequence[WindowPlace], crop_px: int) -> list[tuple[WindowPlace, int]]:
-    """Windows of the same rows that touch each other taken together: the first of them, and their columns in all."""
+    """Merges adjacent windows of the same rows: the first window, and their total columns."""
     runs: list[tuple[WindowPlace, int]] = []
     for place in sorted(places, key=lambda place: (place.image, place.y, place.x)):
         first, cols = runs[-1] if runs else (place, 0)
@@ -346,7 +346,7 @@ def joined(places: Sequence[WindowPlace], crop_px: int) -> list[tuple[WindowPlac
 
 @contextmanager
 def _workers(threads: int) -> Iterator[Submit]:
-    """What starts a call: in one of so many threads, or here and now."""
+    """The function that starts a call, in one of this many threads or immediately."""
     if threads == 0:
         yield _run_now
         return

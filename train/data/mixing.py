@@ -12,7 +12,7 @@ from championship_sr.train.data.uploads import to_device
 def mixup(batch: "Batch", *, alpha: float, rng: np.random.Generator) -> "Batch":
     """Each sample blended with another of the batch, by one weight from Beta(alpha, alpha).
 
-    Targets and inputs are blended alike. An expert's answer to a blend is not the blend of its answers: approximate.
+    Targets and inputs are blended alike. Approximate: an expert's output for a blend is not a blend of outputs.
     source  Zhang et al. 2018, "mixup", equation 1
     """
     weight = float(rng.beta(alpha, alpha))
@@ -27,7 +27,7 @@ def mixup(batch: "Batch", *, alpha: float, rng: np.random.Generator) -> "Batch":
 
 
 def cutblur(batch: "Batch", *, max_share: float, rng: np.random.Generator) -> "Batch":
-    """Every expert's image with one box of the target in it, so that the fusion learns where nothing is to be done.
+    """Every expert's image with one box of the target in it, so that the fusion learns where to change nothing.
 
     The target stays whole. The features stay those of the image without the box.
     max_share  the box's sides are at most this share of the image's

@@ -4,8 +4,8 @@ Steps draw from an endless row of slots, `samples_per_epoch` of them to an epoch
 `crops_per_visit` windows in one image; the visits are shuffled, and the windows of each `pool_visits` visits are
 shuffled among themselves. One crop per visit is therefore the plain uniform order. With more, the windows of a visit
 lie side by side in one band of rows, so that a store larger than memory is read in long runs, and a batch still holds
-windows from many images. With `shards_at_once` the shards are shuffled, and the visits of so many shards are shuffled
-among themselves before those of the next: a store that is larger than the disk is then fetched once an epoch.
+windows from many images. With `shards_at_once` the shards are shuffled, and the visits of this many shards are shuffled
+among themselves before those of the next: a store that is larger than the disk is then fetched once per epoch.
 
 Nothing is drawn in advance and nothing is remembered: each slot's numbers are a hash of (seed, epoch, slot).
 """
@@ -30,7 +30,7 @@ PURPOSES = (
     "x",
     "variant",
     "shard order",
-)  # each draws from a key of its own
+)  # each kind of draw has its own key
 
 
 class WindowPlace(NamedTuple):
@@ -95,7 +95,7 @@ def window_weights(free: np.ndarray, weighting: Weighting) -> np.ndarray:
 
 
 def node_share(weights: np.ndarray, shards: np.ndarray, nodes: Sequence[int], node: int) -> np.ndarray:
-    """The images of one node, by their place: whole shards, the heaviest first to where least lies for each rank.
+    """The images of one node, by their place: whole shards, the heaviest first, to the node with the least per rank.
 
     weights  of the images; shards  of the images; nodes  ranks of each node
     raises   ConfigError if there are fewer shards than nodes
@@ -118,9 +118,9 @@ class Sampler:
     """The windows of every step over images of the given LR sizes.
 
     weighting       "crops": each window of the set is as likely as any other; "images": each image is
-    repeat_factor   windows an image and epoch, on average
+    repeat_factor   windows per image and epoch, on average
     shards          of the images, in ascending order; needed for
-    shards_at_once  so many shards are visited before the next ones are; 0: all of them
+    shards_at_once  shards that are visited before the next ones; 0: all of them
     raises          ConfigError if an image is smaller than the crop
     """
 
@@ -168,7 +168,7 @@ class Sampler:
         return step * self.batch_size / self.samples_per_epoch
 
     def places(self, step: int, steps: int = 1) -> list[WindowPlace]:
-        """The whole batch of a step, or of so many one after the other, the same whatever ranks share it.
+        """The whole batch of a step, or of several successive steps, the same for any number of ranks.
 
         Numpy takes as long for the few windows of one batch as for those of ten.
         """
@@ -207,7 +207,7 @@ class Sampler:
         return first[order[shard]] + place - before[shard]
 
     def _first_visits(self, epoch: np.ndarray) -> np.ndarray:
-        """The first visit of each shard but the first: exactly where `_image` goes on to it."""
+        """The first visit of each shard except the first: exactly where `_image` reaches it."""
         offset = self._offset(epoch)
         visit = np.ceil(self.ends * self.visits - offset).astype(np.int64)
         visit -= (visit - 1 + offset) / self.visits >= self.ends  # by one at most, as the product is rounded

@@ -54,14 +54,14 @@ class Windows:
         return (cols + self.strip_cols - 2) // self.strip_cols + 1, rows, self.strip_cols * channels
 
     def read(self, array: StoredArray, out: np.ndarray, y: int, x: int) -> int:
-        """Copies the window at (y, x) into `out`, and returns the column of its first strip where it begins."""
+        """Copies the window at (y, x) into `out`, and returns its first column within its first strip."""
         if self.strip_cols is None:
             self._read_plain(array, out, y, x)
             return 0
         if array.strip_cols == self.strip_cols and array.raw_dtype == self.dtype:
             array.read_strips(out, y, x, self.shape[1])
             return x % self.strip_cols
-        # an image of another width or depth than the first lies in the store otherwise
+        # an image of another width or depth than the first has another layout in the store
         window = np.empty(self.shape, self.dtype)
         self._read_plain(array, window, y, x)
         for strip, first in zip(out, range(0, self.shape[1], self.strip_cols), strict=False):
@@ -72,21 +72,23 @@ class Windows:
     def _read_plain(self, array: StoredArray, out: np.ndarray, y: int, x: int) -> None:
         if array.raw_dtype == self.dtype:
             array.read_into(out, y, x)
-        else:  # photographs of 8 and of 16 bits may lie in one store
+        else:  # a store may hold photographs of 8 and of 16 bits
             np.multiply(array.read(y, x, *out.shape[:2]), LEVELS_OF_8_IN_16_BITS, out=out, dtype=out.dtype)
 
     def cut(self, raw: Tensor, begins: list[int]) -> Tensor:
         """The windows alone, (B, rows, cols, raw channels), which begin at these columns of their first strips."""
         if self.strip_cols is None:
             return raw
-        integers = raw.view(torch.int16) if raw.dtype == torch.uint16 else raw  # torch moves few unsigned numbers
+        integers = (
+            raw.view(torch.int16) if raw.dtype == torch.uint16 else raw
+        )  # torch supports few operations on unsigned numbers
         rows = integers.unflatten(-1, (self.strip_cols, -1)).transpose(1, 2).flatten(2, 3)
         return torch.stack([rows[i, :, x : x + self.shape[1]] for i, x in enumerate(begins)]).view(raw.dtype)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a batch lies in one block of memory: each part begins at a cache line, LR and HR come first.
+    """The layout of a batch in one block of memory: each part begins at a cache line, LR and HR come first.
 
     own  field -> the codec's parameters that differ from array to array, name -> how many numbers
     """
@@ -130,7 +132,7 @@ def _in_lines(n_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Raw:
-    """The raw windows of one step, on the device or about to be, and what decoding them takes.
+    """The raw windows of one step, on the device or on the way there, and what is needed to decode them.
 
     params  of each field: those that every sample has its own of, (B, K)
     begins  the column of its first strip where each sample's window begins
@@ -171,14 +173,14 @@ class Slot:
             values[row] = array.params[name]
 
     def on(self, memory: Tensor) -> Raw:
-        """What was read, with its bytes in `memory`, which may be the slot's own."""
+        """The windows read, with their bytes in `memory`, which may be the slot's own."""
         begins, arrays = ({of: list(rows) for of, rows in each.items()} for each in (self._begins, self._arrays))
         return Raw(self.layout, memory, begins, arrays, self.places)
 
 
 def room(n_bytes: int, pinned: bool) -> Tensor:
-    """Bytes on the host that a GPU can take its copy of without waiting, or else in large pages."""
+    """Bytes on the host, pinned so that a GPU copies them without waiting, or otherwise in large pages."""
     memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=pinned)
-    if not pinned:  # pinned memory is there already
+    if not pinned:  # pinned memory is allocated already
         prefer_large_pages(memory.data_ptr(), n_bytes)
     return memory

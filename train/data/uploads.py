@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Uploads(Protocol):
-    """The way to a device: `send` begins a copy, `receive` gives it to the stream that computes.
+    """Copies to a device: `send` begins a copy, `receive` passes it to the computing stream.
 
     ahead  whether the next batch is sent before one is received
     """
@@ -68,17 +68,17 @@ class SideStream:
     def receive(self, sent: Sent) -> Tensor:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(sent.arrived)
-        sent.memory.record_stream(computing)  # not to be given to others before this stream has read it
+        sent.memory.record_stream(computing)  # must not be reused before this stream has read it
         return sent.memory
 
 
 def uploads(device: torch.device) -> Uploads:
-    """The way to this device."""
+    """The uploads for this device."""
     return SideStream(device) if device.type == "cuda" else Direct(device)
 
 
 def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
-    """The same in the same order; with `ahead`, each is given out once the next one has been sent."""
+    """The same in the same order; with `ahead`, each is yielded once the next one has been sent."""
     waiting: deque[T] = deque()
     for each in sent:
         waiting.append(each)
@@ -88,17 +88,17 @@ def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A few numbers of the host on the device; nobody waits for the copy."""
+    """A few numbers of the host on the device; the host does not wait for the copy."""
     numbers = torch.from_numpy(np.ascontiguousarray(values))
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 class Constants:
-    """Arrays that many batches share, such as a codec's basis, on the device since the first of them."""
+    """Arrays that many batches share, such as a codec's basis; they stay on the device from the first batch on."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # by identity; the array is kept too, so that no other gets its address
+        # by identity; the array is kept too, so that its address is not reused
         self._known: dict[int, tuple[np.ndarray, Tensor]] = {}
 
     def __call__(self, value: np.ndarray) -> Tensor:

@@ -19,9 +19,9 @@ def variants_for(augment: Augment, store: Store, experts: Sequence[str]) -> tupl
     """The variants that windows are drawn in.
 
     none         the image as it is
-    stored       those that the store has of every expert: the experts' true answers to the transformed image
-    approximate  all eight, by transforming the answers to the upright image, which no expert would give
-    raises       ConfigError if no variant but the upright one is stored
+    stored       those that the store has of every expert: its true outputs for the transformed image
+    approximate  all eight, by transforming the outputs for the upright image, which differs from what experts give
+    raises       ConfigError if only the upright variant is stored
     """
     if augment == "none":
         return ("identity",)

@@ -31,11 +31,11 @@ class WholeImage(NamedTuple):
 
 
 def in_tiles(network: Callable[..., Tensor], whole: WholeImage, scale: int, tile_px: int | None) -> Tensor:
-    """The network's image of a whole one, in tiles of at most this side whose insides are put together."""
+    """The network's output for a whole image, in tiles of at most this side whose inner parts are put together."""
     height, width = whole.lr.shape[-2:]
     if tile_px is None or max(height, width) <= tile_px:
         return network(whole.lr, whole.images, whole.features)
-    from championship_sr.extract.experts.tiling import spans  # brings every architecture; only where memory is short
+    from championship_sr.extract.experts.tiling import spans  # imports every architecture, so only if memory is short
 
     image = whole.lr.new_empty(1, 3, height * scale, width * scale)
     for rows, cols in product(*(spans(length, tile_px, HALO_PX) for length in (height, width))):

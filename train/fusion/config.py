@@ -43,7 +43,7 @@ class FusionConfig:
     hyperparameters: dict[str, Any] = field(default_factory=dict)  # its further arguments
     profile: Literal["swift", "paper", "direct", "cnn", "lean"] = "swift"
     start: Literal["fitted", "mean", "document"] = "fitted"  # what the untrained network returns, see docs/fusion.md
-    features: bool = True  # False: the experts' images take the place of their features, as for experts without any
+    features: bool = True  # False: use the experts' images instead of their features, as for experts without any
     without: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()  # experts that a run began to use later than the others, by `train --init`
     checkpointing: bool = False  # recompute each phase in the backward pass
@@ -75,7 +75,7 @@ class FusionConfig:
 
     @property
     def widths(self) -> Widths:
-        """The profile's widths with this configuration's own in their place."""
+        """The profile's widths, overridden by those of this configuration."""
         default = SWIFT if self.profile in ("swift", "cnn", "lean") else PAPER
         own = {name: getattr(self, name) for name in vars(default)}
         return Widths(
@@ -84,7 +84,7 @@ class FusionConfig:
 
 
 def check_phases(names: tuple[str, ...], where: str) -> None:
-    """raises  ConfigError if a name is no phase."""
+    """raises  ConfigError if a name is not a phase."""
     unknown = [name for name in names if name not in PHASES]
     if unknown:
         raise ConfigError(f"{where}: no phase {', '.join(unknown)} (there are: {', '.join(PHASES)})")

@@ -91,7 +91,7 @@ class FusionNetwork(nn.Module):
         return {"image": image, "difficulty": difficulty, "gates": gates, "modulation": modulation}
 
     def from_start(self, fused: Tensor, images: Tensor) -> Tensor:
-        """What phases 4 to 6 made of the experts' mean, made of the fitted combination instead.
+        """The result of phases 4 to 6, moved from the experts' mean to the fitted combination.
 
         Their weights add up to 1, so that moving every image moves their result by as much.
         """
@@ -100,7 +100,7 @@ class FusionNetwork(nn.Module):
         return fused + blend(images, (self.start_weights - self.newcomers.anchor).view(1, -1, 1, 1))
 
     def phase(self, name: str, *inputs: Any) -> Any:
-        """What the phase makes of its inputs, or what stands for it where it is switched off."""
+        """The phase's output, or its replacement if the phase is switched off."""
         if name in self.off:
             return self.neutral(name, *inputs)
         module = getattr(self, name)
@@ -109,7 +109,7 @@ class FusionNetwork(nn.Module):
         return module(*inputs)
 
     def neutral(self, name: str, x: Any, *others: Any) -> Any:
-        """What a phase would return if it had nothing to say."""
+        """The neutral output that replaces a phase."""
         if name == "frequency":
             third = x.unsqueeze(1) / len(TIERS)
             return third.repeat(1, N_BANDS, 1, 1, 1), third.repeat(1, len(TIERS), 1, 1, 1)
@@ -131,7 +131,7 @@ class FusionNetwork(nn.Module):
     def switched_off(self, *names: str) -> Iterator[None]:
         """The same weights without these phases, for an ablation.
 
-        raises  ConfigError if a name is no phase
+        raises  ConfigError if a name is not a phase
         """
         check_phases(names, "phases to switch off")
         before = self.off
@@ -157,7 +157,7 @@ def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int, 
 
     channels  expert -> channels of its features, in the order of the images; 0 for an expert without features, whose
               image takes their place
-    origin    who says that it is a network of one's own, if it is one
+    origin    who names the network, if it is a custom one
     raises    ConfigError, RefusedArchitecture
     """
     if not channels:

@@ -49,7 +49,7 @@ class PlainCNN(nn.Module):
 
     @torch.no_grad()
     def maps(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the experts (B, E, H, W), the only map that it has."""
+        """The weights of the experts (B, E, H, W), its only map."""
         return {"gates": self.fuse(lr, images, features)["gates"]}
 
     def fuse(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

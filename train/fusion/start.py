@@ -9,13 +9,13 @@ from championship_sr.train.fusion.config import FusionConfig
 def start_weights(config: FusionConfig, n_experts: int) -> Tensor | None:
     """The buffer (E,) that keeps the fitted weights with the network's own; equal until they are fitted.
 
-    None where the start is another.
+    None with another start.
     """
     return torch.full((n_experts,), 1 / n_experts) if config.start == "fitted" else None
 
 
 def has_start(network: nn.Module) -> bool:
-    """Whether the network departs from a combination of the experts; one of the user's own may do without."""
+    """Whether the network starts from a combination of the experts; a custom network need not."""
     return start_of(network) is not None
 
 

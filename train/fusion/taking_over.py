@@ -1,6 +1,6 @@
 """Transfers the weights of a trained network to one with experts added, dropped or in another order.
 
-What concerns all experts is copied, what concerns one expert goes with its name, and what is new starts at zero.
+Weights shared by all experts are copied, weights of one expert follow its name, and new weights start at zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from championship_sr.store.errors import ConfigError
 from championship_sr.train.fusion.network import FusionNetwork
 from championship_sr.train.fusion.plain_cnn import PlainCNN
 
-Known = FusionNetwork | PlainCNN  # networks of which it is known what concerns which expert
+Known = FusionNetwork | PlainCNN  # networks for which it is known which weights belong to which expert
 Blocks = list[tuple[str, int]]  # who owns so many neighbouring channels; "" for all experts together
 
 
 def take_over(network: nn.Module, trained: nn.Module, joined: Sequence[str]) -> None:
-    """Fills the network from a trained one of the same configuration; if it has all its experts, it does the same.
+    """Fills the network from a trained one of the same configuration; if it has all its experts, both compute the same.
 
     joined  experts of the new network that the trained one does not know, or knows with other features
-    raises  ConfigError for a network of the user's own with other experts
+    raises  ConfigError for a custom network with other experts
     """
     old = trained.state_dict()
     if not (isinstance(network, Known) and isinstance(trained, Known)):
@@ -66,7 +66,7 @@ def _grown(fresh: Tensor, old: Tensor) -> Tensor:
 
 
 def _rearranged(fresh: Tensor, old: Tensor, dim: int, after: Blocks, before: Blocks, joined: Sequence[str]) -> Tensor:
-    """Each block of the old tensor in its place in the new one; zeros for who is new."""
+    """Each block of the old tensor in its place in the new one; zeros for new experts."""
     parts: dict[str, list[Tensor]] = {}
     for (owner, _), part in zip(before, old.split([size for _, size in before], dim), strict=True):
         parts.setdefault(owner, []).append(part)

@@ -67,7 +67,7 @@ def load_features(weights: Path | None) -> nn.Sequential:
         raise WeightsError(f"{path}: not a readable weights file: {' '.join(str(error).split())[:200]}") from error
     with torch.device("meta"):
         features = vgg19(weights=None).features[: max(LAYERS.values()) + 1]
-    # in place, a layer would overwrite the features that are kept
+    # an in-place layer would overwrite the features that are kept
     features = nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features))
     wanted = {key: state.get(f"features.{key}") for key in features.state_dict()}
     missing = [key for key, value in wanted.items() if value is None]

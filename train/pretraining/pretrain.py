@@ -26,10 +26,10 @@ def pretrain(
 ) -> Path:
     """Trains the entry's network and returns the path of its weights, in the run `out`.
 
-    The same call goes on from the last checkpoint.
+    The same call continues from the last checkpoint.
 
-    store    to train from; None: one of the images alone, made in `out` from the folders of `pretrain.hr`
-    teacher  of the store, learnt from beside HR
+    store    to train from; None: one with only the images, made in `out` from the folders of `pretrain.hr`
+    teacher  of the store, to learn from besides HR
     raises   ConfigError, StoreError, WeightsError
     """
     recipe = config.pretrain
@@ -44,7 +44,7 @@ def pretrain(
 
 def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teacher: TeacherConfig) -> TrainConfig:
     """The training that a `pretrain` section stands for."""
-    # what builds the network; the rest may change when the training goes on
+    # what builds the network; the rest may change when the training continues
     student = replace(
         config, pretrain=PretrainConfig(recipe.network, recipe.hyperparameters, start=recipe.start, scale=recipe.scale)
     )
@@ -74,7 +74,7 @@ def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teac
 
 
 def _pairs_store(recipe: PretrainConfig, out: Path) -> Path:
-    """A store of the images alone; LR is made by the bicubic recipe."""
+    """A store with only the images; LR is made by the bicubic recipe."""
     if not recipe.hr:
         raise ConfigError("pretrain.hr: no folder of HR images; give --hr or --store")
     check_folder(out)

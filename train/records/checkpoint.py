@@ -62,7 +62,7 @@ class LoadedFusion:
 
 
 class Damaged(WeightsError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint whose files have changed since they were written."""
 
 
 def folders(run: Path) -> list[Path]:
@@ -130,7 +130,7 @@ def load_fusion(run: Path, which: Which = "best", trusted: Sequence[str] = ()) -
 
 
 def check_experts(fusion: LoadedFusion, store: Store | Manifest) -> None:
-    """Raises StoreError if the store is of another scale, or has an expert that is not the one of the run."""
+    """Raises StoreError if the store has another scale, or an expert that differs from the run's."""
     if store.scale != fusion.scale:
         raise StoreError(f"{store.root}: scale {store.scale}; the run has {fusion.scale}")
     for name, trained in fusion.expert_entries.items():
@@ -185,7 +185,7 @@ def save(
 ) -> Checkpoint:
     """Writes the checkpoint of a step, whole or not at all.
 
-    extra   whatever else a run needs to go on, for JSON
+    extra   everything else that a run needs to continue, for JSON
     raises  StoreError if it cannot be written, on a full disk for instance; the checkpoints before it are as they were
     """
     final = run / CHECKPOINTS / f"step-{step:08d}"
@@ -203,13 +203,13 @@ def save(
             (unfinished / STATE_FILE).write_bytes(_with_hashes(state, hashes))
             files.publish(unfinished, final)
         except BaseException:
-            files.remove(unfinished)  # it may be what fills the disk
+            files.remove(unfinished)  # the unfinished checkpoint may be what fills the disk
             raise
     return Checkpoint(final, step, psnr)
 
 
 def rescored(checkpoint: Checkpoint, psnr: float, extra: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with the PSNR that was measured since it was saved, and what else a run needs to go on."""
+    """Adds the PSNR measured since the checkpoint was saved, and what else a run needs to continue."""
     path = checkpoint.path / STATE_FILE
     state = _read_state(checkpoint.path) | {"psnr": psnr, "extra": dict(extra)}
     hashes = parse_json(read_small(path)).get("sha256", {})
@@ -239,10 +239,10 @@ def restore(
 def check(folder: Path, names: Sequence[str] = (WEIGHTS_FILE, TRAINING_FILE)) -> dict[str, Any]:
     """The state of a checkpoint whose files are those that were written.
 
-    raises  Damaged naming the file that is another
+    raises  Damaged naming the file that differs
     """
     state = _read_state(folder)
-    hashes = parse_json(read_small(folder / STATE_FILE)).get("sha256", {})  # checkpoints of old have none
+    hashes = parse_json(read_small(folder / STATE_FILE)).get("sha256", {})  # old checkpoints have none
     for name in names:
         path = folder / name
         if not path.exists():
@@ -253,7 +253,7 @@ def check(folder: Path, names: Sequence[str] = (WEIGHTS_FILE, TRAINING_FILE)) ->
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is none any more and its step can be saved again."""
+    """Renames a damaged checkpoint, so that it no longer counts and its step can be saved again."""
     aside = folder.with_name(folder.name + DAMAGED)
     files.remove(aside)
     return folder.rename(aside)
@@ -290,7 +290,7 @@ def sha256_of(path: Path) -> str:
 
 
 def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> None:
-    """Removes the checkpoints that are neither among the best, nor the last, nor milestones, and what was torn."""
+    """Removes checkpoints that are neither among the best nor the last nor milestones, and incomplete ones."""
     for torn in (run / CHECKPOINTS).glob("step-*" + files.TMP):
         files.remove(torn)
     saved = checkpoints(run)
@@ -299,7 +299,7 @@ def prune(run: Path, config: CheckpointConfig, milestones: Iterable[int]) -> Non
     kept = {*best, *(checkpoint.step for checkpoint in saved[-config.last :]), *milestones}
     for checkpoint in saved:
         if checkpoint.step not in kept:
-            # renamed first: what is half removed must not look like a checkpoint
+            # renamed first: a half-removed folder must not look like a checkpoint
             doomed = checkpoint.path.with_name(checkpoint.path.name + files.TMP)
             checkpoint.path.rename(doomed)
             files.remove(doomed)

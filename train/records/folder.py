@@ -27,7 +27,7 @@ from championship_sr.train.config import TrainConfig
 log = logging.getLogger(__name__)
 
 CONFIG_FILE, EXPERTS_FILE, RUN_FILE, LOCK_FILE = "config.yaml", "experts.yaml", "run.yaml", "run.lock"
-PAIRS_STORE = "pairs.store"  # of the images alone, where folders are trained from
+PAIRS_STORE = "pairs.store"  # the store with only the images, if folders are trained from
 BEGINNINGS = ("run.", EXPERTS_FILE, PAIRS_STORE)  # of the names in a run's folder before it has its configuration
 FREE_TO_CHANGE = (
     "compile",
@@ -60,12 +60,12 @@ def read_store(run: Path) -> Path | str:
 
 
 def read_image_count(run: Path) -> int | None:
-    """How many images the run's store had when the run began; those that it got since lie behind them."""
+    """How many images the run's store had when the run began; images added since come after them."""
     return read_yaml(run / RUN_FILE).get("images") if (run / RUN_FILE).exists() else None
 
 
 def check_folder(run: Path) -> None:
-    """Raises ConfigError if the folder is there and holds something else than a run."""
+    """Raises ConfigError if the folder exists and holds anything other than a run."""
     if (run / CONFIG_FILE).exists() or not run.exists():
         return
     if not run.is_dir() or any(not path.name.startswith(BEGINNINGS) for path in run.iterdir()):
@@ -85,14 +85,14 @@ def begin(
     teacher: Expert | None = None,
     init: Path | None = None,
 ) -> None:
-    """Writes what the run is made of, or checks that it may go on with this configuration and these experts.
+    """Writes what the run is made of, or checks that it may continue with this configuration and these experts.
 
-    trained  whether it has a checkpoint; a run without one begins anew
-    resume   go on with a run that is there
-    changes  take over a configuration that differs, except for the network's
-    images   how many the store has; a run that is there keeps to those that it had then
-    teacher  what is learnt from beside HR
-    init     the run that this one begins from
+    trained  whether it has a checkpoint; a run without one starts again
+    resume   continue an existing run
+    changes  accept a configuration that differs, except in the network
+    images   how many the store has; an existing run keeps to those that the store had then
+    teacher  what the run learns from besides HR
+    init     the run from which this one starts
     raises   ConfigError or StoreError naming what differs
     """
     taught_by = {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint}} if teacher else {}
@@ -110,7 +110,7 @@ def begin(
     begun = {"init": str(init)} if init else {}
     record = {"store": store, "images": images, **taught_by, **begun, "versions": made_by}
     files.write_atomic(run / RUN_FILE, dump_yaml(record).encode())
-    # last: with it the folder is a run
+    # last: this file makes the folder a run
     files.write_atomic(run / CONFIG_FILE, dump_yaml({"train": to_plain(config)}).encode())
 
 

@@ -20,10 +20,10 @@ JOURNAL_MIB = 1024  # a validation of 100 images is a line of 5 KB
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The run's events in order; a last line that was torn is left out."""
+    """The run's events in order; an incomplete last line is left out."""
     path = run / METRICS_FILE
     lines = read_small(path, JOURNAL_MIB).split(b"\n") if path.exists() else []
-    # what follows the last newline is not whole
+    # anything after the last newline is incomplete
     return [_event(line, f"{path}: line {number}") for number, line in enumerate(lines[:-1], 1)]
 
 
@@ -36,9 +36,9 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
 
 
 class Journal:
-    """Appends to a run's log, from a step on; what the log says about later steps, before a kill, goes.
+    """Appends to a run's log from this step on; entries about later steps, from before a kill, are removed.
 
-    unscored  this step's own validation will be made again: what the log says about it goes too
+    unscored  this step will be validated again, so its own validation entry is removed too
 
     Each event is a line {"event": ..., "step": ..., "time": ...} with
       reference   psnr, ssim: method -> mean over the validation images; weights: expert -> its fitted weight
@@ -106,7 +106,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
 
 
 def _summary_writer(run: Path, step: int) -> "SummaryWriter":
-    # a second to import, and not everybody's wish
+    # takes a second to import, and not everyone needs it
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(run / "tensorboard", purge_step=step + 1)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SEEN_FILE, SEEN_MIB = "images.jsonl", 1024  # 200 MB for a million images
 Use = Literal["training", "validation"]
-USES: tuple[Use, ...] = ("validation", "training")  # the later one counts for an image that has both
+USES: tuple[Use, ...] = ("validation", "training")  # the later use counts for an image that has both
 
 
 def write_seen(run: Path, images: Mapping[Use, Sequence[Image]]) -> None:
@@ -47,13 +47,13 @@ class Seen:
             self._uses |= dict.fromkeys(filter(None, digests), use)
 
     def use_of(self, hr_sha256: str | None, lr_sha256: str) -> Use | None:
-        """What the run did with an image of this HR or this LR; None where it saw neither."""
+        """What the run did with an image of this HR or this LR; None if it saw neither."""
         uses = {self._uses.get(digest) for digest in (hr_sha256, lr_sha256) if digest}
         return next((use for use in reversed(USES) if use in uses), None)
 
 
 def read_seen(run: Path) -> Seen | None:
-    """The images that the run saw; of a run without a record those of its store, and None where that is gone.
+    """The images that the run saw; without a record, those of its store, or None if the store is gone.
 
     raises  StoreError if the record is damaged
     """
@@ -74,7 +74,7 @@ def _read(run: Path) -> list[tuple[str, Use, str | None, str]] | None:
 
 
 def held_before(run: Path, images: Sequence[Image], settings: ValidationConfig) -> ValidationConfig:
-    """The settings with the ids that a run holds out already where it goes on, however they were chosen.
+    """The settings with the ids that a continued run already holds out, however they were chosen.
 
     images  those of the store that the run knows
     """
@@ -89,7 +89,7 @@ def held_before(run: Path, images: Sequence[Image], settings: ValidationConfig) 
 
 def _of_store(run: Path) -> Seen | None:
     if not (run / RUN_FILE).exists() or not (run / CONFIG_FILE).exists():
-        return None  # exported before there was a record
+        return None  # exported before runs had such a record
     try:
         manifest, settings = Manifest.load(Path(read_store(run))), read_config(run).validation
         count = read_image_count(run)

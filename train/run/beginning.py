@@ -25,7 +25,7 @@ class Beginning:
     """A trained network as the beginning of a run on these experts.
 
     fusion  the configuration of the new run's network
-    raises  ConfigError if the run has another network or scale, or none of the experts that it began with is there
+    raises  ConfigError if the run has another network or scale, or none of its initial experts is left
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the experts' features are worth on a given store: two short training runs that differ in nothing else."""
+"""What the experts' features are worth on a given store: two short training runs that only differ in using them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from championship_sr.train.run.loop import train
 from championship_sr.train.run.sources import open_store
 
 RESAMPLES = 10_000
-# long enough to pass fitted weights where anything can, short enough to be run before an extraction that takes days
+# long enough to beat fitted weights if that is possible, short enough to run before an extraction of days
 SHORT = (
     "train.steps=400", "train.data.batch_size=8", "train.data.crop_px=48", "train.ema_decay=0.99",
     "train.schedule.warmup=20", "train.validation.every=100 %", "train.validation.hold_out=16",
@@ -52,7 +52,7 @@ class FeaturesWorth:
 def compare_features(config: TrainConfig, store: Path | str, out: Path) -> FeaturesWorth:
     """Trains `out`/with-features and `out`/without-features, which differ in that alone, and compares them.
 
-    A comparison that was interrupted goes on with the same call.
+    The same call continues an interrupted comparison.
 
     raises  ConfigError if no expert of the store has features; and what `train` raises
     """

@@ -22,7 +22,7 @@ FETCHED_SHARDS = 8  # of a store in object storage: the first step should not wa
 
 
 def fit_start(source: Source, images: Sequence[int], config: TrainConfig, world: World) -> dict[str, float]:
-    """Expert -> weight, together 1, of the least squared luma error on windows of these images.
+    """Expert -> weight, summing to 1, with the least squared luma error on windows of these images.
 
     The same in every process, and the same again for the same configuration.
     """
@@ -56,7 +56,7 @@ def _sampled_products(
 
 
 def sampled_images(store: Store, images: Sequence[int], count: int, shards: int | None) -> list[int]:
-    """Up to `count` of the images, spread over them; of so many shards at most."""
+    """Up to `count` of the images, spread over them, from a limited number of shards."""
     if shards is not None:
         numbers = sorted({store.images[image].shard for image in images})
         kept = set(_spread(numbers, shards))
@@ -65,7 +65,7 @@ def sampled_images(store: Store, images: Sequence[int], count: int, shards: int 
 
 
 def sampled_windows(data: DataConfig, images: int, windows: int) -> DataConfig:
-    """The windows of a run, but fewer, smaller and each by itself: an epoch of them is the sample."""
+    """The sampling of a run, but with fewer, smaller and separate windows: one epoch is the sample."""
     return replace(
         data,
         crop_px=min(data.crop_px, WINDOW_PX),

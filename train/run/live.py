@@ -1,4 +1,4 @@
-"""Experts in the step: the same windows as from a store, and the augmentations that only experts can answer to."""
+"""Experts in the step: the same windows as from a store, and the augmentations that need the experts."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
@@ -88,7 +88,7 @@ def load_experts(root: Path, config: TrainConfig, device: torch.device, trusted:
 
 
 class LiveLoader:
-    """The loader's windows with the experts run on them; whole images are what the store holds of them."""
+    """The loader's windows with the experts run on them; whole images come from the store."""
 
     def __init__(self, loader: Loader, experts: LiveExperts, config: LiveConfig, *, crop_px: int, seed: int) -> None:
         self.loader, self.experts, self.config = loader, experts, config
@@ -101,7 +101,7 @@ class LiveLoader:
             yield self.answered(step, batch)
 
     def answered(self, step: int, batch: Batch) -> Batch:
-        """The batch after the augmentations, with the experts' answers to it."""
+        """The batch after the augmentations, with the experts' outputs for it."""
         lr, hr = self._augmented(step, batch.lr, batch.hr)
         images, features = self.experts(lr)
         return replace(batch, lr=lr, hr=hr, images=images, features=features)
@@ -123,12 +123,12 @@ class LiveLoader:
             scale = hr.shape[-1] // lr.shape[-1]
             lr = torch.where(blurred, gaussian_blur(lr, config.blur_sigma_px), lr)
             hr = torch.where(blurred, gaussian_blur(hr, config.blur_sigma_px * scale), hr)
-        # experts are given what a file could hold
+        # experts are given values that a file could hold
         return (lr * 255).round() / 255, hr
 
 
 def window_px(config: LiveConfig, crop_px: int) -> int:
-    """The side of the windows that the loader has to read, so that the largest crop fits."""
+    """The side of the windows that the loader must read, so that the largest crop fits."""
     return int(np.ceil(crop_px * config.crop_scale[1]))
 
 

@@ -1,4 +1,4 @@
-"""The training run: steps, validation, checkpoints, and an end that loses nothing."""
+"""The training run: steps, validation, checkpoints, and stopping without loss."""
 
 import logging
 import math
@@ -58,20 +58,20 @@ def train(
 ) -> Path:
     """Trains a fusion, or a student, from a store and returns the run's folder, `out`.
 
-    resume   go on with the run in `out` if there is one: the result is that of a run that never stopped
-    changes  with resume: take over a configuration that differs from the run's, except for the network's
+    resume   continue the run in `out` if there is one: the result is that of an uninterrupted run
+    changes  with resume: accept a configuration that differs from the run's, except in the network
     trusted  modules that the store may name as its experts' networks, and `init` as its network
-    init     a run or an export whose best weights a new run begins from
+    init     a run or an export from whose best weights a new run starts
     raises   ConfigError, StoreError, WeightsError; Diverged if the loss is not finite;
              KeyboardInterrupt after Ctrl-C or SIGTERM, when a checkpoint has been written
     """
     store, out = store_place(store), Path(out)
     with ExitStack() as stack:
-        # validation images or a teacher that are made first may take one process hours, in which the others wait
+        # making validation images or a teacher first may take one process hours, while the others wait
         timeout = LONGEST_WAIT if config.validation.hr or config.teacher.of else None
         processes, stopping = stack.enter_context(world(config.device, timeout)), stack.enter_context(stop_signals())
         source = stack.enter_context(closing(open_source(store, config, processes, trusted, stopping)))
-        # resolved: a store that gets another expert later doesn't change the run
+        # resolved, so that an expert added to the store later does not change the run
         config = replace(config, experts=tuple(source.entries), data=whole_batch(config.data, processes.size))
         beginning = None
         if init:
@@ -81,7 +81,7 @@ def train(
         if processes.first:
             check_folder(out)
             out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))  # first: another may be training here
+            stack.enter_context(leases.held(out / LOCK_FILE, watch=True))  # first: another process may be training here
             trained = bool(checkpoint.folders(out))
             begin(
                 out, config, source.entries, store,
@@ -237,7 +237,7 @@ class Run:
         )
 
     def _validate(self) -> None:
-        """Scores the moving average, whose checkpoint is saved already: whatever happens here, nothing is lost."""
+        """Scores the moving average, whose checkpoint is saved already: a failure here loses nothing."""
         assert self.validation is not None, "nothing is due without images to score"
         began = time.perf_counter()
         try:
@@ -284,7 +284,7 @@ class Run:
         return {"scaler": self.trainer.scaler.state_dict(), "best": self.best, "stale": self.stale}
 
     def _go_on(self) -> None:
-        """Takes up the last checkpoint that is whole; damaged ones are set aside once it has been found."""
+        """Loads the last whole checkpoint; damaged ones are set aside once it has been found."""
         damaged: list[Path] = []
         for folder in reversed(checkpoint.folders(self.out)):
             try:
@@ -317,7 +317,7 @@ class Run:
 
 
 def arithmetic(config: TrainConfig, processes: int) -> str:
-    """What a step is made of, and the learning rate that goes with it."""
+    """The parts of a step, and its learning rate."""
     data = config.data
     each = data.batch_size // (processes * data.accumulation)
     return (

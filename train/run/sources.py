@@ -44,9 +44,9 @@ class Source:
     """A store and its experts, in the order of the network's inputs.
 
     live     where they are run in the step
-    cache    where the store lies in object storage
+    cache    if the store is in object storage
     trusted  modules that it may name as its experts' networks
-    teacher  the name in the store of the images that are learnt from
+    teacher  the store's name for the images to learn from
     """
 
     store: Store
@@ -69,10 +69,10 @@ def open_source(
     trusted: Sequence[str] = (),
     stopping: threading.Event | None = None,
 ) -> Source:
-    """The store, whole for the experts that the configuration names, or its images alone and live experts.
+    """The store, whole for the experts that the configuration names, or only its images, and live experts.
 
     trusted   modules that the store may name as its experts' networks
-    stopping  ends the making of a teacher, which goes on with the next call
+    stopping  interrupts the making of a teacher, which the next call continues
     raises    StoreError if HR or an expert is missing, or one has random weights;
               ConfigError for what a store cannot answer
     """
@@ -106,7 +106,7 @@ def _manifest(place: Path | str, data: DataConfig) -> Manifest:
 
 
 def _check_hr(store: Store, config: TrainConfig) -> None:
-    """Raises StoreError where there are no HR images and a loss needs them."""
+    """Raises StoreError if there are no HR images and a loss needs them."""
     if list(config.losses.used) != [TEACHER]:
         store.check_hr("training")
 
@@ -144,7 +144,9 @@ def make_validation(
 ) -> tuple[list[int], Validation | None]:
     """The training images of the store, by index, and the validation on others, if there is one."""
     settings, store, experts = config.validation, source.store, tuple(source.entries)
-    images = range(len(store.images))[: read_image_count(run)]  # a store that grows later doesn't change the run
+    images = range(len(store.images))[
+        : read_image_count(run)
+    ]  # so that a store that grows later does not change the run
     root = settings.store or (extracted(config, source, run) if settings.hr else None)
     if root:
         training, held = list(images), Store(root, experts)
@@ -174,7 +176,7 @@ def make_validation(
 
 
 def _large_enough(store: Store, images: Sequence[int], crop_px: int) -> list[int]:
-    """The images that a crop fits into; a store of a student is often made of whatever photographs there are.
+    """The images that are large enough for a crop; a student's store is often made of assorted photographs.
 
     raises  StoreError if there is none
     """
@@ -227,7 +229,7 @@ def extracted(config: TrainConfig, source: Source, run: Path) -> Path:
 
 
 def _expert_configs(source: Source) -> list["ExpertConfig"]:
-    """How the source's experts are loaded again; those that run already have been asked about."""
+    """How the source's experts are loaded again; live ones have already been confirmed as trusted."""
     from championship_sr.extract.experts.recorded import recorded_config, store_origin
 
     if source.live:
@@ -248,12 +250,12 @@ def sampling_of(config: TrainConfig) -> Sampling:
 
 
 def whole_batch(data: DataConfig, processes: int) -> DataConfig:
-    """The same with the `batch_size` of all processes, where that of each was given."""
+    """The same with the `batch_size` of all processes, if that of each was given."""
     return replace(data, batch_size=data.batch_per_process * processes) if data.batch_per_process else data
 
 
 def check_shares(data: DataConfig, processes: int) -> None:
-    """Raises ConfigError if a step's windows can't be shared evenly."""
+    """Raises ConfigError if a step's windows cannot be shared evenly."""
     if data.batch_size % (processes * data.accumulation):
         raise ConfigError(
             f"data.batch_size={data.batch_size}: cannot be shared evenly by {processes} processes "

@@ -68,8 +68,8 @@ class Trainer:
         return values, stop_share
 
     def must_be_finite(self, values: Mapping[str, Tensor]) -> Tensor:
-        """What of a step's values no sound run has as inf or nan."""
-        # under fp16 the scaler looks for its scale by overflowing gradients, and skips those steps
+        """The values of a step that must be finite in a sound run."""
+        # under fp16 the scaler finds its scale through overflowing gradients, and skips those steps
         return values["loss"] if self.scaler.is_enabled() else values["loss"] + values["gradient_norm"]
 
     def _gradients(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of the network's arithmetic; "auto" is bf16 on a GPU that has it, fp16 on others, fp32 elsewhere."""
+    """The type of the network's arithmetic; "auto" is bf16 on GPUs that support it, fp16 on others, fp32 elsewhere."""
     if name != "auto":
         return PRECISIONS[name]
     if device.type != "cuda":
@@ -120,7 +120,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
     """The batch in `count` equal parts.
 
-    raises  ConfigError if it doesn't divide
+    raises  ConfigError if it cannot be divided equally
     """
     size, rest = divmod(len(batch.lr), count)
     if rest:

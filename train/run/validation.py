@@ -50,9 +50,9 @@ class Validation:
     """Images that are not trained on; every process scores its share of them.
 
     images    of the store, by index
-    read      image index -> what the network gets, and should give
-    pictures  so many of the images are shown
-    taught    whether there is a teacher's image of each
+    read      image index -> the network's inputs and target
+    pictures  how many of the images are shown
+    taught    whether each has a teacher's image
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Validation:
                 raise StoreError(f"{store.root}: validation image {image.id} has a side shorter than {least} HR pixels")
 
     def references(self, fitted: Mapping[str, float]) -> dict[str, ValidationScores]:
-        """What each expert, the experts' mean and fitted weights score: the lines that the fusion has to pass.
+        """The scores of each expert, the experts' mean and fitted weights, which the fusion must exceed.
 
         fitted  expert -> weight, fitted to images that are not scored here
         """
@@ -95,7 +95,7 @@ class Validation:
         return self._scores(methods)
 
     def score(self, network: nn.Module) -> ValidationScores:
-        """What the network scores, in float32."""
+        """The network's scores, in float32."""
         was_training = network.training
         network.eval()
         scores = self._scores({"fusion": partial(self._fused, network)})["fusion"]
@@ -103,7 +103,7 @@ class Validation:
         return scores
 
     def _fused(self, network: nn.Module, whole: WholeImage) -> Tensor:
-        """The network's image; from when memory is short on in tiles, and in smaller ones until they fit."""
+        """The network's image; once memory runs out, in tiles, which are made smaller until they fit."""
         while True:
             try:
                 return in_tiles(network, whole, self.store.scale, self.tile_px)
@@ -111,7 +111,7 @@ class Validation:
                 smaller = (self.tile_px or max(whole.lr.shape[-2:])) // 2
                 if smaller < SMALLEST_TILE_PX:
                     raise
-            # only here have the tensors of the failed forward gone with the exception
+            # here, the tensors of the failed forward have been freed with the exception
             self.tile_px = smaller
             log.warning("validation: out of memory; continuing with tiles of %d LR pixels", smaller)
 
@@ -125,7 +125,7 @@ class Validation:
                 sr = run(whole).clamp(0, 1)
                 picture = _picture(whole, sr) if index in self.shown else None
                 scored.append((self.images.index(index), method, self._one(sr, whole.hr), picture))
-        # by place, so that the order does not depend on who scored what
+        # by place, so that the order does not depend on which process scored an image
         everybodys = sorted((one for part in self.world.gather(scored) for one in part), key=lambda one: one[0])
         return {method: self._of(method, everybodys) for method in methods}
 

@@ -16,7 +16,7 @@ from championship_sr.store.errors import WeightsError
 from championship_sr.train.processes import World
 
 SHOWN_PLACES = 8
-LAG, LAG_ON_CPU = 3, 1  # steps; the CPU has done a step when it returns, and a long one is soon to be stopped
+LAG, LAG_ON_CPU = 3, 1  # steps; on the CPU a step is done when it returns, and a long step should stop soon
 
 
 class Diverged(WeightsError):
@@ -74,9 +74,9 @@ class _Step(NamedTuple):
 
 
 class Watch:
-    """Looks at each step's numbers some steps later, when they have long arrived: the host runs ahead of the device.
+    """Checks each step's numbers some steps later, when they have long arrived: the host runs ahead of the device.
 
-    The lag is a number of steps and not of seconds, so that all processes stop after the same one.
+    The lag is in steps, not seconds, so that all processes stop after the same one.
     """
 
     def __init__(self, world: World, last_good: str) -> None:
@@ -126,7 +126,7 @@ class Meter:
         self._clear()
 
     def add(self, values: Mapping[str, Tensor], waited: float) -> None:
-        """Takes in one step; `waited` seconds went on its batch."""
+        """Adds one step; `waited` seconds were spent on its batch."""
         add(self._sums, values)
         for name in values:
             self._steps[name] = self._steps.get(name, 0) + 1
@@ -143,7 +143,7 @@ class Meter:
         return {**means, **speed}
 
     def restart(self) -> None:
-        """Restarts the timer after something that is not a step."""
+        """Restarts the timer after work that is not a step."""
         self._began, self._waited, self._n_steps = time.perf_counter(), 0.0, 0
 
     def _clear(self) -> None:

@@ -1,1 +1,1 @@
-"""Teachers that are made from a store, and single networks that learn from LR alone."""
+"""Teachers that are made from a store, and single networks that only see LR."""

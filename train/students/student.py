@@ -1,4 +1,4 @@
-"""A single network that sees LR alone, trained as the fusion is, and the expert that it becomes."""
+"""A single network that only sees LR and is trained like the fusion, and the expert that it becomes."""
 
 import tempfile
 from dataclasses import replace
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Student(nn.Module):
-    """A network of an expert's kind, called as a fusion is; it sees LR alone.
+    """An expert's network, called like a fusion; it only sees LR.
 
     multiple_px, minimum_px  what the sides of its input are padded to
     """
@@ -40,9 +40,9 @@ class Student(nn.Module):
 
 
 def new_student(config: ExpertConfig, scale: int) -> Student:
-    """The untrained student, or one that goes on from the weights of `pretrain.start`.
+    """The untrained student, or one that starts from the weights of `pretrain.start`.
 
-    It is written and loaded as an expert first, so that hours of training do not end in what no expert can be.
+    It is first saved and loaded as an expert, so that hours of training do not end in an unusable network.
 
     raises  ConfigError for an entry that describes no network, or one of another scale; WeightsError for weights to
             start from that are of another network
@@ -76,7 +76,7 @@ def entry_of(config: ExpertConfig, weights: Path) -> ExpertConfig:
 def export_student(config: ExpertConfig, run: Path, scale: int) -> Path:
     """Writes NAME.safetensors and NAME.yaml, an expert's entry, into a student's run; returns the entry's path."""
     checkpoint = choose(run, "best")
-    if config.pretrain:  # what it started from is in its weights now
+    if config.pretrain:  # the initial weights are no longer needed
         config = replace(config, pretrain=replace(config.pretrain, start=None, scale=scale))
     student = Student(_network(config), scale, 1, 1)
     load_weights(student, checkpoint.path / WEIGHTS_FILE)
@@ -105,7 +105,7 @@ def export(network: nn.Module, path: Path) -> None:
 
 
 def narrowed(buffer: Tensor) -> Tensor:
-    """The buffer as 8-bit integers where that loses nothing: index tables and masks are most of a small file."""
+    """The buffer as 8-bit integers if that loses nothing: index tables and masks are most of a small file."""
     for dtype in (torch.uint8, torch.int8):
         if buffer.to(dtype).to(buffer.dtype).equal(buffer):
             return buffer.to(dtype)
@@ -141,7 +141,7 @@ def _network(config: ExpertConfig) -> nn.Module:
 
 @torch.no_grad()
 def _check_plain_call(student: Student, config: ExpertConfig) -> None:
-    """Raises ConfigError for a network whose own call returns something else than the image."""
+    """Raises ConfigError for a network whose call returns anything other than the image."""
     side = 32
     made = student.network.eval()(pad_to(torch.full((1, 3, side, side), 0.5), student.multiple_px, student.minimum_px))
     if not isinstance(made, Tensor) or made.shape[:2] != (1, 3):

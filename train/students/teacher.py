@@ -1,8 +1,8 @@
 """Teacher images, a target besides HR: made once from the experts' stored images and kept like an expert's.
 
 A teacher has one array, `sr`, of each upright image. It is an expert of the store in every other way: its shards are
-recorded, checked, verified, merged and converted as all others are. What it was made of is its identity, so that it
-is known to be stale once an expert was rebuilt or the run was trained on.
+recorded, checked, verified, merged and converted as all others are. Its identity records what it was made from,
+so that it is known to be stale once an expert was rebuilt or the run was trained further.
 """
 
 import logging
@@ -38,8 +38,8 @@ from championship_sr.train.records.checkpoint import WEIGHTS_FILE, LoadedFusion,
 log = logging.getLogger(__name__)
 
 CODEC = "float16"
-TILE_PX = 256  # of a run's images, LR pixels: one size, whatever the memory, as it decides the bytes
-FITTED_IMAGES = 32  # weights have one degree of freedom an expert
+TILE_PX = 256  # of a run's images, LR pixels: one size whatever the memory, because it decides the bytes
+FITTED_IMAGES = 32  # weights have only one degree of freedom per expert
 SPATIAL = (-2, -1)
 
 
@@ -55,10 +55,10 @@ class _Combination:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a teacher's image comes from what the experts say.
+    """How a teacher's image is made from the experts' outputs.
 
-    decides  its identity but for fitted weights, which are kept once they have been solved
-    run      the fusion, where the teacher is one
+    decides  its identity, except fitted weights, which are kept once they have been solved
+    run      the fusion, if the teacher is one
     """
 
     name: str
@@ -108,7 +108,7 @@ def recipe(manifest: Manifest, config: TeacherConfig, trusted: Sequence[str] = (
 
 
 def teacher_name(config: TeacherConfig) -> str:
-    """What the teacher of this configuration is called in a store."""
+    """The name of this configuration's teacher in a store."""
     source = config.of if config.of in WEIGHTED else Path(config.of).resolve().name
     parts = ["teacher", source, "+".join(config.experts), "x8" if config.x8 else ""]
     return "-".join(part for part in parts if part)
@@ -123,11 +123,11 @@ def made_teacher(
     local: bool = True,
     trusted: Sequence[str] = (),
 ) -> str:
-    """The name of the teacher in the store, once all its shards are there; those that are missing are made.
+    """Makes the teacher's missing shards, and returns its name in the store.
 
-    Killed at any moment, the same call goes on with the shard that was not done.
+    If killed at any moment, the same call continues with the unfinished shard.
 
-    local    False: the store lies elsewhere, and must have the teacher
+    local    False: the store is remote, and must already have the teacher
     trusted  modules that a run may name as its network
     raises   StoreError if it is stale; KeyboardInterrupt once `stopping` is set
     """
@@ -195,7 +195,7 @@ def _entry(manifest: Manifest, wanted: Recipe, device: torch.device) -> Expert:
 
 
 def _weights(manifest: Manifest, wanted: Recipe, device: torch.device) -> dict[str, float]:
-    """Expert -> weight, together 1; fitted to whole images from all over the store."""
+    """Expert -> weight, summing to 1; fitted to whole images from all over the store."""
     count = len(wanted.experts)
     if wanted.decides["of"] == "mean" or count == 1:
         return dict.fromkeys(wanted.experts, 1 / count)

@@ -1,4 +1,4 @@
-"""Tensors that depend on sizes alone: made once, and kept on the device that they are used on."""
+"""Tensors that only depend on sizes: made once, and kept on the device that uses them."""
 
 from collections.abc import Callable
 from functools import lru_cache, update_wrapper
@@ -18,7 +18,7 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @lru_cache(maxsize=KEPT)
     def kept(*arguments: object) -> Tensor:
-        # whoever asks first: training must be able to use it, and a tracer would leave a tensor without contents
+        # whatever the caller's mode: training must be able to use it, and a tracer would leave it without contents
         with torch.inference_mode(False), outside_tracing():
             return make(*arguments)
 

@@ -12,7 +12,7 @@ def for_cpu(x: Tensor) -> bool:
 
 
 def in_float32(x: Tensor) -> AbstractContextManager:
-    """A block in which autocast is off, for what half precision has too few digits for."""
+    """A block in which autocast is off, for computations that need more digits than half precision has."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 

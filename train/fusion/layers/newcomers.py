@@ -1,4 +1,4 @@
-"""Experts that joined a network which was trained without them."""
+"""Experts added to a network that was trained without them."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from championship_sr.train.fusion.layers.blocks import blend
 class Newcomers(nn.Module):
     """Which experts joined later, and how the weights of the others make room for them; nothing here is learned.
 
-    A newcomer's weight is what a layer says of it, 0 at first and of either sign, where the others share a softmax:
-    the network begins as what it was, and the first step can move every weight.
+    A newcomer's weight is a layer's output, 0 at first and of either sign, while the others share a softmax: the
+    network starts as it was, and the first step can move every weight.
     """
 
     is_late: Tensor
@@ -44,6 +44,6 @@ class Newcomers(nn.Module):
         return self.with_own(weights, logits.float())
 
     def with_own(self, weights: Tensor, own: Tensor) -> Tensor:
-        """The weights of the others, made smaller by what the newcomers' own are together."""
+        """The weights of the others, reduced by the sum of the newcomers' weights."""
         own = own * self.is_late
         return weights * (1 - own.sum(1, keepdim=True)) + own

@@ -1,4 +1,4 @@
-"""Work on each pixel alone; on a CPU some pixels at a time, so that what lies in between stays in the cache."""
+"""Work on single pixels; on a CPU, some pixels at a time, so that intermediate results stay in the cache."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CPU_PIXELS = 512  # what lies in between is then small enough to be made in memory that was just freed
+CPU_PIXELS = 512  # intermediate results are then small enough for memory that was just freed
 
 
 def in_pieces(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The experts' images as a network that works at LR sees them."""
+"""The experts' images in the form that a network at LR sees."""
 
 import torch
 from torch import Tensor

@@ -2,7 +2,7 @@
 
 The store, the images and the weights lie on a file system that all nodes share; a store in object storage needs no
 other. What is done is what the store's records say: a lost node's shards go to the other actors, and a run that was
-stopped goes on with the same command, on Ray or off it.
+stopped continues with the same command, with or without Ray.
 """
 
 import logging

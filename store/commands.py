@@ -238,11 +238,11 @@ def view(root: Path, image: str, output: Path | None, names: tuple[str, ...]) ->
 @JSON
 def codecs(root: Path, names: tuple[str, ...], sr_names: tuple[str, ...], sample: int, as_json: bool) -> None:
     """Measure the size, error and speed of codecs on the arrays of a float32 store."""
-    found = []
+    measurements = []
     for figures in measure_codecs(root, names, sr_names, sample):
-        found.append(figures)
+        measurements.append(figures)
         log.info("%s %s: %s", figures.array, figures.codec, figures)
-    click.echo(json.dumps([asdict(one) for one in found]) if as_json else _codec_table(found))
+    click.echo(json.dumps([asdict(one) for one in measurements]) if as_json else _codec_table(measurements))
 
 
 def _codec_table(figures: list[CodecFigures]) -> str:

@@ -203,7 +203,7 @@ class Scores:
         reading = f"{np.mean(self.seconds['inputs']):.2f} s an image to read the store or run the experts"
         fusing = f", {np.mean(self.seconds[FUSION]):.2f} s to fuse" if FUSION in self.seconds else ""
         singles = [method for method in self.seconds if method.startswith(SINGLE)]
-        fusing += "".join(f", {np.mean(self.seconds[each]):.2f} s by {labelled(each)}" for each in singles)
+        fusing += "".join(f", {np.mean(self.seconds[method]):.2f} s by {labelled(method)}" for method in singles)
         return [f"{reading}{fusing}; at most {max(self.peak_mib):.0f} MiB"]
 
     def csv(self) -> str:

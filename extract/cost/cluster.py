@@ -87,7 +87,7 @@ def plan_cluster(
     raises  ConfigError if nodes fail so often that no shard would end
     """
     seconds = [image_seconds(expert, config, sizes) for expert in plan.experts]
-    slowest = max(each.mean() for each in seconds)
+    slowest = max(per_image.mean() for per_image in seconds)
     longest = cluster.mtbf_hours * 3600 * math.log(MOST_TRIES)
     few = [n for n in {*SHARD_SIZES, config.images_per_shard} if -(-len(sizes) // n) * len(seconds) <= MOST_SHARDS]
     wanted = sorted({min(n, len(sizes)) for n in few if min(n, len(sizes)) * slowest <= longest})
@@ -122,15 +122,15 @@ def image_seconds(expert: ExpertPlan, config: ExtractConfig, sizes: Sequence[tup
     def px(size: tuple[int, int]) -> int:
         return worked_px(size, config, expert.multiple_px, expert.align_px)
 
-    each = np.fromiter(map(px, sizes), np.float64, len(sizes))
-    return each * len(config.variants) / expert.px_per_second
+    pixels = np.fromiter(map(px, sizes), np.float64, len(sizes))
+    return pixels * len(config.variants) / expert.px_per_second
 
 
 def _choice(
     n: int, plan: Plan, config: ExtractConfig, seconds: list[np.ndarray], cluster: Cluster, seed: int
 ) -> Choice:
     starts = np.arange(0, plan.images, n)
-    work = np.concatenate([np.add.reduceat(each, starts) for each in seconds])  # one expert after the other
+    work = np.concatenate([np.add.reduceat(per_image, starts) for per_image in seconds])  # one expert after the other
     trials = int(np.clip(SIMULATED_SHARDS // len(work), *TRIALS))
     outcomes = simulate(cluster, work, trials=trials, seed=seed)
     spent = sum(outcome.makespan for outcome in outcomes) * cluster.gpus

@@ -182,8 +182,8 @@ class LoadedExpert:
         """The shapes of the taps, from a small image; checks scale, taps and finiteness before any real work."""
         shapes: dict[str, set[TapShape]] = {}
         for size in PROBE_SIZES:
-            found = self._probe_at(size)
-            shapes = {name: found[name] & shapes.get(name, found[name]) for name in found}
+            candidates = self._probe_at(size)
+            shapes = {name: candidates[name] & shapes.get(name, candidates[name]) for name in candidates}
             if all(len(left) == 1 for left in shapes.values()):
                 return {name: left.pop() for name, left in shapes.items()}
         open_name = next(name for name, left in shapes.items() if len(left) != 1)

@@ -189,11 +189,11 @@ def _unrecognised(config: ExpertConfig, state: dict[str, Tensor]) -> str:
 
 def _compare(config: ExpertConfig, model: nn.Module, declared: nn.Module, path: Path) -> None:
     """Raises if the file's network is another size of the architecture than the entry describes."""
-    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    file_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     wanted = {name: tuple(p.shape) for name, p in declared.named_parameters()}
-    if found != wanted:
-        millions = [sum(math.prod(shape) for shape in shapes.values()) / 1e6 for shapes in (found, wanted)]
-        missing, others = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if file_shapes != wanted:
+        millions = [sum(math.prod(shape) for shape in shapes.values()) / 1e6 for shapes in (file_shapes, wanted)]
+        missing, others = sorted(wanted.keys() - file_shapes.keys()), sorted(file_shapes.keys() - wanted.keys())
         detail = f"{len(missing)} tensors missing, {len(others)} others" if missing or others else "other shapes"
         raise WeightsError(
             f"{path}: holds {type(model).__name__} of {millions[0]:.2f} M parameters, "

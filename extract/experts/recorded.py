@@ -108,11 +108,11 @@ def live_expert(
 def _check_same(entry: Expert, expert: LoadedExpert) -> None:
     """Raises WeightsError if the expert's weights or the code of its network are not those that it was made with."""
     made, now = entry.identity, expert.identity
-    found, expected = now["weights_sha256"], made.get("weights_sha256")
-    if found != expected:
+    digest, expected = now["weights_sha256"], made.get("weights_sha256")
+    if digest != expected:
         raise WeightsError(
             f"expert {entry.name}: was made with weights of sha256 {str(expected)[:12]}, "
-            f"but {expert.config.weights} now has {str(found)[:12]}"
+            f"but {expert.config.weights} now has {str(digest)[:12]}"
         )
     if CODE in made and made[CODE] != now.get(CODE):
         raise WeightsError(

@@ -111,18 +111,18 @@ def _unwrapped(content: dict, path: Path) -> dict:
     """The innermost mapping that holds the weights, or their average where a file has both."""
     while True:
         inner = {key: value for key, value in content.items() if isinstance(value, dict) and value}
-        found = [key for key in (*AVERAGES, *WRAPPERS) if key in inner]
-        if not found and len(content) == 1:
-            found = list(inner)
-        if not found:
+        keys = [key for key in (*AVERAGES, *WRAPPERS) if key in inner]
+        if not keys and len(content) == 1:
+            keys = list(inner)
+        if not keys:
             return content
-        averages = [key for key in AVERAGES if key in content and key != found[0]]
-        others = [key for key in found[1:] if _has_tensors(inner[key])]
-        if found[0] in AVERAGES and others:
-            log.warning("%s: holds %s and %s; using the average, %s", path, found[0], others[0], found[0])
+        averages = [key for key in AVERAGES if key in content and key != keys[0]]
+        others = [key for key in keys[1:] if _has_tensors(inner[key])]
+        if keys[0] in AVERAGES and others:
+            log.warning("%s: holds %s and %s; using the average, %s", path, keys[0], others[0], keys[0])
         elif averages:
-            log.warning("%s: its %s is not a state_dict; using %s", path, averages[0], found[0])
-        content = inner[found[0]]
+            log.warning("%s: its %s is not a state_dict; using %s", path, averages[0], keys[0])
+        content = inner[keys[0]]
 
 
 def _has_tensors(content: dict) -> bool:
@@ -169,10 +169,10 @@ def _read_pickle(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported class|function) ([\w.]+)", str(error))
-        if found:
+        match = re.search(r"(?:GLOBAL|Unsupported class|function) ([\w.]+)", str(error))
+        if match:
             raise WeightsError(
-                f"{path}: is a pickle with Python code ({found.group(1)}), which is never run. "
+                f"{path}: is a pickle with Python code ({match.group(1)}), which is never run. "
                 "On a machine where you trust the file, save only its state_dict"
             ) from None
         raise WeightsError(f"{path}: truncated, or not a weights file (a pickle not written by torch)") from None

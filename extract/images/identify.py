@@ -85,9 +85,9 @@ def identify(
         seen, unreadable = _results(new, lr, pair.scale)
         return replace(source, results=source.results | seen), unreadable
 
-    found = list(progress(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", first=first))
-    faults += [fault for _, unreadable in found for fault in unreadable]
-    return {pair.id: source for pair, (source, _) in zip(pairs, found, strict=True) if source}
+    outcomes = list(progress(in_threads(work, pairs), total=len(pairs), desc="checking", unit="image", first=first))
+    faults += [fault for _, unreadable in outcomes for fault in unreadable]
+    return {pair.id: source for pair, (source, _) in zip(pairs, outcomes, strict=True) if source}
 
 
 def _results(files: dict[str, Path], lr: np.ndarray, scale: int) -> tuple[dict[str, ResultFile], list[str]]:

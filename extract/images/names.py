@@ -128,4 +128,4 @@ def _by_shared_ending(files: Sequence[str], bases: dict[str, str], scale: int) -
     if 2 * most <= min(len(files), len(set(bases.values()))):
         return [None] * len(files)
     # the longest name that one of these endings follows
-    return [next((name for ending, name in each.items() if counts[ending] == most), None) for each in owners]
+    return [next((name for ending, name in endings.items() if counts[ending] == most), None) for endings in owners]

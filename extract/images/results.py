@@ -143,8 +143,8 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
         faults.append(f"expert {config.name}: {error}")
         return {}
     # folders distinguish images of the same name
-    flat = len({each.name for each in asked}) == len(asked)
-    names = {each.id: each.name if flat else each.nested for each in asked}
+    flat = len({image.name for image in asked}) == len(asked)
+    names = {image.id: image.name if flat else image.nested for image in asked}
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(file.stem if flat else relative_stem(file, folder), []).append(file)
@@ -167,7 +167,7 @@ def match_results(config: ExpertConfig, asked: Sequence[Asked], scale: int, faul
     if matches.unused:
         log.info("expert %s: %d images in %s match none of the LR images", config.name, len(matches.unused), folder)
     matched = {id_: by_stem[matches.files[name]][0] for id_, name in names.items() if name in matches.files}
-    sizes = {each.id: each.lr_size for each in asked}
+    sizes = {image.id: image.lr_size for image in asked}
     faults += filter(None, (_size_fault(path, sizes[name], scale) for name, path in matched.items()))
     return matched
 
@@ -227,7 +227,9 @@ def warn_of_artefacts(results: Mapping[str, Mapping[str, ResultFile]]) -> None:
     """
     for name, mine in results.items():
         others = [theirs for other, theirs in results.items() if other != name]
-        behind = {id_: _behind(result, [each[id_] for each in others if id_ in each]) for id_, result in mine.items()}
+        behind = {
+            id_: _behind(result, [theirs[id_] for theirs in others if id_ in theirs]) for id_, result in mine.items()
+        }
         known = {id_: value for id_, value in behind.items() if value is not None}
         if not known:
             continue

@@ -40,19 +40,19 @@ def differences(
     return result
 
 
-def different_stores(found: Any, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
-    """One phrase for each thing in which the store `found` (a Manifest) is not one of these images."""
+def different_stores(manifest: Any, scale: int, container: str, images: tuple[Image, ...]) -> list[str]:
+    """One phrase for each thing in which the store of `manifest` (a Manifest) is not one of these images."""
     different = differences(
-        {"scale": found.scale, "container": found.container}, {"scale": scale, "container": container}
+        {"scale": manifest.scale, "container": manifest.container}, {"scale": scale, "container": container}
     )
-    if found.images == images:
+    if manifest.images == images:
         return different
-    old, new = ({image.id: asdict(image) for image in each} for each in (found.images, images))
+    old, new = ({image.id: asdict(image) for image in listing} for listing in (manifest.images, images))
     for what, ids in (("without", new.keys() - old.keys()), ("with the extra", old.keys() - new.keys())):
         if ids:
             different.append(f"{what} {listed(sorted(ids), 3)}")
     for name in old.keys() & new.keys():
-        different += [f"image {name}: {each}" for each in differences(old[name], new[name])]
+        different += [f"image {name}: {difference}" for difference in differences(old[name], new[name])]
     if not different and [*old] != [*new]:
         different.append("the images are in another order")
     return different

@@ -48,7 +48,7 @@ def merge(
     manifests = [Manifest.load(root) for root in inputs]
     if not manifests:
         raise StoreError("merge needs at least one store")
-    if any(output.resolve() == each.root.resolve() for each in manifests):
+    if any(output.resolve() == manifest.root.resolve() for manifest in manifests):
         raise StoreError(f"{output}: this is one of the stores to be merged; choose another folder for the result")
     there = [Manifest.load(output)] if (output / STORE_FILE).exists() else []
     conflicts = _conflicts([*manifests, *there])
@@ -60,22 +60,22 @@ def merge(
     first = manifests[0]
     merged = Manifest.create(output, scale=first.scale, container=first.container, images=first.images)
     done = 0
-    for each in manifests:
-        for source in each.sources:
+    for manifest in manifests:
+        for source in manifest.sources:
             if source != PAIRS:
-                _add_expert(merged, each, source)
-            for shard in sorted(set(each.recorded_shards(source)) & set(merged.missing_shards(source))):
+                _add_expert(merged, manifest, source)
+            for shard in sorted(set(manifest.recorded_shards(source)) & set(merged.missing_shards(source))):
                 with unless_done(merged, source, shard):
-                    _take(merged, each, source, shard, copy)
+                    _take(merged, manifest, source, shard, copy)
                     done += 1
             if move:
-                _remove_taken(merged, each, source)
+                _remove_taken(merged, manifest, source)
     return Merged(done, {source: merged.missing_shards(source) for source in merged.sources})
 
 
 def _missing(manifests: Sequence[Manifest]) -> dict[str, list[int]]:
     """Source -> shards that none of the stores has, for the sources of all of them."""
-    sources = dict.fromkeys(source for each in manifests for source in each.sources)
+    sources = dict.fromkeys(source for manifest in manifests for source in manifest.sources)
     return {source: sorted(set.intersection(*(set(m.missing_shards(source)) for m in manifests))) for source in sources}
 
 
@@ -99,7 +99,7 @@ def _conflicts(manifests: Sequence[Manifest]) -> list[str]:
     conflicts = []
     for other in manifests[1:]:
         different = different_stores(first, other.scale, other.container, other.images)
-        conflicts += [f"{first.root} and {other.root}: {each}" for each in different]
+        conflicts += [f"{first.root} and {other.root}: {difference}" for difference in different]
     return conflicts or [
         conflict
         for i, one in enumerate(manifests)
@@ -115,7 +115,7 @@ def _source_conflicts(one: Manifest, other: Manifest, source: str) -> list[str]:
     if source != PAIRS:
         different = different_experts(one.experts[source], other.experts[source])
         if different:
-            return [f"{where}: {each}" for each in different]
+            return [f"{where}: {difference}" for difference in different]
         if one.fingerprint(source) != other.fingerprint(source):
             return [f"{where}: fitted to different samples ({BASIS_FILE})"]
     both = set(one.recorded_shards(source)) & set(other.recorded_shards(source))
@@ -181,4 +181,4 @@ def _is_same(merged: Manifest, origin: Manifest, source: str, shard: int) -> boo
 
     raises  StoreError if it was rebuilt with other settings
     """
-    return not _different_arrays(*(read_record(each, source, shard) for each in (merged, origin)))
+    return not _different_arrays(*(read_record(manifest, source, shard) for manifest in (merged, origin)))

@@ -43,8 +43,8 @@ def write_sheet(store: Store, image: str, path: Path) -> None:
 
 
 def _index(store: Store, image: str) -> int:
-    for i, each in enumerate(store.images):
-        if image in (each.id, each.name):
+    for i, candidate in enumerate(store.images):
+        if image in (candidate.id, candidate.name):
             return i
     raise StoreError(f"{store.root}: no image {image}; the first ones are {', '.join(i.id for i in store.images[:3])}")
 
@@ -66,10 +66,10 @@ def _components(features: np.ndarray) -> np.ndarray:
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     flat -= flat.mean(0)
     _, vectors = np.linalg.eigh(flat.T @ flat)
-    found = flat @ vectors[:, ::-1][:, :3]
-    low, high = np.percentile(found, [1, 99], axis=0)
-    found = (found - low) / np.maximum(high - low, 1e-12)
-    padded = np.pad(found, ((0, 0), (0, 3 - found.shape[1])))
+    components = flat @ vectors[:, ::-1][:, :3]
+    low, high = np.percentile(components, [1, 99], axis=0)
+    components = (components - low) / np.maximum(high - low, 1e-12)
+    padded = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
     return padded.reshape(*features.shape[:2], 3)
 
 

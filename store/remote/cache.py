@@ -225,16 +225,16 @@ class ShardCache:
                 if self._stopped.is_set() or sum(self._bytes.values()) + n_bytes <= self._limit:
                     return n_bytes
                 over = [
-                    each
-                    for each in self._bytes.keys() - self._pinned
-                    if self._last_use.get(each, -1) < self._current - self._behind
+                    candidate
+                    for candidate in self._bytes.keys() - self._pinned
+                    if self._last_use.get(candidate, -1) < self._current - self._behind
                 ]
                 if not over:
                     if step <= self._current:
                         raise StoreError(self._too_small(step, n_bytes))
                     self._changed.wait()
                     continue
-            self._evict(min(over, key=lambda each: self._last_use.get(each, -1)))
+            self._evict(min(over, key=lambda candidate: self._last_use.get(candidate, -1)))
 
     def _bytes_of(self, shard: int) -> int:
         return sum(self._store.remote.shard_bytes(self._store.manifest, source, shard) for source in self._sources)

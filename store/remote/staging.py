@@ -174,7 +174,7 @@ class ShardUploads:
         """Lets a shard that is in the bucket stay for a while, in place of the least recently used one."""
         with self._lock:
             place = source, shard, rebuild
-            self._kept = deque(each for each in self._kept if each != place)
+            self._kept = deque(kept for kept in self._kept if kept != place)
             self._kept.append(place)
             for _ in range(len(self._kept) - KEPT):
                 oldest = self._kept.popleft()
@@ -202,7 +202,7 @@ class ShardUploads:
 
     def _found(self) -> list[tuple[tuple[str, int, bool], bool]]:
         """The shards of the folder, and whether they are in the bucket; those of another store than now are removed."""
-        found = []
+        places = []
         for source in self._here.sources:
             for rebuild in (False, True) if source != PAIRS else (False,):
                 here = source_dir(self._here.root, source, rebuild)
@@ -213,5 +213,5 @@ class ShardUploads:
                     continue
                 there = self._remote.recorded(source, rebuild)
                 shards = self._here.recorded_shards(source, rebuild)
-                found += [((source, shard, rebuild), shard in there) for shard in shards]
-        return found
+                places += [((source, shard, rebuild), shard in there) for shard in shards]
+        return places

@@ -53,7 +53,9 @@ def pull(
         wanted = [shard for shard in manifest.missing_shards(source) if shard in there]
         places += [(source, shard) for shard in wanted]
         missing[source] = manifest.n_shards - len(there)
-    total(sum(remote.n_bytes(source, [s for each, s in places if each == source]) for source in sources if places))
+    total(
+        sum(remote.n_bytes(source, [shard for name, shard in places if name == source]) for source in sources if places)
+    )
 
     progress = _one_at_a_time(progress)
 
@@ -139,7 +141,7 @@ def _check_same(manifest: Manifest, remote: RemoteStore, places: Sequence[tuple[
         return None if sums[0] == sums[1] else f"shard {place[1]} of {place[0]}"
 
     with ThreadPoolExecutor(jobs) as pool:
-        differing = [each for each in pool.map(differs, places) if each]
+        differing = [difference for difference in pool.map(differs, places) if difference]
     if differing:
         shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise StoreError(f"{remote.url}: differs from {manifest.root} in {shown}; nothing was uploaded")
@@ -148,4 +150,4 @@ def _check_same(manifest: Manifest, remote: RemoteStore, places: Sequence[tuple[
 def tree_bytes(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     below = path.rglob("*") if path.is_dir() else [path]
-    return sum(each.stat().st_size for each in below if each.is_file())
+    return sum(file.stat().st_size for file in below if file.is_file())

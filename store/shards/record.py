@@ -111,8 +111,8 @@ def read_head(path: Path) -> dict[str, Any]:
     raises  as `read`, which takes a record whose keys are in another order
     """
     with files.open_file(path) as file:
-        head, found, _ = file.read(HEAD_BYTES).partition(ARRAYS)
-    if not found:
+        head, separator, _ = file.read(HEAD_BYTES).partition(ARRAYS)
+    if not separator:
         return read(path)
     try:
         return parse_json(head.rstrip(b", \n") + b"}")

@@ -273,8 +273,8 @@ def _sequential_speed(files: list[Path]) -> float:
     buffer, n_bytes, began = bytearray(READ_BYTES), 0, time.perf_counter()
     for path in files:
         with open(path, "rb", buffering=0) as file:
-            while found := file.readinto(buffer):
-                n_bytes += found
+            while n_read := file.readinto(buffer):
+                n_bytes += n_read
     return n_bytes / (time.perf_counter() - began)
 
 

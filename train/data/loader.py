@@ -154,7 +154,9 @@ class Loader:
         )
         self.windows = {field: self._windows(field) for field in self.fields}
         self.constants = Constants(self.device)
-        self.batch_bytes = (self.share.stop - self.share.start) * sum(each.n_bytes for each in self.windows.values())
+        self.batch_bytes = (self.share.stop - self.share.start) * sum(
+            window.n_bytes for window in self.windows.values()
+        )
 
     def _of_node(self, sampling: Sampling, ranks: Ranks) -> tuple[Sampling, Ranks]:
         """This machine's images, its part of the batch and its processes, as if there were no other."""
@@ -290,7 +292,7 @@ class Loader:
         slot.places = places
         shares = max(self.threads, 1)  # one task per thread: one per sample costs more than its better balance gains
         rows = [range(first, len(places), shares) for first in range(shares)]
-        return slot, [submit(self._fill_rows, slot, step, each) for each in rows]
+        return slot, [submit(self._fill_rows, slot, step, share) for share in rows]
 
     def _fill_rows(self, slot: Slot, step: int, rows: range) -> None:
         if self.cache:

@@ -174,7 +174,9 @@ class Slot:
 
     def on(self, memory: Tensor) -> Raw:
         """The windows read, with their bytes in `memory`, which may be the slot's own."""
-        begins, arrays = ({of: list(rows) for of, rows in each.items()} for each in (self._begins, self._arrays))
+        begins, arrays = (
+            {of: list(rows) for of, rows in by_field.items()} for by_field in (self._begins, self._arrays)
+        )
         return Raw(self.layout, memory, begins, arrays, self.places)
 
 

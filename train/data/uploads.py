@@ -80,8 +80,8 @@ def uploads(device: torch.device) -> Uploads:
 def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
     """The same in the same order; with `ahead`, each is yielded once the next one has been sent."""
     waiting: deque[T] = deque()
-    for each in sent:
-        waiting.append(each)
+    for item in sent:
+        waiting.append(item)
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting

@@ -80,18 +80,18 @@ def _rearranged(fresh: Tensor, old: Tensor, dim: int, after: Blocks, before: Blo
 def _blocks(network: Known) -> dict[str, tuple[int, Blocks]]:
     """Tensor -> the dimension in which it has channels of each expert, and whose they are."""
     sizes = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    found = {"start_weights": (0, 1, 0)} if "start_weights" in sizes else {}  # key -> dimension, channels, and offset
+    places = {"start_weights": (0, 1, 0)} if "start_weights" in sizes else {}  # key -> dimension, channels, and offset
     pixel = network.scale**2
     if isinstance(network, PlainCNN):
-        found |= {f"weights.{part}": (0, pixel, 0) for part in ("weight", "bias")}
-        found["enter.linear.weight"] = 1, 3 * pixel, 3
+        places |= {f"weights.{part}": (0, pixel, 0) for part in ("weight", "bias")}
+        places["enter.linear.weight"] = 1, 3 * pixel, 3
     elif network.hierarchy is not None:
-        found |= _of_hierarchy(network.hierarchy.factors, pixel, network.at_lr)
+        places |= _of_hierarchy(network.hierarchy.factors, pixel, network.at_lr)
     if getattr(network, "selection", None) is not None:
         repeats = pixel if network.at_lr else 1
-        found |= {f"selection.gates.4.linear.{part}": (0, repeats, 0) for part in ("weight", "bias")}
+        places |= {f"selection.gates.4.linear.{part}": (0, repeats, 0) for part in ("weight", "bias")}
     result = {}
-    for key, (dim, repeats, offset) in found.items():
+    for key, (dim, repeats, offset) in places.items():
         blocks = [("", offset)] * bool(offset) + [(name, repeats) for name in network.experts]
         rest = sizes[key][dim] - sum(size for _, size in blocks)
         result[key] = dim, [*blocks, *_rest(network, rest)]
@@ -99,15 +99,15 @@ def _blocks(network: Known) -> dict[str, tuple[int, Blocks]]:
 
 
 def _of_hierarchy(factors: Sequence[int], pixel: int, at_lr: bool) -> dict[str, tuple[int, int, int]]:
-    found = {f"hierarchy.routing2.linear.{part}": (0, pixel if at_lr else 1, 0) for part in ("weight", "bias")}
+    places = {f"hierarchy.routing2.linear.{part}": (0, pixel if at_lr else 1, 0) for part in ("weight", "bias")}
     for number, factor in enumerate(factors):
         stage = f"hierarchy.stages.{number}"
         if at_lr:
-            found[f"{stage}.enter.linear.weight"] = 1, 3 * factor**2, 0
-            found |= {f"{stage}.leave.linear.{part}": (0, factor**2, 0) for part in ("weight", "bias")}
+            places[f"{stage}.enter.linear.weight"] = 1, 3 * factor**2, 0
+            places |= {f"{stage}.leave.linear.{part}": (0, factor**2, 0) for part in ("weight", "bias")}
         else:
-            found[f"{stage}.enter.weight"] = 1, 3, 0
-    return found
+            places[f"{stage}.enter.weight"] = 1, 3, 0
+    return places
 
 
 def _rest(network: Known, channels: int) -> Blocks:

@@ -72,9 +72,9 @@ def compare_features(config: TrainConfig, store: Path | str, out: Path) -> Featu
 def compared(with_features: Path, without_features: Path) -> FeaturesWorth:
     """What two finished runs say about the same images."""
     events = [read_metrics(run) for run in (with_features, without_features)]
-    last = [[event for event in each if event["event"] == "validation"][-1] for each in events]
+    last = [[event for event in run_events if event["event"] == "validation"][-1] for run_events in events]
     names = sorted(last[0]["images"])
-    ours, theirs = (np.array([each["images"][name][0] for name in names]) for each in last)
+    ours, theirs = (np.array([validation["images"][name][0] for name in names]) for validation in last)
     reference = next(event for event in events[0] if event["event"] == "reference")
     return FeaturesWorth(
         images=len(names),

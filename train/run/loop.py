@@ -231,8 +231,8 @@ class Run:
         scores = validation.references(self.fitted)
         self._write(
             "reference",
-            psnr={method: each.mean.psnr for method, each in scores.items()},
-            ssim={method: each.mean.ssim for method, each in scores.items()},
+            psnr={method: score.mean.psnr for method, score in scores.items()},
+            ssim={method: score.mean.ssim for method, score in scores.items()},
             weights=self.fitted,
         )
 
@@ -319,10 +319,10 @@ class Run:
 def arithmetic(config: TrainConfig, processes: int) -> str:
     """The parts of a step, and its learning rate."""
     data = config.data
-    each = data.batch_size // (processes * data.accumulation)
+    windows = data.batch_size // (processes * data.accumulation)
     return (
         f"a step has {data.batch_size} windows: processes x micro-batches x windows = {processes} x "
-        f"{data.accumulation} x {each}; the learning rate is {config.optimiser.learning_rate:g} at its peak, "
+        f"{data.accumulation} x {windows}; the learning rate is {config.optimiser.learning_rate:g} at its peak, "
         "whatever the number of windows"
     )
 

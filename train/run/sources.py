@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VALIDATION_STORE = "validation.store"
-SAMPLING_KEYS = {each.name for each in fields(Sampling)} - {"crop_px", "seed"}
+SAMPLING_KEYS = {field.name for field in fields(Sampling)} - {"crop_px", "seed"}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def joined(layers: Sequence[nn.Linear | nn.Conv2d]) -> tuple[Tensor, Tensor]:
     return torch.cat([layer.weight for layer in layers]), torch.cat(biases)
 
 
-def each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+def apply_each(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
     """Each layer of its own x, (layers, inputs, P) to (layers, outputs, P): so weights' gradients lie as weights do."""
     weight, bias = (tensor.unflatten(0, (len(layers), -1)) for tensor in joined(layers))
     return torch.baddbmm(bias.unsqueeze(-1), weight, x)

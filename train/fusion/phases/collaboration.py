@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import (
     Pointwise,
+    apply_each,
     conv3,
-    each,
     first,
     last,
     layers_of,
@@ -90,7 +90,7 @@ class Collaboration(nn.Module):
         mean = first(self._agreed(tokens, 0))
         consensus = self.surroundings.across(last(mean + self.consensus(mean)).unsqueeze(0))
         layers = [layer.linear for layer in layers_of(Pointwise, self.modulate.values())]
-        maps = each(layers, (tokens + consensus).flatten(1, -2).mT).unflatten(-1, tokens.shape[1:-1])
+        maps = apply_each(layers, (tokens + consensus).flatten(1, -2).mT).unflatten(-1, tokens.shape[1:-1])
         maps = shuffle(maps.permute(2, 0, 1, 3, 4), self.subpixels).flatten(1, 2)
         return first(consensus.squeeze(0)), resize(maps, size)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from championship_sr.train.fusion.layers.blocks import each, first, last, layers_of, padded, shuffle, unshuffle
+from championship_sr.train.fusion.layers.blocks import apply_each, first, last, layers_of, padded, shuffle, unshuffle
 from championship_sr.train.fusion.layers.constants import constant
 from championship_sr.train.fusion.layers.forms import in_float32
 
@@ -64,8 +64,8 @@ def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
     n = len(transforms)
     enter, leave = zip(*(layers_of(nn.Linear, cuts.net) for cuts in transforms), strict=True)
     seen = torch.cat([mean, spread], dim=1).T.expand(n, -1, -1)  # (transforms, 6, B)
-    hidden = F.gelu(each(enter, seen))
-    above = F.logsigmoid(-each(leave, hidden))
+    hidden = F.gelu(apply_each(enter, seen))
+    above = F.logsigmoid(-apply_each(leave, hidden))
     # 1 - low, and (1 - low) (1 - rest) = 1 - high, in logarithms
     above = torch.bmm(so_far(lr.device).to(above.dtype).expand(n, -1, -1), above).exp()
     return (1 - above).permute(2, 0, 1)

@@ -35,5 +35,5 @@ class PSNR(nn.Module):
     """
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        luma = sum(share / 255 * x for share, x in zip(BT601_STUDIO, (sr - hr).unbind(1), strict=True))
-        return (luma.square().flatten(1).mean(1) / FLAT_WINDOW).log1p().mean() / math.log(10) / 10
+        red, green, blue = (share / 255 * x for share, x in zip(BT601_STUDIO, (sr - hr).unbind(1), strict=True))
+        return ((red + green + blue).square().flatten(1).mean(1) / FLAT_WINDOW).log1p().mean() / math.log(10) / 10

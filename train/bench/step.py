@@ -18,6 +18,7 @@ from championship_sr.train.bench.dispatch import compiles_whole, count_step
 from championship_sr.train.bench.phases import NetworkInputs, example, now, saved_mib
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.network import build_fusion
+from championship_sr.train.fusion.plain_cnn import PLAIN
 from championship_sr.train.run.step import pick_precision
 
 PROFILES = ("direct", "paper", "swift")
@@ -43,7 +44,7 @@ def bench_step(
     trace    file for torch.profiler's trace of one step per profile, for chrome://tracing or ui.perfetto.dev
     raises   ConfigError for a profile that does not exist
     """
-    if unknown := sorted(set(profiles) - {*PROFILES, "cnn", "lean"}):
+    if unknown := sorted(set(profiles) - {*PROFILES, *PLAIN}):
         raise ConfigError(f"bench step: no profile {', '.join(unknown)}")
     batches = batches or (BATCHES if device.type == "cpu" else GPU_BATCHES)
     networks = {profile: _built(profile, channels, scale).to(device) for profile in profiles}
@@ -111,7 +112,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as lines of text, each profile's time and memory over direct's where that was measured."""
     lines = ["profile  batch  forward s   step s    GFLOP  saved MiB  parameters  time and memory of direct's"]
     for profile, batches in result.items():
-        if profile not in (*PROFILES, "cnn", "lean"):
+        if profile not in (*PROFILES, *PLAIN):
             continue
         for batch, row in _rows(batches):
             line = (
@@ -124,7 +125,7 @@ def table(result: Mapping[str, Any]) -> str:
                 whole = result["direct"][batch]
                 line += "".join(f"  {row[key] / whole[key]:.3f}" for key in ("seconds_step", "saved_mib"))
             lines.append(line)
-    for profile in (name for name in result if name in (*PROFILES, "cnn", "lean")):
+    for profile in (name for name in result if name in (*PROFILES, *PLAIN)):
         lines.append(_counts_line(profile, result[profile]))
     if "live_over_cached" in result:
         ratios = ", ".join(f"{profile} {ratio:.1f}" for profile, ratio in result["live_over_cached"].items())

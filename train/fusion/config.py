@@ -76,7 +76,7 @@ class FusionConfig:
     @property
     def widths(self) -> Widths:
         """The profile's widths, overridden by those of this configuration."""
-        default = SWIFT if self.profile in ("swift", "cnn", "lean") else PAPER
+        default = PAPER if self.profile in ("paper", "direct") else SWIFT
         own = {name: getattr(self, name) for name in vars(default)}
         return Widths(
             **{name: default_width if own[name] is None else own[name] for name, default_width in vars(default).items()}

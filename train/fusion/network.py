@@ -20,7 +20,7 @@ from championship_sr.train.fusion.phases.frequency import N_BANDS, TIERS, Freque
 from championship_sr.train.fusion.phases.hierarchy import ROUTING, Hierarchy, SwiftHierarchy
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE, Edges, Refinement, SwiftRefinement
 from championship_sr.train.fusion.phases.selection import Selection
-from championship_sr.train.fusion.plain_cnn import LEAN, PlainCNN
+from championship_sr.train.fusion.plain_cnn import PLAIN, PlainCNN
 from championship_sr.train.fusion.start import start_weights
 
 SWIFT_BAND_FACTOR = 2  # the bands are attended at half of the LR resolution
@@ -165,8 +165,8 @@ def build_fusion(config: FusionConfig, channels: Mapping[str, int], scale: int, 
     if config.architecture:
         arguments = {"config": config, "channels": dict(channels), "scale": scale, **config.hyperparameters}
         return build_network(config.architecture, arguments, ARCHITECTURE_KEY, origin)
-    if config.profile in ("cnn", "lean"):
-        return PlainCNN(config, channels, scale, **(LEAN if config.profile == "lean" else {}))
+    if config.profile in PLAIN:
+        return PlainCNN(config, channels, scale, **PLAIN[config.profile])
     return FusionNetwork(config, channels, scale)
 
 

@@ -7,7 +7,7 @@ import click
 
 from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion.options import diffusion_options, refiner_from_options
-from championship_sr.extract.commands.options import trust_option
+from championship_sr.extract.commands.options import cache_assignments, cache_gb_option, cache_option, trust_option
 from championship_sr.store.config import load_section
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -62,6 +62,10 @@ expert_images_option = click.option(
     help="Read this expert's SR images of the inputs from a folder instead of running it; repeatable.",
 )
 
+self_ensemble_option = click.option(
+    "--self-ensemble", is_flag=True, help="Average over the eight flips and rotations; takes 8 times as long."
+)
+
 
 def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateConfig:
     """The section `evaluate` with overrides such as `evaluate.tile_px=128`."""
@@ -71,8 +75,8 @@ def section(config_path: Path | None, assignments: tuple[str, ...]) -> EvaluateC
 @click.group(invoke_without_command=True)
 @click.option("--run", type=FOLDER, help="Folder of the run. Without it, only the experts are scored.")
 @click.option("--store", type=StorePlace(), help="Score the images of a feature store; s3:// and gs:// too.")
-@click.option("--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder.")
-@click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
+@cache_option
+@cache_gb_option
 @click.option("--images", multiple=True, metavar="ID", help="Score only this image of the store; repeatable.")
 @click.option(
     "--hr",
@@ -139,9 +143,7 @@ def evaluate(
     if given["run"] is None and ablation:
         raise click.UsageError("--ablation needs a --run")
     options = ScoringOptions(self_ensemble, ablation, fit_store)
-    given_here = {"cache": cache, "cache_gb": cache_gb}
-    cached = tuple(f"evaluate.{key}={json.dumps(value)}" for key, value in given_here.items() if value is not None)
-    config = section(config_path, assignments + cached)
+    config = section(config_path, assignments + cache_assignments("evaluate", cache, cache_gb))
     if report:
         check_writable(report)
     results = evaluate_sets(options=options, config=config, with_gallery=report is not None, **given)
@@ -164,9 +166,7 @@ def evaluate(
     show_default=True,
     help="Whether readme.txt says that extra training data was used.",
 )
-@click.option(
-    "--self-ensemble", is_flag=True, help="Average over the eight flips and rotations; takes 8 times as long."
-)
+@self_ensemble_option
 @expert_images_option
 @diffusion_options
 @trust_option
@@ -235,9 +235,7 @@ def export_command(run, with_experts, graphs, graph_px, trained_on, trusted, out
 )
 @click.argument("given", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--self-ensemble", is_flag=True, help="Average over the eight flips and rotations; takes 8 times as long."
-)
+@self_ensemble_option
 @click.option("--experts-only", is_flag=True, help="Write each expert's image instead of the fusion's.")
 @click.option(
     "--format", "suffix", type=click.Choice(FORMATS), help="Format of the output. Default: that of the input."

@@ -11,7 +11,13 @@ from typing import Any
 
 import click
 
-from championship_sr.extract.commands.options import device_option, trust_option
+from championship_sr.extract.commands.options import (
+    cache_assignments,
+    cache_gb_option,
+    cache_option,
+    device_option,
+    trust_option,
+)
 from championship_sr.store.config import dump_yaml, load_section, to_plain
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TrainConfig
@@ -23,8 +29,8 @@ DEFAULT_PROFILE, STUDENT_PROFILE, TAUGHT_STUDENT_PROFILE = "swift.yaml", "studen
 
 @click.command()
 @click.option("--store", metavar="DIR|URL", help="The feature store to train from: a folder, or an s3:// or gs:// URL.")
-@click.option("--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder.")
-@click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
+@cache_option
+@cache_gb_option
 @click.option(
     "--config", type=click.Path(path_type=Path), help="YAML file with a `train` section. Default: the swift profile."
 )
@@ -85,8 +91,7 @@ def train(
     with its own store and configuration; --set changes what can still be changed. --init starts a new run from the
     network and weights of another. The new run may use other experts; any that are new start with weight 0.
     """
-    options = {"cache": cache, "cache_gb": cache_gb}
-    assignments += tuple(f"train.data.{key}={json.dumps(value)}" for key, value in options.items() if value is not None)
+    assignments += cache_assignments("train.data", cache, cache_gb)
     assignments += student_assignments(student, teacher, teacher_x8)
     if device:
         assignments += (f"train.device={device}",)

@@ -36,6 +36,14 @@ trust_option = click.option(
     metavar="MODULE",
     help="Allow the store or run to load its network from this Python module, whose code is then run; repeatable.",
 )
+cache_option = click.option(
+    "--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder."
+)
+cache_gb_option = click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
+cache_option = click.option(
+    "--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder."
+)
+cache_gb_option = click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
 scale_option = click.option("--scale", default=4, show_default=True, help="Upscaling factor of the experts.")
 precision_option = click.option(
     "--precision",
@@ -58,6 +66,12 @@ class Given:
     def config(self, options: Mapping[str, Any]) -> ExtractConfig:
         """The configuration, with further options over it."""
         return extract_config(self.path, self.assignments, {**self.options, **options})
+
+
+def cache_assignments(section: str, cache: str | None, cache_gb: float | None) -> tuple[str, ...]:
+    """What --cache and --cache-gb say, as assignments in this section of a configuration."""
+    values = {"cache": cache, "cache_gb": cache_gb}
+    return tuple(f"{section}.{key}={json.dumps(value)}" for key, value in values.items() if value is not None)
 
 
 def source_options(command: Callable) -> Callable:

@@ -38,12 +38,21 @@ def _loss_name(name: str) -> str:
     return name
 
 
+def _compile_mode(value: bool | str) -> bool | str:
+    if isinstance(value, str) and value not in COMPILE_MODES:
+        raise ValueError(f"expected true, false or a mode of torch.compile: {', '.join(COMPILE_MODES)}")
+    return value
+
+
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile: with CUDA graphs
+COMPILE_MODES = ("default", *GRAPH_MODES, "max-autotune-no-cudagraphs")
 WEIGHTED = ("fitted", "mean")  # teachers that are the experts' images combined by fixed weights
 
 Length = Annotated[int | str, AfterValidator(_length)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Compile = Annotated[bool | str, AfterValidator(_compile_mode)]
 LossName = Annotated[str, AfterValidator(_loss_name)]
 
 
@@ -250,7 +259,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     live: LiveConfig = field(default_factory=LiveConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU, else bf16 or fp16
-    compile: bool = False  # the network's training step by torch.compile, as one graph of fixed shapes
+    compile: Compile = False  # the network by torch.compile, as one graph of fixed shapes; true, or the name of a mode
     device: str = "auto"
     log_every: Length = 50
     tensorboard: bool = True

@@ -1,8 +1,8 @@
 """One optimiser step: forward, losses, backward, exchange, clipping, update, moving average."""
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from championship_sr.extract.device import has_bf16
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.config import OptimiserConfig
+from championship_sr.train.config import GRAPH_MODES, OptimiserConfig
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.losses.combined import Criterion
 from championship_sr.train.processes import World
@@ -34,15 +34,19 @@ class Trainer:
         precision: str,
         accumulation: int,
         world: World,
-        compiled: bool = False,
+        compiled: bool | str = False,
     ) -> None:
         self.network, self.criterion, self.world, self.accumulation = network.train(), criterion, world, accumulation
         self.ema = Ema(network, ema_decay)
         self.clip_norm = config.clip_norm or math.inf
         self.optimiser = build_optimiser(network, config)
         self.precision = pick_precision(precision, world.device)
-        # static shapes: the windows of a run have one size
-        self._forward = torch.compile(network, dynamic=False, fullgraph=True) if compiled else network
+        self._forward, self._compiled = compiled_network(network, compiled), compiled
+        # CUDA graphs give the gradients of every micro-batch in the same memory: they are added up in other tensors
+        self._keeps_gradients = compiled in GRAPH_MODES and accumulation > 1
+        if self._keeps_gradients:
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision is torch.float16)
 
     def step(
@@ -55,7 +59,8 @@ class Trainer:
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        values = self._gradients(batch, weights)
+        with compile_errors(self._compiled):
+            values = self._gradients(batch, weights)
         stop_share = torch.full((), float(stop), device=self.world.device)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         self.world.mean([*gradients, *values.values(), stop_share])
@@ -63,7 +68,7 @@ class Trainer:
         values["gradient_norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=not self._keeps_gradients)
         self.ema.update(number)
         return values, stop_share
 
@@ -89,6 +94,30 @@ class Trainer:
         if self.precision is torch.float32:
             return nullcontext()
         return torch.autocast(self.world.device.type, dtype=self.precision)
+
+
+def compiled_network(network: nn.Module, compiled: bool | str) -> Callable[..., Tensor]:
+    """The network by torch.compile, in the mode of that name if there is one; False: as it is."""
+    if not compiled:
+        return network
+    mode = compiled if isinstance(compiled, str) else None
+    return torch.compile(network, dynamic=False, fullgraph=True, mode=mode)  # the windows of a run have one size
+
+
+@contextmanager
+def compile_errors(compiled: bool | str) -> Iterator[None]:
+    """Raises ConfigError where torch.compile fails in the block: at a network's first steps."""
+    if not compiled:
+        yield
+        return
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ConfigError(
+            f"train.compile={str(compiled).lower()}: torch.compile failed on this network or machine: {reason}; "
+            "set train.compile to false"
+        ) from error
 
 
 def build_optimiser(network: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:

@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from championship_sr.train.bench.dispatch import META, moved, on_meta
 from championship_sr.train.fusion.layers.blocks import extended
+
+PROFILES = ["swift", "paper", "cnn", "lean"]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ def test_a_profile_is_one_graph_with_the_same_image_and_gradients(fusions, profi
         assert (some - other).norm() < 1e-3 * other.norm() + 1e-7
 
 
-@pytest.mark.parametrize("profile", ["swift", "cnn"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_inference_is_one_graph_too(fusions, profile):
     network, inputs = fusions.build(profile, start="document").eval(), fusions.inputs(8, 8)
     with torch.no_grad():
@@ -41,6 +47,32 @@ def test_inference_is_one_graph_too(fusions, profile):
 def compiled(network, backend):
     torch.compiler.reset()
     return torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
+
+
+class Devices(TorchDispatchMode):
+    """Where the tensors are that operations take."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.seen |= {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_nothing_in_a_network_rules_out_cuda_graphs(fusions, profile):
+    """No operation takes a tensor of the host, and none writes to an input, a parameter or a buffer."""
+    network, inputs = fusions.build(profile).to(META), moved(fusions.inputs(8, 8))
+    kept = [*network.parameters(), *network.buffers(), *tree_leaves(inputs)]
+    with on_meta():
+        network(*inputs)  # makes the constants
+        versions = [tensor._version for tensor in kept]
+        with Devices() as devices:
+            network(*inputs).mean().backward()
+    assert devices.seen == {META}
+    assert [tensor._version for tensor in kept] == versions
 
 
 def test_both_ways_of_repeating_an_images_edges_are_one(monkeypatch):

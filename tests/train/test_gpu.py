@@ -10,6 +10,7 @@ from championship_sr.train.config import OptimiserConfig
 from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.whole import WholeImage, in_tiles
 from championship_sr.train.fusion.config import FusionConfig
+from championship_sr.train.fusion.layers.large_kernel import LAYOUTS
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.losses.combined import Criterion
 from championship_sr.train.processes import World
@@ -76,6 +77,23 @@ def test_no_call_of_a_step_waits_for_the_gpu():
     finally:
         torch.cuda.set_sync_debug_mode(before)
     watch.flush()
+
+
+@pytest.mark.parametrize("profile", ["swift", "paper"])
+def test_depthwise_convolutions_take_the_faster_layout_and_compute_the_same_in_both(profile):
+    taken, windows = trainer(profile), batch()
+    times = taken.choose_layouts(windows)
+    blocks = {name: taken.network.get_submodule(name) for name in ("bands.surroundings", "collaboration.surroundings")}
+    assert set(times) == set(blocks)
+    for name, block in blocks.items():
+        assert block.layout == min(times[name], key=times[name].__getitem__)
+        tokens = torch.randn(2, 2, 32, 32, block.square.in_channels, device=GPU)
+        results = []
+        for layout in LAYOUTS:
+            block.layout = layout
+            results.append(block.across(tokens))
+        torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2)  # cuDNN may use TF32 here
+    assert all(value.isfinite() for value in step(taken, windows).values())
 
 
 def test_batches_come_as_on_the_cpu(shared_store):

@@ -59,7 +59,8 @@ class FusionNetwork(nn.Module):
         self.register_buffer("start_weights", start_weights(config, len(channels)))
         if config.profile != "direct":
             for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
-                conv.to(memory_format=torch.channels_last)
+                if conv.weight.shape[1] > 1:  # depthwise weights lie the same either way: their input alone decides
+                    conv.to(memory_format=torch.channels_last)
 
     def forward(self, lr: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         return self.fuse(lr, images, features)["image"]

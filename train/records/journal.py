@@ -42,6 +42,7 @@ class Journal:
 
     Each event is a line {"event": ..., "step": ..., "time": ...} with
       reference   psnr, ssim: method -> mean over the validation images; weights: expert -> its fitted weight
+      layouts     seconds: block -> layout -> of its depthwise convolutions, on a GPU; the faster one is used
       train       loss, losses, learning_rate, gradient_norm, stage, epoch, steps_per_second, waiting: means
                   over the steps since the last such line; `waiting` is the share of the time spent on the loader
       validation  psnr, ssim, seconds, images: id -> [psnr, ssim]

@@ -37,6 +37,7 @@ from championship_sr.train.records.journal import Journal
 from championship_sr.train.records.seen import write_seen
 from championship_sr.train.run.beginning import Beginning
 from championship_sr.train.run.fitting import fit_start
+from championship_sr.train.run.layouts import Times
 from championship_sr.train.run.sources import Source, make_loader, make_validation, open_source, whole_batch
 from championship_sr.train.run.step import Trainer
 from championship_sr.train.run.validation import Validation
@@ -131,6 +132,7 @@ class Run:
         )
         self.step, self.best, self.stale = 0, -math.inf, 0
         self.latest: checkpoint.Checkpoint | None = None
+        self.layouts: Times | None = None
         self.watch, self.meter = Watch(processes, "No checkpoint was written"), Meter()
         self._go_on()
         self.journal = Journal(out, self.step, config.tensorboard, self.unscored) if processes.first else None
@@ -181,6 +183,8 @@ class Run:
         began = time.perf_counter()
         batch = self._mixed(next(batches))
         waited = time.perf_counter() - began
+        if self.layouts is None:
+            self._choose_layouts(batch)
         stage = self.config.losses.stages[self.stage_of(self.step)]
         weights = stage.weights_at(self.stage_of.done(self.step))
         values, stop_share = self.trainer.step(
@@ -189,6 +193,15 @@ class Run:
         self.watch(self.step, batch.places, self.trainer.must_be_finite(values), stop_share)
         self.meter.add(values, waited)
         self.step += 1
+
+    def _choose_layouts(self, batch: Batch) -> None:
+        self.layouts = self.trainer.choose_layouts(batch)
+        for block, times in self.layouts.items():
+            layout = min(times, key=times.__getitem__)
+            shown = ", ".join(f"{name} {1000 * seconds:.3f} ms" for name, seconds in times.items())
+            log.info("%s: depthwise convolutions in %s (%s)", block, layout, shown)
+        if self.layouts:
+            self._write("layouts", seconds=self.layouts)
 
     def _mixed(self, batch: Batch) -> Batch:
         data, rng = self.config.data, step_rng(self.config.seed, self.step)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from championship_sr.train.data.batch import Batch
 from championship_sr.train.losses.combined import Criterion
 from championship_sr.train.processes import World
 from championship_sr.train.run.ema import Ema
+from championship_sr.train.run.layouts import Times, choose_layouts
 from championship_sr.train.run.watch import add
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +73,14 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=not self._keeps_gradients)
         self.ema.update(number)
         return values, stop_share
+
+    def choose_layouts(self, batch: Batch) -> Times:
+        """On a CUDA device, gives depthwise convolutions the layout that is faster on such a batch; see layouts.py."""
+        if self.world.device.type != "cuda":
+            return {}
+        part = micro_batches(batch, self.accumulation)[0]
+        with self._autocast():
+            return choose_layouts(self.network, partial(self.network, part.lr, part.images, part.features))
 
     def must_be_finite(self, values: Mapping[str, Tensor]) -> Tensor:
         """The values of a step that must be finite in a sound run."""

@@ -14,6 +14,7 @@ from championship_sr.train.fusion.layers.blocks import first, last, layers_of, l
 KERNEL = 21
 DILATION = 3
 TAPS = -(-KERNEL // DILATION)
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class LKABlock(nn.Module):
@@ -21,7 +22,11 @@ class LKABlock(nn.Module):
 
     `forward` is the plain form, `across` that of few large operations; `around` and `mix` are two parts for a CPU: the
     first looks around, the second at each pixel alone. The layers are shared by all tokens.
+
+    layout   of the depthwise convolutions in `across`, which `train/run/layouts.py` chooses: a key of LAYOUTS
     """
+
+    layout = "channels_last"
 
     def __init__(self, dim: int, expansion: int) -> None:
         super().__init__()
@@ -47,7 +52,7 @@ class LKABlock(nn.Module):
         """(T, B, h, w, C) to the same, all tokens as one batch of images."""
         x = tokens.flatten(0, 1)
         seen = self.norm1(x)
-        x = x + seen * last(pointwise(self._looked(first(seen)), self.point))
+        x = x + seen * last(pointwise(self.depthwise(first(seen)), self.point))
         enter, leave = layers_of(nn.Linear, self.feed)
         hidden = F.gelu(pointwise(first(self.norm2(x)), enter))
         return (x + last(pointwise(hidden, leave))).view_as(tokens)
@@ -57,6 +62,11 @@ class LKABlock(nn.Module):
         x = self.norm1(tokens.movedim(-2, 1)).flatten(0, 1)  # (B T, h, w, C): few channels at a time stay in the cache
         x = self._looked(first(x))
         return last(x).unflatten(0, (-1, tokens.shape[-2])).movedim(1, -2)
+
+    def depthwise(self, x: Tensor) -> Tensor:
+        """The depthwise convolutions of x (B, C, h, w) in the block's layout; channels lie last before and after."""
+        x = self._looked(x.contiguous(memory_format=LAYOUTS[self.layout]))
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _looked(self, x: Tensor) -> Tensor:
         x = self.row(self.square(x))

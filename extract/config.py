@@ -27,9 +27,16 @@ class PretrainConfig:
     steps: int = 6000
     batch_size: int = 8
     patch_px: int = 32  # side of a crop, LR pixels
+    losses: dict[str, float] = field(default_factory=lambda: {"l1": 1.0})  # as in train.losses, without a teacher
+    optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     ema_decay: float = 0.999
+    collapse_tail: bool = (
+        False  # train the linear layers at the end as one convolution; the file holds the whole network
+    )
+    local_attention: bool = False  # untrained window attention begins with near pixels
+    half: bool = False  # write the weights in float16
     autocast: bool = True  # bfloat16 in the forward pass; weights and gradients stay float32
     checkpoint_steps: int = 250
     seed: int = 0

@@ -100,7 +100,9 @@ def test_equal_images_cost_nothing_and_have_a_finite_gradient(name):
 
 def test_l1_and_charbonnier_are_their_formulas():
     sr, hr = numpy_images()
-    found = {name: LOSSES[name]()(*images()).item() for name in ("l1", "charbonnier")}
+    found = {name: LOSSES[name]()(*images()).item() for name in ("l1", "l1_luma", "charbonnier")}
+    first, second = ([luma(image) for image in batch] for batch in images())
+    assert found["l1_luma"] == pytest.approx(np.abs(np.subtract(first, second)).mean(), rel=1e-4)
     assert found["l1"] == pytest.approx(np.abs(sr - hr).mean(), rel=1e-5)
     assert found["charbonnier"] == pytest.approx(np.sqrt((sr - hr) ** 2 + 1e-12).mean(), rel=1e-5)
 
@@ -255,7 +257,7 @@ def test_missing_clip_weights_say_how_to_get_them(tmp_path):
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(ConfigError, match="no loss is called 'lpips'; there are l1, charbonnier"):
+    with pytest.raises(ConfigError, match="no loss is called 'lpips'; there are l1, l1_luma, charbonnier"):
         Criterion(["lpips"])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.losses.clip import CLIPSemantic
 from championship_sr.train.losses.edge import SobelEdge
-from championship_sr.train.losses.pixel import L1, PSNR, Charbonnier
+from championship_sr.train.losses.pixel import L1, PSNR, Charbonnier, LumaL1
 from championship_sr.train.losses.spectrum import LogSpectrum
 from championship_sr.train.losses.ssim import SSIM
 from championship_sr.train.losses.vgg import VGGPerceptual
@@ -19,6 +19,7 @@ TEACHER = "teacher"  # the distance to a teacher's image in place of HR
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "l1": L1,
+    "l1_luma": LumaL1,
     "charbonnier": Charbonnier,
     "psnr": PSNR,
     "ssim": SSIM,

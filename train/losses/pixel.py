@@ -17,6 +17,13 @@ class L1(nn.Module):
         return (sr - hr).abs().mean()
 
 
+class LumaL1(nn.Module):
+    """Mean absolute difference of luma (BT.601), by which results are scored."""
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        return _luma(sr - hr).abs().mean()
+
+
 class Charbonnier(nn.Module):
     """Mean of sqrt(x^2 + epsilon^2), which is L1 with a gradient at zero.
 
@@ -35,5 +42,10 @@ class PSNR(nn.Module):
     """
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        red, green, blue = (share / 255 * x for share, x in zip(BT601_STUDIO, (sr - hr).unbind(1), strict=True))
-        return ((red + green + blue).square().flatten(1).mean(1) / FLAT_WINDOW).log1p().mean() / math.log(10) / 10
+        return (_luma(sr - hr).square().flatten(1).mean(1) / FLAT_WINDOW).log1p().mean() / math.log(10) / 10
+
+
+def _luma(difference: Tensor) -> Tensor:
+    """BT.601 luma of a difference of images (B, 3, H, W), without its offset."""
+    red, green, blue = (share / 255 * x for share, x in zip(BT601_STUDIO, difference.unbind(1), strict=True))
+    return red + green + blue

@@ -14,6 +14,7 @@ from championship_sr.train.run.loop import train
 
 NO_TEACHER = TeacherConfig()
 IMAGES_PER_SHARD = 16
+BUILDING = ("network", "hyperparameters", "start", "scale", "collapse_tail", "local_attention", "half")
 
 
 def pretrain(
@@ -45,10 +46,10 @@ def pretrain(
 def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teacher: TeacherConfig) -> TrainConfig:
     """The training that a `pretrain` section stands for."""
     # what builds the network; the rest may change when the training continues
-    student = replace(
-        config, pretrain=PretrainConfig(recipe.network, recipe.hyperparameters, start=recipe.start, scale=recipe.scale)
-    )
-    weights = {"l1": 0.5, TEACHER: 0.5} if teacher.of else {"l1": 1.0}
+    student = replace(config, pretrain=PretrainConfig(**{key: getattr(recipe, key) for key in BUILDING}))
+    weights = dict(recipe.losses)
+    if teacher.of:
+        weights = {name: weight / 2 for name, weight in weights.items()} | {TEACHER: 0.5}
     content = {
         "student": student,
         "teacher": teacher,
@@ -60,7 +61,12 @@ def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teac
             "weighting": "images",
         },
         "losses": {"stages": [{"length": "100 %", "weights": weights}]},
-        "optimiser": {"learning_rate": recipe.learning_rate, "weight_decay": 0, "betas": (0.9, 0.99)},
+        "optimiser": {
+            "kind": recipe.optimiser,
+            "learning_rate": recipe.learning_rate,
+            "weight_decay": 0,
+            "betas": (0.9, 0.99),
+        },
         "schedule": {"warmup": min(recipe.warmup_steps, recipe.steps - 1), "warmup_from": 0, "lowest": 0},
         "ema_decay": recipe.ema_decay,
         "validation": {"hold_out": 0},

@@ -17,6 +17,8 @@ from championship_sr.store.config import dump_yaml, to_plain
 from championship_sr.store.disk import files
 from championship_sr.store.errors import ConfigError, WeightsError
 from championship_sr.train.records.checkpoint import WEIGHTS_FILE, choose, load_weights, sha256_of
+from championship_sr.train.students.attention import start_local
+from championship_sr.train.students.tail import collapse_tail, restored
 
 # spandrel tells GRL's window and stripe sizes from these, which GRL itself does not save
 GRL_SIZE_BUFFERS = ("table_w", "table_sh", "index_sh_a2w")
@@ -60,6 +62,8 @@ def new_student(config: ExpertConfig, scale: int) -> Student:
                 f"student {config.name}: cannot become an x{scale} expert of this store: {reason}"
             ) from None
         _check_plain_call(student, config)
+    if _collapses(config):
+        collapse_tail(network)
     return student
 
 
@@ -78,10 +82,14 @@ def export_student(config: ExpertConfig, run: Path, scale: int) -> Path:
     checkpoint = choose(run, "best")
     if config.pretrain:  # the initial weights are no longer needed
         config = replace(config, pretrain=replace(config.pretrain, start=None, scale=scale))
-    student = Student(_network(config), scale, 1, 1)
-    load_weights(student, checkpoint.path / WEIGHTS_FILE)
+    network = _network(config)
+    if _collapses(config):
+        collapse_tail(network)
+    load_weights(Student(network, scale, 1, 1), checkpoint.path / WEIGHTS_FILE)
+    if _collapses(config):
+        network = restored(network, _network(config))
     weights, entry = run / f"{config.name}.safetensors", run / f"{config.name}.yaml"
-    export(student.network, weights)
+    export(network, weights, half=config.pretrain is not None and config.pretrain.half)
     made = entry_of(config, weights)
     content = {key: value for key, value in to_plain(made).items() if value not in (None, {}, [])}
     content["weights"] = weights.name  # found beside the entry
@@ -89,19 +97,26 @@ def export_student(config: ExpertConfig, run: Path, scale: int) -> Path:
     return entry
 
 
-def export(network: nn.Module, path: Path) -> None:
-    """Writes weights that spandrel recognises and loads again, as safetensors; whole or not at all."""
+def export(network: nn.Module, path: Path, *, half: bool = False) -> None:
+    """Writes weights that spandrel recognises and loads again, as safetensors; whole or not at all.
+
+    half  parameters in float16, which takes half the space; they are float32 again once loaded
+    """
     weights = dict(network.state_dict())
     if type(network).__name__ == "GRL":
         weights |= {name: getattr(network, name) for name in GRL_SIZE_BUFFERS}
     parameters = dict(network.named_parameters())
     tensors = {
-        key: (value if key in parameters else narrowed(value)).detach().cpu().clone().contiguous()
+        key: (_stored(value, half) if key in parameters else narrowed(value)).detach().cpu().clone().contiguous()
         for key, value in weights.items()
     }
     unfinished = path.with_name(path.name + files.TMP)
     save_file(tensors, unfinished)
     files.publish(unfinished, path)
+
+
+def _stored(parameter: Tensor, half: bool) -> Tensor:
+    return parameter.half() if half and parameter.is_floating_point() else parameter
 
 
 def narrowed(buffer: Tensor) -> Tensor:
@@ -110,6 +125,10 @@ def narrowed(buffer: Tensor) -> Tensor:
         if buffer.to(dtype).to(buffer.dtype).equal(buffer):
             return buffer.to(dtype)
     return buffer
+
+
+def _collapses(config: ExpertConfig) -> bool:
+    return config.pretrain is not None and config.pretrain.collapse_tail
 
 
 def _recipe(config: ExpertConfig) -> tuple[str, dict]:
@@ -136,6 +155,11 @@ def _network(config: ExpertConfig) -> nn.Module:
         state = read_state(start, lambda state: names <= state.keys())
         kept = {key: value for key, value in state.items() if key in names or key not in GRL_SIZE_BUFFERS}
         load_strictly(network, kept, start, config.name)
+    elif config.pretrain and config.pretrain.local_attention and not start_local(network):
+        raise ConfigError(
+            f"student {config.name}: pretrain.local_attention: {type(network).__name__} has no window attention with a "
+            "table of position biases; leave it out"
+        )
     return network
 
 

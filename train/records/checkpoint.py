@@ -326,7 +326,7 @@ def _moments(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, 
 
 
 def _restore_moments(network: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     index = {name: (number, parameter) for number, (name, parameter) in enumerate(network.named_parameters())}
     for key, value in tensors.items():
         name, _, part = key.rpartition(":")
@@ -334,7 +334,8 @@ def _restore_moments(network: nn.Module, optimiser: torch.optim.Optimizer, tenso
         if value.shape == parameter.shape and part != "step":
             # in the parameter's own memory format: the fused optimiser goes by addresses
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        state.setdefault(number, {})[part] = value
+        # which parameters are Muon's: as tensors on the device, each step would wait for them
+        state.setdefault(number, {})[part] = value.item() if value.dtype is torch.bool else value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, the right ones are kept, and everything comes back."""
 
 import random
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 from championship_sr.store.errors import StoreError, WeightsError
-from championship_sr.train.config import CheckpointConfig
+from championship_sr.train.config import CheckpointConfig, OptimiserConfig
 from championship_sr.train.records.checkpoint import Checkpoint, checkpoints, choose, load_weights, prune, restore, save
+from championship_sr.train.run.step import build_optimiser
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -51,6 +53,26 @@ def test_everything_comes_back_and_the_next_step_is_the_same(tmp_path):
     advance(other, other_optimiser)
     for key, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("kind", get_args(get_type_hints(OptimiserConfig)["kind"]))
+def test_an_optimisers_state_comes_back_as_what_it_was(kind, tmp_path):
+    pytest.importorskip("timm")
+
+    def stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(1))
+        optimiser = build_optimiser(network, OptimiserConfig(kind=kind))
+        network(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimiser.step()
+        return network, optimiser
+
+    (network, optimiser), (other, restored) = stepped(), stepped()
+    checkpoint = save(tmp_path, 1, scored=network, network=network, optimiser=optimiser, psnr=30.0, extra={})
+    restore(checkpoint.path, scored=other, network=other, optimiser=restored)
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        before, after = optimiser.state[one], restored.state[two]
+        assert {key: type(value) for key, value in before.items()} == {key: type(value) for key, value in after.items()}
+        assert all(torch.equal(torch.as_tensor(before[key]), torch.as_tensor(after[key])) for key in before)
 
 
 def test_the_best_the_last_and_milestones_are_kept(tmp_path):

@@ -2,12 +2,13 @@
 
 from functools import partial
 from importlib import import_module
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from championship_sr.store.errors import ConfigError
-from championship_sr.train.bench.dispatch import META, Dispatched, dispatched, moved
+from championship_sr.train.bench.dispatch import META, WAITING, Dispatched, dispatched, moved, waits
 from championship_sr.train.bench.phases import example
 from championship_sr.train.config import COMPILE_MODES, OptimiserConfig, learning_rate, span
 from championship_sr.train.data.batch import Batch
@@ -20,13 +21,15 @@ from championship_sr.train.run.watch import Meter, Watch
 
 CHANNELS = {"a": 4, "b": 6}
 WEIGHTS = {"l1": 1.0, "charbonnier": 1.0, "ssim": 0.1, "swt": 0.1, "fft": 0.1, "edge": 0.1}
+OPTIMISERS = get_args(get_type_hints(OptimiserConfig)["kind"])
 
 
-def trainer_on(device, profile="swift", accumulation=1, **options) -> Trainer:
+def trainer_on(device, profile="swift", accumulation=1, optimiser="adamw", precision="fp32", **options) -> Trainer:
     torch.manual_seed(0)
     return Trainer(
         build_fusion(FusionConfig(profile=profile), CHANNELS, 2).to(device), Criterion(WEIGHTS).to(device),
-        OptimiserConfig(), ema_decay=0.99, precision="fp32", accumulation=accumulation, world=World(device), **options,
+        OptimiserConfig(kind=optimiser), ema_decay=0.99, precision=precision, accumulation=accumulation,
+        world=World(device), **options,
     )  # fmt: skip
 
 
@@ -42,6 +45,19 @@ def optimiser_on_meta(monkeypatch):
     """torch's fused optimiser on the meta device too, where it is not offered."""
     for module in ("torch.optim.optimizer", "torch.optim.adam"):
         monkeypatch.setattr(import_module(module), "_device_dtype_check_for_fused", lambda *_: None)
+
+
+@pytest.fixture
+def muon_on_meta(monkeypatch):
+    """timm's Muon as on a GPU; the numbers that it reads from tensors of the host, its counters, make nothing wait."""
+    nadamw = pytest.importorskip("timm.optim.nadamw")
+    monkeypatch.setattr(nadamw, "_resolve_foreach", lambda *_, **__: True, raising=False)
+
+    def of_device(operator, args, kwargs) -> bool:
+        on_host = operator in WAITING and args[0].device.type == "cpu"
+        return not on_host and waits(operator, args, kwargs)
+
+    monkeypatch.setattr("championship_sr.train.bench.dispatch.waits", of_device)
 
 
 def whole_step(trainer, make_config, batch, device):
@@ -61,6 +77,22 @@ def test_a_step_reads_no_number_back_and_uploads_nothing(profile, accumulation, 
     counts = dispatched(partial(whole_step, trainer, make_config, batch_on(META), META))
     assert not counts.synchronisations
     assert counts.kernels > 100  # it was a whole step
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_no_optimiser_waits_for_the_device(optimiser, make_config, optimiser_on_meta, muon_on_meta):
+    trainer = trainer_on(META, "cnn", optimiser=optimiser)
+    counts = dispatched(partial(whole_step, trainer, make_config, batch_on(META), META))
+    assert not counts.synchronisations and counts.kernels > 100
+
+
+def test_adamw_takes_or_skips_a_scaled_step_without_a_number_being_read():
+    trainer = trainer_on(torch.device("cpu"), "cnn", precision="fp16")
+    trainer.scaler.scale(sum(parameter.sum() for parameter in trainer.network.parameters())).backward()
+    trainer.scaler.unscale_(trainer.optimiser)
+    with Dispatched() as counts:
+        trainer.scaler.step(trainer.optimiser)
+    assert not counts.synchronisations and counts.kernels
 
 
 def test_a_step_on_the_cpu_reads_no_number_back_either(make_config):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.data.uploads import to_device
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, ssim
 
 
@@ -68,11 +69,8 @@ class Protocol:
 
 def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(1, 3, H, W) in 0..1, float64, of an image (H, W, 3) in uint8 or uint16, made of its integers on the device."""
-    values = (
-        torch.from_numpy(image if image.flags.writeable else image.copy()).to(device).double()
-        / np.iinfo(image.dtype).max
-    )
-    return values.permute(2, 0, 1)[None]
+    integers = to_device(image if image.flags.writeable else image.copy(), torch.device(device))
+    return (integers.double() / np.iinfo(image.dtype).max).permute(2, 0, 1)[None]
 
 
 class Scorer:

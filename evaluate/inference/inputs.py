@@ -14,6 +14,7 @@ from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.variants import transform
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.data.batch import decoded_window
+from championship_sr.train.data.uploads import to_device
 
 SPATIAL = (-2, -1)
 ROWS_AT_ONCE = 256
@@ -50,9 +51,9 @@ class StoredInputs:
         *,
         features: bool = True,
     ) -> None:
-        self._store, self._image, self._variant, self._device = store, image, variant, device
-        lr = store.array(image, PAIRS, "lr").load()
-        self._lr = transform(chw(lr), variant, SPATIAL)
+        self._store, self._image, self._variant, self._device = store, image, variant, torch.device(device)
+        lr = decoded_window(store.array(image, PAIRS, "lr"), self._device)
+        self._lr = transform(lr.contiguous(), variant, SPATIAL)
         self.size = tuple(self._lr.shape[-2:])
         self.scale, self.experts, self._features = store.scale, tuple(experts), features
 
@@ -64,7 +65,7 @@ class StoredInputs:
             for name in self.experts
             if self._features and self._taps(name)
         }
-        return self._lr[..., y : y + rows, x : x + cols].to(self._device), torch.stack(images, dim=1), features
+        return self._lr[..., y : y + rows, x : x + cols], torch.stack(images, dim=1), features
 
     def _taps(self, expert: str) -> list[str]:
         return [spec.name for spec in self._store.experts[expert].arrays if spec.name != "sr"]
@@ -89,7 +90,8 @@ class LiveInputs:
     ) -> None:
         if variant != "identity":
             must_run(experts)
-        self._lr, self._experts, self._device = transform(lr, variant, SPATIAL), tuple(experts), device
+        self._device, self._experts = torch.device(device), tuple(experts)
+        self._lr = transform(to_device(lr, self._device), variant, SPATIAL)
         self.size = tuple(self._lr.shape[-2:])
         self.scale, self.experts = experts[0].scale, tuple(expert.name for expert in experts)
 
@@ -100,18 +102,18 @@ class LiveInputs:
             images.append(image)
             if taps:
                 features[expert.name] = torch.cat(list(taps.values()), dim=1)
-        lr = self._lr[..., y : y + rows, x : x + cols].to(self._device)
-        return lr, torch.stack(images, dim=1), features
+        return self._lr[..., y : y + rows, x : x + cols], torch.stack(images, dim=1), features
 
     def _answer(
         self, expert: LoadedExpert | GivenImage, y: int, x: int, rows: int, cols: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         s = self.scale
         if isinstance(expert, GivenImage):
-            return expert.image[..., y * s : (y + rows) * s, x * s : (x + cols) * s].to(self._device), {}
+            window = expert.image[..., y * s : (y + rows) * s, x * s : (x + cols) * s]
+            return to_device(window, self._device), {}
         # begun where extraction's tiles may begin, so that attention windows lie as in the whole image
         up, left = y % expert.align_px, x % expert.align_px
-        image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols].to(self._device))
+        image, taps = expert(self._lr[..., y - up : y + rows, x - left : x + cols])
         return image[..., up * s :, left * s :], {name: tap[..., up:, left:] for name, tap in taps.items()}
 
 

@@ -12,6 +12,7 @@ from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
 from championship_sr.evaluate.inference.tiles import FadedSpan, FadedTiling, even_spans
 from championship_sr.extract.device import float32_products
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
+from championship_sr.train.data.uploads import to_device
 
 PixelsDone = Callable[[int], object]  # called with the number of LR pixels that were done
 
@@ -70,7 +71,7 @@ def _elapsed(started: float, device: torch.device) -> float:
 
 
 def _add(total: Tensor, tile: Tensor, ys: FadedSpan, xs: FadedSpan, scale: int) -> None:
-    weight = (ys.weight[:, None] * xs.weight).to(tile.device)
+    weight = to_device(ys.weight, tile.device)[:, None] * to_device(xs.weight, tile.device)
     total[:, ys.start * scale : ys.stop * scale, xs.start * scale : xs.stop * scale] += tile.float() * weight
 
 

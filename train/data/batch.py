@@ -10,7 +10,7 @@ from championship_sr.store.codecs import Codec, get_codec
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.shards.reader import Store, StoredArray
 from championship_sr.train.data.slots import Field, Raw
-from championship_sr.train.data.uploads import Constants
+from championship_sr.train.data.uploads import Constants, constants_on
 from championship_sr.train.data.variants import transformed
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # codecs whose numbers a GPU computes with directly
@@ -41,8 +41,20 @@ class Batch:
 
 def decoded_window(array: StoredArray, device: torch.device | str, *window: int) -> Tensor:
     """The window (y, x, rows, cols) of an array, or all of it, as (1, C, rows, cols), decoded on the device."""
-    raw = torch.from_numpy(array.read(*window)).to(device)
-    return array.codec.decode(raw, array.params).permute(2, 0, 1)[None]
+    device = torch.device(device)
+    params = {name: constants_on(device)(value) for name, value in array.params.items()}
+    return array.codec.decode(_raw_window(array, device, *window), params).permute(2, 0, 1)[None]
+
+
+def _raw_window(
+    array: StoredArray, device: torch.device, y: int = 0, x: int = 0, rows: int | None = None, cols: int | None = None
+) -> Tensor:
+    height, width, channels = array.entry.raw_shape
+    shape = (height - y if rows is None else rows, width - x if cols is None else cols, channels)
+    pinned = device.type == "cuda"  # then the host does not wait for the copy
+    memory = torch.empty(shape, dtype=getattr(torch, array.raw_dtype.name), pin_memory=pinned)
+    array.read_into(memory.numpy(), y, x)
+    return memory.to(device, non_blocking=pinned)
 
 
 def fields_of(store: Store, experts: Iterable[str], features: bool = True) -> tuple[Field, ...]:

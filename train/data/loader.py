@@ -32,7 +32,7 @@ from championship_sr.train.data.sampler import (
     window_weights,
 )
 from championship_sr.train.data.slots import Field, Layout, Raw, Slot, Windows
-from championship_sr.train.data.uploads import Constants, Sent, Uploads, one_ahead, uploads
+from championship_sr.train.data.uploads import Sent, Uploads, constants_on, one_ahead, uploads
 from championship_sr.train.data.variants import Augment, variants_for
 
 MIB = 2**20
@@ -153,7 +153,7 @@ class Loader:
             field for field in self.fields if sampling.augment == "stored" and field.source not in upright
         )
         self.windows = {field: self._windows(field) for field in self.fields}
-        self.constants = Constants(self.device)
+        self.constants = constants_on(self.device)
         self.batch_bytes = (self.share.stop - self.share.start) * sum(
             window.n_bytes for window in self.windows.values()
         )

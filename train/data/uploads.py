@@ -4,9 +4,11 @@ Nothing here waits for the device. A CUDA device copies pinned memory by a strea
 copy is there, and the stream that computes waits for that event alone.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -87,21 +89,33 @@ def one_ahead(sent: Iterable[T], ahead: bool) -> Iterator[T]:
     yield from waiting
 
 
-def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A few numbers of the host on the device; the host does not wait for the copy."""
-    numbers = torch.from_numpy(np.ascontiguousarray(values))
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on the device; the host does not wait for the copy."""
+    numbers = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if device.type != "cuda":
+        return numbers.to(device)
+    return numbers.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 class Constants:
-    """Arrays that many batches share, such as a codec's basis; they stay on the device from the first batch on."""
+    """Arrays that many windows share, such as a codec's basis: uploaded once, and on the device for as long as here."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # by identity; the array is kept too, so that its address is not reused
-        self._known: dict[int, tuple[np.ndarray, Tensor]] = {}
+        self._known: dict[int, tuple[weakref.ref, Tensor]] = {}  # by the array's identity
 
     def __call__(self, value: np.ndarray) -> Tensor:
-        if id(value) not in self._known:
-            self._known[id(value)] = value, to_device(value, self.device)
-        return self._known[id(value)][1]
+        if self.device.type == "cpu":  # the tensor is the array's own memory
+            return to_device(value, self.device)
+        key = id(value)
+        if key not in self._known:
+            # forgotten with the array, before another one can have its identity
+            gone = weakref.ref(value, lambda _: self._known.pop(key, None))
+            self._known[key] = gone, to_device(value, self.device)
+        return self._known[key][1]
+
+
+@cache
+def constants_on(device: torch.device) -> Constants:
+    """What all readers of stores share on this device."""
+    return Constants(device)

@@ -15,6 +15,7 @@ from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.shards.reader import Store
 from championship_sr.train.combination import combined
+from championship_sr.train.data.uploads import to_device
 from championship_sr.train.data.whole import WholeImage, in_tiles
 from championship_sr.train.metrics import SSIM_WINDOW, psnr, rgb_to_y, round_to_8bit, ssim
 from championship_sr.train.processes import World
@@ -90,7 +91,7 @@ class Validation:
         if not self.experts:  # of a student
             return self._scores({"bicubic": lambda whole: enlarged(whole.lr, self.store.scale), **methods})
         methods["mean"] = lambda whole: whole.images.mean(1)
-        weights = torch.tensor([fitted[name] for name in self.experts])
+        weights = torch.tensor([fitted[name] for name in self.experts], device=self.world.device)
         methods["fitted"] = lambda whole: combined(whole.images, weights)
         return self._scores(methods)
 
@@ -165,7 +166,7 @@ def _picture(whole: WholeImage, sr: Tensor) -> Tensor:
 def enlarged(lr: Tensor, scale: int) -> Tensor:
     """The bicubic baseline (1, 3, H, W), by the field's recipe."""
     pixels = round_to_8bit(lr)[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return torch.from_numpy(upscale(pixels, scale)).to(lr.device).permute(2, 0, 1)[None] / 255
+    return to_device(upscale(pixels, scale), lr.device).permute(2, 0, 1)[None] / 255
 
 
 def _middle(image: Tensor) -> Tensor:

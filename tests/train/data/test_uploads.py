@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.bench.dispatch import META
 from championship_sr.train.data.uploads import Constants, Sent, one_ahead
 from tests.train.loaders import loader_of
 
@@ -97,9 +98,16 @@ def test_what_batches_share_is_uploaded_once_and_as_their_own_numbers_are(monkey
 
     def counted(values, device):
         sent.append((values, device))
-        return torch.from_numpy(values)
+        return torch.empty(values.shape, device=META)
 
     monkeypatch.setattr("championship_sr.train.data.uploads.to_device", counted)  # from pinned memory, on a GPU
-    constants, basis = Constants(torch.device("cpu")), np.ones((2, 3), np.float32)
+    constants, basis = Constants(META), np.ones((2, 3), np.float32)
     assert constants(basis) is constants(basis)
-    assert [(id(values), device.type) for values, device in sent] == [(id(basis), "cpu")]
+    assert [(id(values), device.type) for values, device in sent] == [(id(basis), "meta")]
+
+
+def test_an_array_that_is_gone_leaves_nothing_on_the_device():
+    constants, left = Constants(META), 20
+    for number in range(left):  # later arrays often lie where earlier ones did
+        assert constants(np.zeros(number, np.float32)).shape == (number,)
+    assert not constants._known

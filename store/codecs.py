@@ -55,6 +55,10 @@ class Codec:
         """Channels of the raw array."""
         return self.components or channels
 
+    def pixel_bytes(self, channels: int) -> int:
+        """Bytes of a pixel's raw numbers, before compression."""
+        return self.raw_channels(channels) * self.raw_dtype.itemsize
+
     def params(self, values: Any, basis: Params | None = None) -> dict[str, Any]:
         """The parameters of this array alone, and those that it shares with the expert's other arrays (`basis`)."""
         return {}

@@ -17,11 +17,13 @@ from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling, as_input
 from championship_sr.extract.experts.weights_file import weights_path
+from championship_sr.extract.limits import bus_gbytes_per_second, share_of_bus
 from championship_sr.extract.memory import peak_memory
 from championship_sr.extract.run.job import run_expert
 from championship_sr.extract.run.prepare import PairsWriter, prepare
 from championship_sr.extract.run.register import describe
 from championship_sr.extract.run.shares import Rank
+from championship_sr.store.codecs import get_codec
 from championship_sr.store.config import build
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.progress import progress
@@ -52,6 +54,11 @@ class ExpertBench:
     overhead: float  # seconds of the extraction over those of the bare forwards; 1.00 means no overhead
     cpu_overhead: float  # the same in seconds of processor time, which other programs disturb less
     px_per_second: float  # LR pixels, of the extraction
+    flop_per_px: float  # of one LR pixel
+    share_of_peak: float  # of what the device reaches in one large matrix product, by the whole extraction
+    peak_tflops: float
+    share_of_bus: float | None  # of the speed of pinned copies, by the encoded arrays; None on a device without a bus
+    bus_gbytes_per_second: float | None
     peak_gib: float
     load_seconds: float  # building, loading and trying the network: once per expert, not in the overhead
     bare_seconds: tuple[float, ...]  # of each round
@@ -107,12 +114,19 @@ class Bench:
             _run_bare(expert, self._lrs(expert, 0)[:1])  # the extra cost of the first forward of a size
             shards = progress(range(self.config.rounds), desc=entry.name, unit="round")
             bare, whole = zip(*(self._round(expert, shard) for shard in shards), strict=True)
+            flop_per_px, peak_tflops = expert.flop_per_px(), expert.peak_tflops()
         (bare_wall, bare_cpu), (wall, cpu) = zip(*bare, strict=True), zip(*whole, strict=True)
+        px_per_second = self._round_px / statistics.median(wall)
         return ExpertBench(
             name=entry.name,
             overhead=_ratio(wall, bare_wall),
             cpu_overhead=_ratio(cpu, bare_cpu),
-            px_per_second=self._round_px / statistics.median(wall),
+            px_per_second=px_per_second,
+            flop_per_px=flop_per_px,
+            share_of_peak=px_per_second * flop_per_px / 1e12 / peak_tflops,
+            peak_tflops=peak_tflops,
+            share_of_bus=share_of_bus(px_per_second * self._bytes_per_px(entry.name), device),
+            bus_gbytes_per_second=bus_gbytes_per_second(device),
             peak_gib=peak.gib,
             load_seconds=load_seconds,
             bare_seconds=bare_wall,
@@ -134,6 +148,7 @@ class Bench:
             "cpu_overhead": cpu / bare_cpu,
             "peak_gib": max(result.peak_gib for result in results),
             "px_per_second": self._round_px / wall,  # of images that all experts have seen
+            "share_of_peak": sum(self._round_px * r.flop_per_px / r.peak_tflops for r in results) / 1e12 / wall,
             "pairs_seconds": self.pairs_seconds[0],
         }
 
@@ -144,6 +159,11 @@ class Bench:
     @property
     def _round_px(self) -> int:
         return self.config.tiles * self.config.tile_px**2
+
+    def _bytes_per_px(self, expert: str) -> int:
+        """Bytes of an expert's encoded arrays for one LR pixel."""
+        specs = self.manifest.specs(expert)
+        return sum(get_codec(spec.codec).pixel_bytes(spec.channels) * spec.resolution**2 for spec in specs)
 
     def _round(self, expert: LoadedExpert, shard: int) -> tuple[Seconds, Seconds]:
         """Seconds of the bare forwards of a shard's tiles, and of the shard's extraction."""

@@ -23,6 +23,7 @@ from championship_sr.extract.bench.overhead import SILENT, Seconds, seconds
 from championship_sr.extract.config import ExpertConfig, ExtractConfig
 from championship_sr.extract.experts.expert import LoadedExpert, load_expert
 from championship_sr.extract.experts.tiling import Tiling
+from championship_sr.extract.limits import share_of_bus
 from championship_sr.extract.run.job import run_expert
 from championship_sr.extract.run.on_device import Arriving
 from championship_sr.extract.run.register import DEFAULT_CODEC, describe
@@ -63,6 +64,7 @@ class WritingBench:
     encoded_cpu_px_per_second: float
     mb_per_second: float
     disk_mb_per_second: float  # plain synced writes of the same number of bytes
+    share_of_bus: float | None  # of the speed of pinned copies, by the encoded arrays; None on a device without a bus
     seconds: tuple[float, ...]  # of each round's extraction
 
 
@@ -123,6 +125,7 @@ def bench_writing(config: WritingConfig, device: torch.device, channels: int) ->
         encoded_cpu_px_per_second=n_px / encoded_cpu,
         mb_per_second=n_bytes / wall / 1e6,
         disk_mb_per_second=n_bytes / plain / 1e6,
+        share_of_bus=share_of_bus(n_bytes / wall, device),
         seconds=tuple(whole for whole, *_ in rounds[1:]),  # the first round warms up
     )
 

@@ -81,18 +81,25 @@ def bench_extract(entries, tile_px, tiles, writing, rounds, scale, container, pr
 
 def bench_text(figures: dict[str, Any]) -> str:
     """One line's figures of `bench extract`."""
+    from championship_sr.extract.limits import bus_text
+
     ratios = f"overhead {figures['overhead']:.3f} (processor time {figures['cpu_overhead']:.3f})"
-    return f"{ratios}, {figures['px_per_second']:,.0f} px/s, {figures['peak_gib']:.2f} GiB"
+    text = f"{ratios}, {figures['px_per_second']:,.0f} px/s, {figures['peak_gib']:.2f} GiB, "
+    text += f"{figures['share_of_peak']:.3f} of the device's peak"
+    return f"{text}, {bus_text(figures['share_of_bus'])}" if "share_of_bus" in figures else text
 
 
 def _tell_writing(results: Sequence["WritingBench"], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"writing": {str(result.channels): asdict(result) for result in results}}))
         return
+    from championship_sr.extract.limits import bus_text
+
     for result in results:
         click.echo(
             f"{result.channels} channels: {result.px_per_second:,.0f} px/s, {result.mb_per_second:,.0f} MB/s "
             f"(plain synced writes: {result.disk_mb_per_second:,.0f} MB/s), "
             f"{result.cpu_px_per_second:,.0f} px per second of one core; arrays that come encoded, as from a GPU: "
             f"{result.encoded_px_per_second:,.0f} px/s, {result.encoded_cpu_px_per_second:,.0f} per second of one core"
+            f"; {bus_text(result.share_of_bus)}"
         )

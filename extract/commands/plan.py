@@ -145,7 +145,18 @@ def _size(text: str) -> tuple[int, int]:
 def plan_text(made: "Plan") -> str:
     """The plan for one device, as text."""
     measured = any(expert.measured for expert in made.experts)
-    rows = [["expert", "channels", "LR px/s", "hours", *made.experts[0].bytes_by_codec, "without features"]]
+    rows = [
+        [
+            "expert",
+            "channels",
+            "LR px/s",
+            "of peak",
+            "of the bus",
+            "hours",
+            *made.experts[0].bytes_by_codec,
+            "without features",
+        ]
+    ]
     for expert in made.experts:
         notes = ["random weights"] * expert.random_weights + ["images"] * (expert.px_per_second is None)
         notes += ["speed given"] * (measured and not expert.measured and expert.px_per_second is not None)
@@ -155,6 +166,7 @@ def plan_text(made: "Plan") -> str:
                 expert.name + (f" ({', '.join(notes)})" if notes else ""),
                 " ".join(map(str, expert.channels.values())) or "none",
                 "" if expert.px_per_second is None else f"{expert.px_per_second:,.0f}",
+                *("" if share is None else f"{share:.3f}" for share in (expert.share_of_peak, expert.share_of_bus)),
                 f"{expert.hours:,.1f}",
                 *sizes,
                 size_text(expert.bytes_without_features),
@@ -162,7 +174,7 @@ def plan_text(made: "Plan") -> str:
         )
     totals = [size_text(made.total_bytes(codec)) for codec in made.experts[0].bytes_by_codec]
     totals.append(size_text(made.bytes_without_features))
-    rows.append(["all, with LR and HR", "", "", f"{made.hours:,.1f}", *totals])
+    rows.append(["all, with LR and HR", "", "", "", "", f"{made.hours:,.1f}", *totals])
     free = "" if made.free_bytes is None else f"; free on its disk: {size_text(made.free_bytes)}"
     short = made.free_bytes is not None and made.free_bytes < made.bytes
     where = "one forward measured on this machine" if measured else "the given speeds"
@@ -172,6 +184,7 @@ def plan_text(made: "Plan") -> str:
         [
             f"{made.images:,} images, {_pixels_text(made.lr_px)}, {made.shards:,} shards",
             f"hours from {where}; bytes for each codec of features + SR, and for SR alone:",
+            *([_limits_text(made)] if made.peak_tflops else []),
             "",
             table(rows),
             "",
@@ -180,6 +193,13 @@ def plan_text(made: "Plan") -> str:
             *([FEATURES_LATER] if made.bytes_without_features < made.bytes else []),
         ]
     )
+
+
+def _limits_text(made: "Plan") -> str:
+    """What the shares in the table are of."""
+    bus = made.bus_gbytes_per_second
+    copied = "there is no bus to cross" if bus is None else f"pinned copies from it {bus:.1f} GB/s"
+    return f"of peak: one large matrix product reaches {made.peak_tflops:.3g} TFLOP/s on this device; {copied}"
 
 
 def _pixels_text(n: int) -> str:

@@ -1,7 +1,6 @@
 """What an extraction will cost: bytes for each expert and codec, disk, hours; nothing is written."""
 
 import shutil
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from championship_sr.extract.experts.tiling import spans
 from championship_sr.extract.experts.weights_file import weights_path
 from championship_sr.extract.images.pairs import find_pairs, joined
 from championship_sr.extract.images.results import asked_of, match_results
+from championship_sr.extract.limits import bus_gbytes_per_second, now, share_of_bus
 from championship_sr.extract.run.register import DEFAULT_CODEC
 from championship_sr.store.codecs import get_codec
 from championship_sr.store.errors import ConfigError, StoreError
@@ -46,6 +46,8 @@ class ExpertPlan:
     measured: bool  # here, on a tile of `bench_px`; False: given, or nothing to measure
     multiple_px: int  # what sides are padded to
     align_px: int  # what tiles begin at multiples of
+    share_of_peak: float | None  # of one large matrix product, by the measured forward; None where none was measured
+    share_of_bus: float | None  # of the speed of pinned copies, by its arrays at that speed; None without a bus as well
     hours: float
     bytes_by_codec: dict[str, int]
     bytes: int  # with the configuration's own codecs
@@ -62,6 +64,8 @@ class Plan:
     pairs_bytes: int
     experts: tuple[ExpertPlan, ...]
     free_bytes: int | None  # None for object storage, which has no limit
+    peak_tflops: float | None  # of the device in one large matrix product; None if nothing was measured
+    bus_gbytes_per_second: float | None  # of pinned copies from the device; None on a device without a bus as well
 
     @property
     def hours(self) -> float:
@@ -102,7 +106,7 @@ def plan(
     unknown = sorted(speeds.keys() - {entry.name for entry in entries})
     if unknown:
         raise ConfigError(f"--px-per-second {unknown[0]}: no such expert (has: {', '.join(e.name for e in entries)})")
-    experts = []
+    experts, peak = list[ExpertPlan](), None
     for entry in entries:
         if entry.images:
             experts.append(_images_plan(entry, config, lr_px))
@@ -118,6 +122,7 @@ def plan(
             compiled=config.compile,
         ) as expert:
             experts.append(_expert_plan(expert, config, sizes, random, speeds.get(entry.name)))
+            peak = peak if entry.name in speeds else expert.peak_tflops()
     return Plan(
         images=len(sizes),
         shards=-(-len(sizes) // config.images_per_shard),
@@ -125,6 +130,8 @@ def plan(
         pairs_bytes=lr_px * 3 * (1 + config.scale**2 * config.data.has_hr),
         experts=tuple(experts),
         free_bytes=None if is_remote(config.store) else free_bytes(Path(config.store)),
+        peak_tflops=peak,
+        bus_gbytes_per_second=bus_gbytes_per_second(device) if peak else None,
     )
 
 
@@ -150,7 +157,7 @@ def _expert_plan(
     work = sum(
         count * worked_px(size, config, expert.multiple_px, expert.align_px) for size, count in Counter(sizes).items()
     )
-    own = {name: _own(name, config) for name in ("sr", *expert.channels)}
+    own_bytes = _bytes_per_px(expert, {name: _own(name, config) for name in ("sr", *expert.channels)})
     return ExpertPlan(
         name=expert.name,
         random_weights=random,
@@ -159,19 +166,23 @@ def _expert_plan(
         measured=given is None,
         multiple_px=expert.multiple_px,
         align_px=expert.align_px,
+        share_of_peak=None if given else speed * expert.flop_per_px() / 1e12 / expert.peak_tflops(),
+        share_of_bus=None if given else share_of_bus(speed * own_bytes, expert.device),
         hours=work * len(config.variants) / speed / 3600,
         bytes_by_codec={
             f"{features} + {sr}": n_px * _bytes_per_px(expert, {"sr": sr} | dict.fromkeys(expert.channels, features))
             for features, sr in CODECS
         },
-        bytes=n_px * _bytes_per_px(expert, own),
-        bytes_without_features=n_px * _bytes_per_px(expert, {"sr": own["sr"]}),
+        bytes=n_px * own_bytes,
+        bytes_without_features=n_px * _bytes_per_px(expert, {"sr": _own("sr", config)}),
     )
 
 
 def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> ExpertPlan:
     """The plan of an expert that is a folder of images: nothing is run, and each image is kept in one variant."""
-    sr_bytes = {codec: lr_px * config.scale**2 * _coded_bytes(3, codec) for codec in (_own("sr", config), *SR_CODECS)}
+    sr_bytes = {
+        codec: lr_px * config.scale**2 * get_codec(codec).pixel_bytes(3) for codec in (_own("sr", config), *SR_CODECS)
+    }
     own = sr_bytes[_own("sr", config)]
     return ExpertPlan(
         name=entry.name,
@@ -181,6 +192,8 @@ def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> Expe
         measured=False,
         multiple_px=1,
         align_px=1,
+        share_of_peak=None,
+        share_of_bus=None,
         hours=0.0,
         bytes_by_codec={f"{features} + {sr}": sr_bytes[sr] for features, sr in CODECS},
         bytes=own,
@@ -191,13 +204,12 @@ def _images_plan(entry: ExpertConfig, config: ExtractConfig, lr_px: int) -> Expe
 def measured_speed(expert: LoadedExpert) -> float:
     """LR pixels per second of one forward: the fastest of three, or the first if that takes long."""
     side, times = bench_px(expert.device), list[float]()
-    image = torch.rand(1, 3, side, side)
+    image = torch.rand(1, 3, side, side, device=expert.device)
     with torch.inference_mode():
         while not times or (len(times) < MEASURED_TIMES and sum(times) < MEASURED_SECONDS):
-            started = time.perf_counter()
-            sr, _ = expert(image)
-            sr.cpu()  # waits for the device
-            times.append(time.perf_counter() - started)
+            started = now(expert.device)
+            expert.unchecked(image)
+            times.append(now(expert.device) - started)
     return side**2 / min(times)
 
 
@@ -218,11 +230,9 @@ def free_bytes(store: Path) -> int:
 def _bytes_per_px(expert: LoadedExpert, codecs: Mapping[str, str]) -> int:
     """Bytes for one LR pixel of the arrays with these codecs, before compression."""
     channels = {name: (n, 1) for name, n in expert.channels.items()} | {"sr": (3, expert.scale**2)}
-    return sum(factor * _coded_bytes(n, codecs[name]) for name, (n, factor) in channels.items() if name in codecs)
-
-
-def _coded_bytes(channels: int, codec: str) -> int:
-    return get_codec(codec).raw_channels(channels) * get_codec(codec).raw_dtype.itemsize
+    return sum(
+        factor * get_codec(codecs[name]).pixel_bytes(n) for name, (n, factor) in channels.items() if name in codecs
+    )
 
 
 def _own(array: str, config: ExtractConfig) -> str:

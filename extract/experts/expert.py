@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.extract.config import ExpertConfig
 from championship_sr.extract.device import float32_products
 from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.extract.experts.taps import TapShape, captured, possible_shapes, to_lr_grid
+from championship_sr.extract.limits import peak_tflops
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 
+COUNTED_PX = 32  # side of the image whose operations are counted, at least
 PROBE_SIZES = ((32, 48), (48, 80))  # not square; the second one only where the first leaves a tap's layout open
 CODE = "code"  # the key of an identity for what is known of a network's source
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,6 +129,19 @@ class LoadedExpert:
     def bare(self, padded: Tensor) -> Tensor:
         """The network's own output for an image that needs no padding, to measure a bare forward."""
         return self._run(padded)
+
+    @torch.no_grad()
+    def flop_per_px(self) -> float:
+        """Floating-point operations of the network for one LR pixel, counted on a small image without padding."""
+        side = -(-max(COUNTED_PX, self.minimum_px) // self.multiple_px) * self.multiple_px
+        with FlopCounterMode(display=False) as counter:
+            self._network.call(torch.zeros(1, 3, side, side, device=self.device))
+        self._seen.clear()
+        return counter.get_total_flops() / side**2
+
+    def peak_tflops(self) -> float:
+        """What its device reaches in one large matrix product in its precision."""
+        return peak_tflops(self.device, AUTOCAST.get(self.precision, torch.float32), self.precision == "tf32")
 
     def open(self) -> None:
         """Puts the hooks on the network."""

@@ -86,11 +86,10 @@ class ShardWriter:
     def expected_bytes(self) -> int:
         """Bytes of the shard's uncompressed arrays."""
         return sum(
-            prod(self._shape(image, spec, variant)[:2]) * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
+            prod(self._shape(image, spec, variant)[:2]) * get_codec(spec.codec).pixel_bytes(spec.channels)
             for image in self._images.values()
             for spec in self._specs.values()
             for variant in self.variants
-            for codec in [get_codec(spec.codec)]
         )
 
     def add(self, image_id: str, arrays: Mapping[str, np.ndarray], variant: str = "identity") -> None:

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from championship_sr.extract.config import FULL_SIZE_CHANNELS
+from championship_sr.extract.limits import now
 from championship_sr.store.format.entries import ArraySpec, Expert, Image
 from championship_sr.store.format.layout import PAIRS
 from championship_sr.store.format.manifest import Manifest
@@ -33,7 +34,6 @@ from championship_sr.store.progress import progress
 from championship_sr.store.shards.reader import Store
 from championship_sr.store.shards.writer import write_shard
 from championship_sr.train.bench.peers import PEERS, contenders
-from championship_sr.train.bench.phases import now
 from championship_sr.train.data.loader import MIB, MOST_SLOTS, Buffers, Loader, Sampling
 from championship_sr.train.data.slots import room
 

@@ -1,7 +1,6 @@
 """What the network costs: parameters, FLOPs, time and memory, phase by phase."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from championship_sr.extract.limits import now
 from championship_sr.train.fusion.config import PHASES
 from championship_sr.train.fusion.network import FusionNetwork
 
@@ -113,15 +113,6 @@ def saved_mib(module: nn.Module, call: Callable[[], Any]) -> float:
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     del output
     return sum(size for address, size in kept.items() if address not in own) / 2**20
-
-
-def now(device: torch.device) -> float:
-    """The time in seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
 
 
 def _first_differentiable(output: Any) -> Tensor:

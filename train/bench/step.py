@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from championship_sr.extract.config import FULL_SIZE_CHANNELS
+from championship_sr.extract.limits import now, peak_tflops
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.bench.dispatch import compiles_whole, count_step
-from championship_sr.train.bench.phases import NetworkInputs, example, now, saved_mib
+from championship_sr.train.bench.phases import NetworkInputs, example, saved_mib
 from championship_sr.train.fusion.config import FusionConfig
 from championship_sr.train.fusion.network import build_fusion
 from championship_sr.train.fusion.plain_cnn import PLAIN
@@ -25,7 +26,6 @@ PROFILES = ("direct", "paper", "swift")
 CPU = torch.device("cpu")
 BATCHES, GPU_BATCHES = (1, 4), (16,)
 STEP_OVER_FORWARD = 3  # the backward pass takes twice the operations of the forward pass
-PEAK_SIDE, PEAK_PRODUCTS = 8192, 10
 COUNTED_BATCH, COUNTED_CROP = 2, 32  # the counts are the same at any size
 
 
@@ -49,7 +49,7 @@ def bench_step(
     batches = batches or (BATCHES if device.type == "cpu" else GPU_BATCHES)
     networks = {profile: _built(profile, channels, scale).to(device) for profile in profiles}
     result: dict[str, Any] = {profile: {} for profile in profiles}
-    peak = None if device.type == "cpu" else peak_tflops(device)
+    peak = None if device.type == "cpu" else peak_tflops(device, pick_precision("auto", device))
     for batch in batches:
         inputs = example(channels, scale, batch=batch, crop=crop, device=device)
         times = _interleaved(networks, inputs, rounds)
@@ -180,16 +180,6 @@ def training_autocast(device: torch.device) -> AbstractContextManager:
     """Training's own precision on this device."""
     dtype = pick_precision("auto", device)
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
-def peak_tflops(device: torch.device) -> float:
-    """The device's throughput in one large matrix product in training's precision: its peak in practice."""
-    matrix = torch.randn(PEAK_SIDE, PEAK_SIDE, device=device, dtype=pick_precision("auto", device))
-    matrix @ matrix
-    start = now(device)
-    for _ in range(PEAK_PRODUCTS):
-        matrix @ matrix
-    return 2 * PEAK_SIDE**3 * PEAK_PRODUCTS / (now(device) - start) / 1e12
 
 
 def write_trace(path: Path, networks: Mapping[str, nn.Module], inputs: NetworkInputs) -> None:

@@ -22,6 +22,9 @@ def test_both_sides_do_the_same_work_and_the_ratio_is_theirs(save_edsr, monkeypa
     ratios = sorted(w / b for w, b in zip(result.extract_seconds, result.bare_seconds, strict=True))
     assert result.overhead == pytest.approx(ratios[1])
     assert result.peak_gib > 0
+    by_hand = result.px_per_second * result.flop_per_px / 1e12 / result.peak_tflops
+    assert result.share_of_peak == pytest.approx(by_hand)
+    assert result.share_of_bus is None and result.bus_gbytes_per_second is None  # the CPU has no bus to cross
 
 
 def test_all_experts_together_pay_for_the_pairs_once(save_edsr):
@@ -34,6 +37,8 @@ def test_all_experts_together_pay_for_the_pairs_once(save_edsr):
     assert totals["overhead"] == pytest.approx(whole / bare)
     assert totals["px_per_second"] == pytest.approx(16 * 16 / whole)
     assert totals["peak_gib"] == max(r.peak_gib for r in results)
+    flop = sum(r.flop_per_px for r in results) * 16 * 16
+    assert totals["share_of_peak"] == pytest.approx(flop / whole / 1e12 / results[0].peak_tflops)
 
 
 def test_the_other_container_and_precision_are_timed_as_well(save_edsr):

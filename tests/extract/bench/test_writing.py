@@ -26,6 +26,7 @@ def test_the_command_tells_each_number_of_channels(monkeypatch):
     options = ["--writing", "--tile-px", "16", "--tiles", "1", "--rounds", "1", "--device", "cpu"]
     told = CliRunner().invoke(bench_extract, options, catch_exceptions=False).stdout
     assert [line.split(":")[0] for line in told.splitlines() if " px/s" in line] == ["4 channels", "6 channels"]
+    assert told.count("no bus to cross") == 2
     told = CliRunner().invoke(bench_extract, [*options, "--json"], catch_exceptions=False).stdout
     assert json.loads(told.splitlines()[-1])["writing"]["6"]["px_per_second"] > 0
     refused = CliRunner().invoke(bench_extract, [*options, "hat-l"])

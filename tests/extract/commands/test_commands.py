@@ -86,6 +86,10 @@ def test_a_plan_is_a_table_or_json(run, config_file):
     assert "start without features" not in bare
     made = json.loads(run(plan, "--config", config_file, "--images", 3450, "--json").stdout.splitlines()[-1])
     assert made["lr_px"] == 3450 * 339 * 510 and made["experts"][0]["name"] == "tiny"
+    assert "TFLOP/s on this device; there is no bus to cross" in text
+    assert made["peak_tflops"] > 0 and made["bus_gbytes_per_second"] is None
+    given = run(plan, "--config", config_file, "--px-per-second", "tiny=100").stdout
+    assert "TFLOP/s" not in given  # nothing was measured
 
 
 def test_experts_are_listed_and_checked(run, config_file):
@@ -103,8 +107,9 @@ def test_the_bench_ends_with_its_figures(run, save_edsr, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(save_edsr()))
     result = run(bench_extract, tmp_path / "tiny.yaml", "--tile-px", 16, "--rounds", 1, "--device", "cpu", "--json")
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures.keys() == {"overhead", "cpu_overhead", "peak_gib", "px_per_second", "pairs_seconds", "experts"}
-    assert figures["experts"]["tiny"]["overhead"] > 0
+    keys = {"overhead", "cpu_overhead", "peak_gib", "px_per_second", "share_of_peak", "pairs_seconds", "experts"}
+    assert figures.keys() == keys
+    assert figures["experts"]["tiny"]["overhead"] > 0 and figures["share_of_peak"] > 0
 
 
 def test_a_stores_experts_are_run_again(run, config_file, save_edsr, tmp_path):

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,7 +54,27 @@ class Dispatched(TorchDispatchMode):
             self.synchronisations[str(operator)] += 1
         if operator is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
             return 1  # placeholder for the number that would be read
-        return operator(*args, **kwargs)
+        return laid_out(operator, args, operator(*args, **kwargs))
+
+
+def laid_out(operator: OpOverload, args: tuple, result: Any) -> Any:
+    """The result as a GPU lays it out in memory: on the meta device convolutions ignore that channels lie last.
+
+    source  cudnn_conv_suggest_memory_format in ATen/native/ConvUtils.h, and its uses in cudnn/ConvShared.cpp
+    """
+    if operator is torch.ops.aten.convolution.default and result.device == META:
+        return _laid_out_by(result, args[0], args[1])
+    if operator is torch.ops.aten.convolution_backward.default and args[0].device == META:
+        (grad, x, weight), (grad_x, grad_weight, grad_bias) = args[:3], result
+        return _laid_out_by(grad_x, grad, weight), _laid_out_by(grad_weight, x, grad), grad_bias
+    return result
+
+
+def _laid_out_by(result: Tensor | None, *operands: Tensor) -> Tensor | None:
+    """The result with channels last if they lie last in one of the operands."""
+    formats = [suggest_memory_format(operand) for operand in operands]
+    channels_last = result is not None and torch.channels_last in formats
+    return result.contiguous(memory_format=torch.channels_last) if channels_last else result
 
 
 def is_kernel(operator: OpOverload) -> bool:

@@ -82,10 +82,11 @@ class FusionNetwork(nn.Module):
         bands = self.phase("bands", bands)
         routing = torch.cat([bands, guidance], dim=1).flatten(1, 2)
         consensus, modulation = self.phase("collaboration", features, views, images.shape[-2:])
-        scaled = images * modulated(modulation, self.rest).unsqueeze(2)
+        scales = modulated(modulation, self.rest)
+        scaled = None if self.at_lr else images * scales.unsqueeze(2)
         fused, guide = self.phase("hierarchy", scaled, consensus, routing, views)
         fused, difficulty, gates = self.phase("selection", fused, scaled, lr, guide)
-        fused = self.from_start(fused, images)
+        fused = self.combined(images, fused * scales) if self.at_lr else self.from_start(fused, images)
         fused = self.phase("refinement", fused, views, guide, consensus, routing)
         fused = self.phase("edges", fused)
         image = fused + self.residual_scale * resize(lr, fused.shape[-2:])
@@ -96,9 +97,17 @@ class FusionNetwork(nn.Module):
 
         Their weights add up to 1, so that moving every image moves their result by as much.
         """
-        if self.start_weights is None:
-            return fused
-        return fused + blend(images, (self.start_weights - self.newcomers.anchor).view(1, -1, 1, 1))
+        moved = self.moved_weights()
+        return fused if moved is None else fused + blend(images, moved)
+
+    def combined(self, images: Tensor, weights: Tensor) -> Tensor:
+        """The same of weights (B, E, H, W): at LR phases 5 and 6 decide on these, and the images are combined once."""
+        moved = self.moved_weights()
+        return blend(images, weights if moved is None else weights + moved)
+
+    def moved_weights(self) -> Tensor | None:
+        """By what the fitted weights (1, E, 1, 1) differ from those of the mean; None where nothing is fitted."""
+        return None if self.start_weights is None else (self.start_weights - self.newcomers.anchor).view(1, -1, 1, 1)
 
     def phase(self, name: str, *inputs: Any) -> Any:
         """The phase's output, or its replacement if the phase is switched off."""
@@ -121,10 +130,12 @@ class FusionNetwork(nn.Module):
         if name == "hierarchy":
             consensus = others[0]
             guide = consensus.new_zeros(consensus.shape[0], self.widths.hierarchy, *consensus.shape[-2:])
+            if self.at_lr:
+                size = others[-1].mean.shape[-2:]
+                return self.newcomers.anchor.view(1, -1, 1, 1).expand(len(consensus), -1, *size), guide
             return self.newcomers.mean(x), guide
         if name == "selection":
-            images = others[0]
-            gates = torch.full_like(images[:, :, 0], 1 / images.shape[1])
+            gates = x.new_full((len(x), len(self.experts), *x.shape[-2:]), 1 / len(self.experts))
             return x, torch.zeros_like(gates[:, :1]), gates
         return x
 

@@ -10,7 +10,7 @@ from championship_sr.train.fusion.layers.blocks import Join, ResidualBlock, blen
 from championship_sr.train.fusion.layers.forms import in_computed_type
 from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.views import Views
-from championship_sr.train.fusion.phases.collaboration import scaled
+from championship_sr.train.fusion.phases.collaboration import inverse_and_log_rms
 from championship_sr.train.fusion.phases.refinement import RESIDUAL_SCALE
 from championship_sr.train.fusion.start import start_weights
 
@@ -62,7 +62,11 @@ class PlainCNN(nn.Module):
 
     def trunk(self, lr: Tensor, views: Views, features: Mapping[str, Tensor]) -> Tensor:
         seen = [lr.contiguous(memory_format=torch.channels_last), views.stacked, views.detail]
-        seen += [first(part) for name in self.with_features for part in scaled(last(in_computed_type(features[name])))]
+        given = [last(in_computed_type(features[name])) for name in self.with_features]
+        if given:
+            inverses, logs = inverse_and_log_rms(*given)
+            of_each = zip(given, inverses, logs, strict=True)
+            seen += [first(part) for x, inverse, log in of_each for part in (x * inverse, log)]
         return self.blocks(self.enter(*seen))
 
     def gates(self, x: Tensor) -> Tensor:

@@ -288,6 +288,18 @@ def test_gates_below_the_least_sum_leave_the_rest_to_the_mean(fusions):
     assert torch.allclose(fused, images.mean(1), atol=1e-5)
 
 
+def test_weights_that_are_blended_are_the_images_that_they_make_blended(fusions):
+    network = fusions.build("swift")
+    fusions.train(network)
+    lr, images, _ = fusions.inputs(8, 9)
+    weights = torch.softmax(torch.randn(2, 3, 32, 36), dim=1)
+    seen = lr, torch.rand(2, 8, 8, 9)
+    image, *maps = network.selection((images * weights.unsqueeze(2)).sum(1), images, *seen)
+    blended, *same = network.selection(weights, None, *seen)
+    assert torch.allclose((images * blended.unsqueeze(2)).sum(1), image, atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(maps, same, strict=True))
+
+
 def test_the_network_learns_which_expert_to_trust(fusions):
     """Each expert is right on one half of each image: the mean is wrong everywhere."""
     generator = torch.Generator().manual_seed(0)

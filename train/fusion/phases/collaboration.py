@@ -19,6 +19,7 @@ from championship_sr.train.fusion.layers.blocks import (
     shuffle,
     zero,
 )
+from championship_sr.train.fusion.layers.constants import constant
 from championship_sr.train.fusion.layers.forms import for_cpu, in_computed_type
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
 from championship_sr.train.fusion.layers.newcomers import Newcomers
@@ -179,6 +180,13 @@ def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def inverse_and_log_rms(*features: Tensor) -> tuple[Tensor, Tensor]:
     """1 / rms and log(rms) of each expert's features over their last dimension: (E, ..., 1), float32."""
-    norms = [torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in features]
-    rms = torch.stack([norm * x.shape[-1] ** -0.5 for norm, x in zip(norms, features, strict=True)]) + LEAST_RMS
+    norms = torch.stack([torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) for x in features])
+    shares = rms_of_norm(tuple(x.shape[-1] for x in features), norms.device)
+    rms = norms * shares.view(-1, *[1] * features[0].ndim) + LEAST_RMS
     return rms.reciprocal(), rms.log()
+
+
+@constant
+def rms_of_norm(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    """The root mean square of vectors with so many channels, over their norm."""
+    return torch.tensor(channels, device=device) ** -0.5

@@ -65,9 +65,9 @@ def cuts_of(lr: Tensor, *transforms: Cuts) -> Tensor:
     enter, leave = zip(*(layers_of(nn.Linear, cuts.net) for cuts in transforms), strict=True)
     seen = torch.cat([mean, spread], dim=1).T.expand(n, -1, -1)  # (transforms, 6, B)
     hidden = F.gelu(apply_each(enter, seen))
-    above = F.logsigmoid(-apply_each(leave, hidden))
+    taken = F.softplus(apply_each(leave, hidden))
     # 1 - low, and (1 - low) (1 - rest) = 1 - high, in logarithms
-    above = torch.bmm(so_far(lr.device).to(above.dtype).expand(n, -1, -1), above).exp()
+    above = torch.bmm(taken_so_far(lr.device).to(taken.dtype).expand(n, -1, -1), taken).exp()
     return (1 - above).permute(2, 0, 1)
 
 
@@ -136,17 +136,25 @@ def masks(cuts: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     device, dtype = cuts.device, cuts.dtype
     places = places_of(rows, cols, device).to(dtype)
     steep = torch.addmm(places, cuts.flatten(1), steepness(rows, cols, device).to(dtype)).unflatten(-1, (3, -1))
-    below, high, mean_below = F.logsigmoid(steep).unbind(1)
-    passed = torch.stack([below - mean_below, high], dim=1).exp()  # the mean is low, wherever the cut
-    to_tiers = tiers_of(device).to(dtype)
+    from_mean, to_tiers = below_mean(device).to(dtype), tiers_of(device).to(dtype)
+    passed = torch.bmm(from_mean.expand(len(cuts), -1, -1), F.logsigmoid(steep)).exp()
     tiers = torch.baddbmm(to_tiers[:, 2:], to_tiers[:, :2].expand(len(cuts), -1, -1), passed)
     return tiers.split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
 
 
 @constant
-def so_far(device: torch.device) -> Tensor:
-    """What makes the first of two numbers, and their sum."""
-    return torch.tensor([[1.0, 0.0], [1.0, 1.0]], device=device)
+def taken_so_far(device: torch.device) -> Tensor:
+    """What makes the first of two numbers, and their sum, negative."""
+    return torch.tensor([[-1.0, 0.0], [-1.0, -1.0]], device=device)
+
+
+@constant
+def below_mean(device: torch.device) -> Tensor:
+    """What makes the logarithms of the low and the high mask of those of low, high and low at the mean.
+
+    The mean itself is low, wherever the cut.
+    """
+    return torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]], device=device)
 
 
 @constant

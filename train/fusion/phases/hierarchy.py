@@ -176,7 +176,8 @@ class SwiftHierarchy(nn.Module):
         if neutral:
             zero(self.routing2)
 
-    def forward(self, images: Tensor, consensus: Tensor, routing: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    def forward(self, _images: None, consensus: Tensor, routing: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """The experts' weights (B, E, H, W), and the features of the last stage."""
         size = consensus.shape[-2:]
         coarse, middle = (
             unshuffle(resize(views.differences, (factor * size[0], factor * size[1])), factor)
@@ -188,5 +189,4 @@ class SwiftHierarchy(nn.Module):
         x, step = self.stages[2](views.stacked, x, views.detail, routing)
         logits = resize(logits, step.shape[-2:]) + step
         guided = shuffle(gelu_pointwise(self.routing1(routing), self.routing2), self.factors[-1])
-        weights = torch.lerp(self.newcomers.softmax(guided), self.newcomers.softmax(logits), SHARE)
-        return blend(images, weights), x
+        return torch.lerp(self.newcomers.softmax(guided), self.newcomers.softmax(logits), SHARE), x

@@ -95,7 +95,7 @@ class Edges(nn.Module):
                 zero(level[-1])
 
     def forward(self, image: Tensor) -> Tensor:
-        edges = self.gain * laplacians(image, plain=self.plain)
+        edges = laplacians(image, self.gain, plain=self.plain)
         one_by_one = self.plain or for_cpu(image)
         refined = self._one_by_one(edges) if one_by_one else self._across(edges)
         total = (refined + edges * self.skip.view(-1, 1, 1, 1)).sum(1)
@@ -119,14 +119,16 @@ class Edges(nn.Module):
         return shuffle(x, self.subpixels).view_as(edges)
 
 
-def laplacians(image: Tensor, *, plain: bool = False) -> Tensor:
-    """Each level minus its blur, the next level being that blur: three images of the same size, (B, 3, C, H, W)."""
+def laplacians(image: Tensor, gain: float = 1.0, *, plain: bool = False) -> Tensor:
+    """Each level minus its blur, the next level being that blur, times `gain`: three images, (B, 3, C, H, W)."""
     blur = blurring(image, plain=plain)
     levels = [image]
     for _ in range(LEVELS):
         levels.append(blur(levels[-1]))
-    stacked = torch.stack(levels, dim=1)
-    return stacked[:, :-1] - stacked[:, 1:]
+    stacked = torch.stack(levels, dim=1).flatten(2)
+    with in_float32(image):
+        subtracting = neighbours(gain, image.device).to(image.dtype).expand(len(image), -1, -1)
+        return torch.bmm(subtracting, stacked).unflatten(-1, image.shape[1:])
 
 
 def blurring(image: Tensor, *, plain: bool = False) -> Callable[[Tensor], Tensor]:
@@ -149,6 +151,12 @@ def blurring(image: Tensor, *, plain: bool = False) -> Callable[[Tensor], Tensor
 def _framed(image: Tensor) -> Tensor:
     reach = BLUR_TAPS // 2, BLUR_TAPS // 2
     return extended(image, reach, reach)
+
+
+@constant
+def neighbours(gain: float, device: torch.device) -> Tensor:
+    """What takes from each level the next one, times `gain`: (3, 4)."""
+    return gain * (torch.eye(LEVELS, LEVELS + 1, device=device) - torch.eye(LEVELS + 1, device=device)[1:])
 
 
 @constant

@@ -27,6 +27,8 @@ START_RAW = 0.45  # the threshold at difficulty 0.5: every gate starts half open
 class Selection(nn.Module):
     """The image of phase 5 blended with the gated experts; also difficulty (B, 1, H, W) and gates (B, E, H, W).
 
+    Where phase 5 gives the experts' weights (B, E, H, W) instead, and no images, they are blended in the same way.
+
     guide      channels of the hierarchy's features that the two networks see beside the LR image
     subpixels  values a side of an LR pixel: 1 = at LR, brought to HR bilinearly
     """
@@ -52,7 +54,7 @@ class Selection(nn.Module):
             zero(self.difficulty[-1])
             zero(self.gates[-1], START_RAW)
 
-    def forward(self, fused: Tensor, images: Tensor, lr: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, fused: Tensor, images: Tensor | None, lr: Tensor, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = torch.cat([lr, guide], dim=1) if self.guided else lr
         one_by_one = for_cpu(seen)
         decided = (self.difficulty(seen), self.gates(seen)) if one_by_one else self._across(seen)
@@ -60,12 +62,12 @@ class Selection(nn.Module):
         difficulty = torch.sigmoid(difficulty)
         gates = self.normalised(raw, difficulty)
         difficulty, gates = (resize(x, fused.shape[-2:]) for x in (difficulty, gates))
-        rest = (1 - gates.sum(1, keepdim=True)) * self.newcomers.anchor.view(1, -1, 1, 1)
-        weights = gates + rest  # to each expert what makes the mean of all
+        weights = self.newcomers.completed(gates)
         if any(self.newcomers.late):
             weights = self.newcomers.with_own(weights, resize(raw, fused.shape[-2:]))
         share = BLEND[0] + BLEND[1] * difficulty
-        return torch.lerp(fused, blend(images, weights), share), difficulty, gates
+        gated = weights if images is None else blend(images, weights)
+        return torch.lerp(fused, gated, share), difficulty, gates
 
     def _across(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What both networks make of this, their hidden layers as groups of channels."""

@@ -282,12 +282,18 @@ def _positive(largest: Any, number: int) -> Any:
 def _largest(values: Any) -> Any:
     """The largest magnitude of each channel."""
     axes = tuple(range(values.ndim - 1))
-    return abs(values).max(axes) if isinstance(values, np.ndarray) else values.abs().amax(axes)
+    if isinstance(values, np.ndarray):
+        return abs(values).max(axes)
+    return _library(values).maximum(values.amax(axes), -values.amin(axes))  # reads twice, but makes no copy
 
 
 def _whole(values: Any, limit: int) -> Any:
-    """int8 of rounded values within -limit..limit."""
-    return _cast(values.round().clip(-limit, limit), np.dtype(np.int8))
+    """int8 of the values, which are overwritten: rounded, within -limit..limit."""
+    if isinstance(values, np.ndarray):
+        values = values.round(out=values).clip(-limit, limit, out=values)
+    else:
+        values = values.round_().clamp_(-limit, limit)
+    return _cast(values, np.dtype(np.int8))
 
 
 def _joined(*parts: Any) -> Any:

@@ -77,10 +77,12 @@ class DeviceEncoder:
         checks, arrays = {}, {}
         for name, tensor in outputs.items():
             values = tensor[0].permute(1, 2, 0)
-            checks[name] = sum(extremes(values))
+            smallest, largest = extremes(values)
+            checks[name] = smallest + largest
+            found = None if name == "sr" else (smallest, largest)
             with float32_products():
                 values = values.clamp(0, 1) if name == "sr" else values
-                arrays[name] = encode(values, self._codecs[name], self._basis.get(name, {}))
+                arrays[name] = encode(values, self._codecs[name], self._basis.get(name, {}), found)
         return self._sent(arrays, checks, refuse)
 
     def _sent(self, arrays: dict[str, Encoded], checks: dict[str, Tensor], refuse: Callable[[str], None]) -> Arriving:

@@ -17,7 +17,7 @@ from torch import Tensor
 from championship_sr.extract.run.on_device import Arriving
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.format.manifest import Manifest
-from championship_sr.store.shards.encoding import Encoded
+from championship_sr.store.shards.encoding import Encoded, Memory
 from championship_sr.store.shards.writer import Ready, write_shard
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Sink:
         self._waiting: deque[Future] = deque()
         self._publishing: deque[Future] = deque()
         self._open: _OpenShard | None = None
+        self._memory = Memory()  # of all shards
         self.published: list[int] = []
 
     def open(self, shard: int) -> None:
@@ -52,7 +53,7 @@ class Sink:
 
         raises  ShardBusy if another process has it
         """
-        self._open = _OpenShard(self._manifest, self._source, shard, self._rebuild, self._made_on)
+        self._open = _OpenShard(self._manifest, self._source, shard, self._rebuild, self._made_on, self._memory)
 
     def made_from(self, files: dict[str, str]) -> None:
         """Records the files from which the open shard's images are read: image id -> sha256."""
@@ -121,11 +122,13 @@ def _drain(waiting: deque[Future], left: int) -> None:
 class _OpenShard:
     """One shard's writer; once another process has taken the shard over, further images are dropped."""
 
-    def __init__(self, manifest: Manifest, source: str, number: int, rebuild: bool, made_on: dict[str, Any]) -> None:
+    def __init__(
+        self, manifest: Manifest, source: str, number: int, rebuild: bool, made_on: dict[str, Any], memory: Memory
+    ) -> None:
         self.number, self.lost = number, False
         self._context = ExitStack()
         self._out = self._context.enter_context(write_shard(manifest, source, number, rebuild=rebuild))
-        self._out.made_on = made_on
+        self._out.made_on, self._out.memory = made_on, memory
 
     def made_from(self, files: dict[str, str]) -> None:
         self._out.files = files

@@ -111,8 +111,7 @@ def _devices(manifest: Manifest, name: str) -> dict[str, int]:
 
 def _array(spec: ArraySpec) -> ArrayInfo:
     codec = get_codec(spec.codec)
-    per_px = spec.resolution**2 * codec.raw_channels(spec.channels) * codec.raw_dtype.itemsize
-    return ArrayInfo(spec.name, spec.channels, spec.codec, float(per_px))
+    return ArrayInfo(spec.name, spec.channels, spec.codec, float(spec.resolution**2 * codec.pixel_bytes(spec.channels)))
 
 
 def _rebuilt(manifest: Manifest, name: str) -> int | None:

@@ -1,5 +1,7 @@
 """Prepares an array for a shard: measured, encoded and made channels-last, on the device its values are on."""
 
+import threading
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +10,7 @@ from championship_sr.store.codecs import Codec, Params
 from championship_sr.store.containers.chunks import WIDE_CHANNELS
 from championship_sr.store.errors import StoreError
 
+MOST_KEPT = 16  # pieces of memory
 BAND_VALUES = 2**19  # encoded at a time on a CPU, so that intermediate results stay in the cache
 
 
@@ -18,20 +21,57 @@ class Encoded(NamedTuple):
     params: Params  # particular to this array
     smallest: Any
     largest: Any
+    piece: np.ndarray | None = None  # of a `Memory`, to be given back once `raw` is written
 
 
-def encode(values: Any, codec: Codec, basis: Params) -> Encoded:
+class Memory:
+    """Memory of arrays that were written, for later ones; used from several threads.
+
+    The first touch of new memory costs as much as all of the encoding: large pieces go back to the system when they
+    are freed, and come from it page by page.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, n_bytes: int) -> np.ndarray:
+        """The smallest piece that is large enough and at most twice as large, or a new one."""
+        with self._lock:
+            fitting = [piece for piece in self._free if n_bytes <= len(piece) <= 2 * n_bytes]
+            if not fitting:
+                return np.empty(n_bytes, np.uint8)
+            taken = min(fitting, key=len)
+            self._free = [piece for piece in self._free if piece is not taken]
+        return taken
+
+    def give_back(self, piece: np.ndarray) -> None:
+        """Lets others have a piece that nobody reads any more; of many, the oldest is freed."""
+        with self._lock:
+            self._free = [*self._free, piece][-MOST_KEPT:]
+
+
+def encode(
+    values: Any, codec: Codec, basis: Params, found: tuple[Any, Any] | None = None, memory: Memory | None = None
+) -> Encoded:
     """The encoded array, not checked; nothing here waits for a device.
 
     values  float32 (rows, cols, C), array or tensor; any order in memory
+    found   its `extremes`, if they are known
+    memory  for the raw numbers of a CPU's tensor; None: new memory
     """
-    smallest, largest = extremes(values)
+    smallest, largest = found or extremes(values)
     if not isinstance(values, np.ndarray) and values.device.type == "cpu" and codec.components:
         values = values.contiguous().numpy()  # always with numpy: another library's products differ in their last bits
     params = codec.params(values, basis)
     own = {name: value for name, value in params.items() if name not in basis}
-    raw = _in_bands(values, codec, params) if _by_pixel(values, codec) else channels_last(codec.encode(values, params))
-    return Encoded(raw, own, smallest, largest)
+    if not _by_pixel(values, codec):
+        return Encoded(channels_last(codec.encode(values, params)), own, smallest, largest)
+    n_bytes = prod(values.shape[:2]) * codec.pixel_bytes(values.shape[2])
+    piece = (memory or Memory()).take(n_bytes)
+    raw = piece[:n_bytes].view(codec.raw_dtype).reshape(values.shape)
+    encoded = _encoded_in_bands(values, codec, params, raw)
+    return Encoded(encoded, own, smallest, largest, piece if memory else None)
 
 
 def _by_pixel(values: Any, codec: Codec) -> bool:
@@ -39,16 +79,15 @@ def _by_pixel(values: Any, codec: Codec) -> bool:
     return not isinstance(values, np.ndarray) and values.device.type == "cpu" and not codec.components
 
 
-def _in_bands(values: Any, codec: Codec, params: Params) -> Any:
-    """The same numbers, encoded some rows at a time: new memory for whole arrays costs more than the work."""
+def _encoded_in_bands(values: Any, codec: Codec, params: Params, raw: np.ndarray) -> Any:
+    """A tensor in `raw`, encoded some rows at a time, so that what lies between stays in the cache."""
+    import torch  # imported here because the store's readers work without torch
+
     rows, cols, channels = values.shape
     step = max(1, BAND_VALUES // (cols * channels))
-    first = channels_last(codec.encode(values[:step], params))
-    raw = first.new_empty((rows, cols, channels))
-    raw[:step] = first
-    for top in range(step, rows, step):
-        raw[top : top + step] = channels_last(codec.encode(values[top : top + step], params))
-    return raw
+    for top in range(0, rows, step):
+        raw[top : top + step] = channels_last(codec.encode(values[top : top + step], params)).numpy()
+    return torch.from_numpy(raw)
 
 
 def extremes(values: Any) -> tuple[Any, Any]:

@@ -58,6 +58,7 @@ class Ready(NamedTuple):
     smallest: float
     largest: float
     sha256: str
+    piece: np.ndarray | None = None  # of the writer's memory, in which `raw` lies
 
 
 class ShardWriter:
@@ -74,6 +75,7 @@ class ShardWriter:
         self._claim, self._final = claim, claim.final
         self._arrays: dict[str, dict[str, Any]] = {}
         self.files: dict[str, str] = {}  # image id -> sha256 of the file that its arrays were read from, if they were
+        self.memory = encoding.Memory()  # for arrays that are encoded here
         self.made_on: dict[str, Any] = {}  # the device that made the arrays, if it was not the CPU
         _check_space(self._final.parent, self.expected_bytes(), self._final.name)
         self._writer = CONTAINER_WRITERS[manifest.container](claim.unfinished)
@@ -172,12 +174,12 @@ class ShardWriter:
         expected = (*shape[:2], get_codec(spec.codec).raw_channels(shape[2])) if encoded else shape
         if there != expected:
             raise StoreError(f"{what}: shape {there}, expected {expected}")
-        raw, own, smallest, largest = encoded or self._encoded(spec, values, what)
+        raw, own, smallest, largest, piece = encoded or self._encoded(spec, values, what)
         if encoded:
             check_range(float(smallest), float(largest), get_codec(spec.codec), what)
         params = {part: value.tolist() for part, value in own.items()}
         raw = raw if isinstance(raw, np.ndarray) else raw.numpy()
-        return Ready(key, raw, params, float(smallest), float(largest), _sha256(raw))
+        return Ready(key, raw, params, float(smallest), float(largest), _sha256(raw), piece)
 
     def _encoded(self, spec: ArraySpec, values: Any, what: str) -> Encoded:
         if self._source == PAIRS:
@@ -189,7 +191,7 @@ class ShardWriter:
             values = np.ascontiguousarray(values, np.float32)
         smallest, largest = map(float, extremes(values))
         check_range(smallest, largest, codec, what)
-        return encoding.encode(values, codec, self._basis.get(spec.name, {}))
+        return encoding.encode(values, codec, self._basis.get(spec.name, {}), (smallest, largest), self.memory)
 
     def _write(self, array: Ready) -> None:
         image_id, _, name = array.key.partition("/")
@@ -211,6 +213,8 @@ class ShardWriter:
             "params": array.params,
             **place,
         }
+        if array.piece is not None:
+            self.memory.give_back(array.piece)
 
 
 def _sha256(raw: np.ndarray) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from championship_sr.extract.device import float32_products
 from championship_sr.store.disk.locks import ShardBusy
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.format.differences import different_experts
@@ -237,6 +238,7 @@ def _network(entry: Expert, wanted: Recipe, device: torch.device) -> "nn.Module 
 
 
 @torch.no_grad()
+@float32_products()  # the images are kept, and compared with those that evaluation makes
 def taught_image(
     store: Store, image: int, wanted: Recipe, network: "nn.Module | _Combination", device: torch.device
 ) -> Tensor:

@@ -19,6 +19,7 @@ from championship_sr.train.data.loader import Loader, Sampling
 from championship_sr.train.processes import World
 from championship_sr.train.records.journal import read_metrics
 from championship_sr.train.run.loop import train
+from championship_sr.train.students import teacher
 from championship_sr.train.students.teacher import made_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,6 +74,19 @@ def test_x8_is_the_mean_over_the_variants_turned_back(make_store, tmp_path):
     back = [np.rot90(answers[VARIANTS.index(v)], -turns) for turns, v in enumerate(order)]
     back += [np.rot90(answers[VARIANTS.index(v)], -turns)[:, ::-1] for v, turns in turned.items()]
     assert np.allclose(image_of(root, name), np.mean(back, axis=0), atol=1e-3)
+
+
+def test_a_teachers_images_are_made_in_full_float32(shared_copy, monkeypatch):
+    flags, variants = set(), teacher._variants
+
+    def seen(*given):
+        flags.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return variants(*given)
+
+    monkeypatch.setattr(teacher, "_variants", seen)
+    before = torch.backends.cudnn.allow_tf32
+    make(shared_copy, of="mean")
+    assert flags == {(False, False)} and torch.backends.cudnn.allow_tf32 == before
 
 
 def test_missing_variants_are_named_with_the_command_that_makes_them(shared_copy):

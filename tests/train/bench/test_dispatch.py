@@ -50,6 +50,14 @@ def test_what_stays_on_the_device_does_not_wait():
     assert counts.kernels == 4 and not counts.synchronisations
 
 
+def test_channels_that_lie_last_still_do_so_after_a_convolution():
+    conv, image = nn.Conv2d(3, 4, 3).to(META), torch.empty(2, 3, 8, 8, device=META)
+    for x, kernels in ((image.to(memory_format=torch.channels_last), 1), (image, 2)):  # the convolution, and a copy
+        with Dispatched() as counts:
+            conv(x).contiguous(memory_format=torch.channels_last)
+        assert counts.kernels == kernels
+
+
 def test_a_profiles_step_is_counted_without_being_run():
     network, inputs = build_fusion(FusionConfig(profile="cnn"), CHANNELS, 2), example(CHANNELS, 2, batch=1, crop=8)
     counts = count_step(network, inputs)

@@ -8,7 +8,9 @@ from torch import nn
 from championship_sr.train.fusion.layers.attention import PixelAttention
 from championship_sr.train.fusion.layers.blocks import Join, gelu_conv, linear, shuffle, unshuffle
 from championship_sr.train.fusion.layers.large_kernel import LKABlock
+from championship_sr.train.fusion.layers.newcomers import Newcomers
 from championship_sr.train.fusion.layers.recomputed import CPU_PIXELS, in_pieces
+from championship_sr.train.fusion.layers.views import Views
 from championship_sr.train.fusion.phases.refinement import blurring, laplacians
 
 
@@ -119,6 +121,14 @@ def test_shuffles_are_torchs(factor):
     assert torch.equal(unshuffle(images, factor), F.pixel_unshuffle(images, factor))
     assert torch.equal(shuffle(unshuffle(images, factor), factor), images)
     assert unshuffle(images, factor).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [(2, 1), (3, 2), (4, 1), (4, 2), (4, 4)])
+def test_views_at_a_resolution_are_the_images_averaged_to_it(scale, factor):
+    images = torch.rand(2, 2, 3, 5 * scale, 4 * scale)
+    views = Views(torch.rand(2, 3, 5, 4), images, scale, Newcomers(["a", "b"], []))
+    expected = F.pixel_unshuffle(F.adaptive_avg_pool2d(views.differences, (5 * factor, 4 * factor)), factor)
+    torch.testing.assert_close(views.at(factor), expected)
 
 
 def test_laplacians_and_the_last_blur_add_up_to_the_image():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from championship_sr.train.fusion.layers.blocks import shuffle, unshuffle
+from championship_sr.train.fusion.layers.blocks import resize, shuffle, unshuffle
 from championship_sr.train.fusion.layers.newcomers import Newcomers
 
 
@@ -28,6 +28,15 @@ class Views:
         self.per_expert = self.stacked.unflatten(1, (images.shape[1], -1))
         inside = unshuffle(self.mean, scale).unflatten(1, (3, -1)) - lr.unsqueeze(2)
         self.detail = (inside * (self.GAIN / 4)).flatten(1, 2)
+
+    def at(self, factor: int) -> Tensor:
+        """The differences averaged to `factor` values a side of an LR pixel, as channels of LR pixels."""
+        share, rest = divmod(self.scale, factor)
+        if rest:
+            size = [factor * side for side in self.stacked.shape[-2:]]
+            return unshuffle(resize(self.differences, size), factor)
+        values = self.stacked.unflatten(1, (-1, factor, share, factor, share))
+        return values.mean((3, 5)).flatten(1, 3)
 
     def of(self, image: Tensor) -> Tensor:
         """A small image (B, 3, H, W), such as a correction, at LR."""

@@ -17,7 +17,6 @@ from championship_sr.train.fusion.layers.blocks import (
     joined,
     resize,
     shuffle,
-    unshuffle,
     zero,
 )
 from championship_sr.train.fusion.layers.forms import for_cpu
@@ -178,11 +177,7 @@ class SwiftHierarchy(nn.Module):
 
     def forward(self, _images: None, consensus: Tensor, routing: Tensor, views: Views) -> tuple[Tensor, Tensor]:
         """The experts' weights (B, E, H, W), and the features of the last stage."""
-        size = consensus.shape[-2:]
-        coarse, middle = (
-            unshuffle(resize(views.differences, (factor * size[0], factor * size[1])), factor)
-            for factor in self.factors[:2]
-        )
+        coarse, middle = (views.at(factor) for factor in self.factors[:2])
         x, logits = self.stages[0](coarse, consensus)
         x, step = self.stages[1](middle, x)
         logits = resize(logits, step.shape[-2:]) + step

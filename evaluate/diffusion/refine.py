@@ -12,6 +12,7 @@ from torch.nn import functional
 from championship_sr.evaluate.diffusion.colour import match_colours
 from championship_sr.evaluate.diffusion.config import DiffusionConfig
 from championship_sr.evaluate.inference.tiles import run_in_full_tiles
+from championship_sr.extract.device import float32_products
 from championship_sr.store.errors import WeightsError
 
 
@@ -68,6 +69,7 @@ class Refiner:
         return digest.hexdigest()
 
     @torch.no_grad()
+    @float32_products()  # with precision fp32, in full
     def __call__(self, sr: Tensor) -> Tensor:
         """alpha * sr + (1 - alpha) * the diffusion model's image.
 

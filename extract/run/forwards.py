@@ -1,7 +1,7 @@
 """A shard's images through a network on a GPU: several per forward pass, and fewer when memory runs out."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -54,11 +54,15 @@ def groups(shard: Sequence[View], tiling: Tiling, align_px: int) -> Iterator[lis
 
 @dataclass(frozen=True)
 class Forwards:
-    """One expert's forwards on its device, whose encoded results are handed over before they are computed."""
+    """One expert's forwards on its device, whose encoded results are handed over before they are computed.
+
+    smaller  called with the number of images or tiles in a forward, where memory does not suffice for the tiling's
+    """
 
     expert: LoadedExpert
     tiling: Tiling
     encoder: DeviceEncoder
+    smaller: Callable[[int], object] = lambda count: None
 
     def of_shard(self, shard: Sequence[View]) -> Iterator[tuple[View, Outputs]]:
         """Each view and its arrays in transit, or its outputs if only the machine's memory can hold the whole image.
@@ -77,10 +81,12 @@ class Forwards:
         half, name = len(group) // 2, self.expert.name
         if half:
             log.warning("%s: out of memory; continuing with %d images at a time", name, half)
+            self.smaller(half)
             return self._of(group[:half], tiling) + self._of(group[half:], tiling)
         if tiling.batch_size > 1 and is_tiled(group[0].lr.shape[:2], tiling, self.expert.align_px):
             tiling = replace(tiling, batch_size=tiling.batch_size // 2)
             log.warning("%s: out of memory; continuing with %d tiles at a time", name, tiling.batch_size)
+            self.smaller(tiling.batch_size)
             return self._of(group, tiling)
         log.warning("%s: out of memory; image %s is assembled in main memory", name, group[0].image_id)
         return [(group[0], on_host(self.expert, group[0], tiling))]

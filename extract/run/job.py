@@ -175,7 +175,7 @@ def run_expert(
                 store.forget(PAIRS, shard)
                 if isinstance(expert, ResultImages):
                     sink.made_from({image_id: expert.digests[image_id] for image_id in ids})
-                for image_id, variant, outputs in _outputs(expert, images, tiling, variants, encoder):
+                for image_id, variant, outputs in _outputs(expert, images, tiling, variants, encoder, sink):
                     sink.add(image_id, outputs, variant)
                     progress.advance(prod(store.images[index[image_id]].lr_size))
                 sink.close()
@@ -192,13 +192,15 @@ def _outputs(
     tiling: Tiling,
     variants: Sequence[str],
     encoder: DeviceEncoder | None,
+    sink: Sink,
 ) -> Iterator[tuple[str, str, dict[str, Tensor] | Arriving]]:
     """Image, variant and its outputs: "sr" and each tap, (1, C, rows, cols), or their encoded arrays."""
     if isinstance(expert, ResultImages):
         yield from ((image_id, "identity", {"sr": expert.given(image_id).image}) for image_id, _ in images)
         return
     if encoder:
-        for view, outputs in Forwards(expert, tiling, encoder).of_shard(views(images, variants)):
+        forwards = Forwards(expert, tiling, encoder, sink.made_in_batches_of)
+        for view, outputs in forwards.of_shard(views(images, variants)):
             yield view.image_id, view.variant, outputs
         return
     for view in views(images, variants):

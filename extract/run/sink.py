@@ -59,6 +59,10 @@ class Sink:
         """Records the files from which the open shard's images are read: image id -> sha256."""
         self._current.made_from(files)
 
+    def made_in_batches_of(self, count: int) -> None:
+        """Records that memory only sufficed for smaller forwards of the open shard: they decide its last bits."""
+        self._current.made_in_batches_of(count)
+
     def add(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> None:
         """Hands over one image's (1, C, rows, cols) tensors, which must not change any more, or its encoded arrays."""
         ready = self._encoders.submit(self._current.encode, image_id, outputs, variant)
@@ -128,10 +132,14 @@ class _OpenShard:
         self.number, self.lost = number, False
         self._context = ExitStack()
         self._out = self._context.enter_context(write_shard(manifest, source, number, rebuild=rebuild))
-        self._out.made_on, self._out.memory = made_on, memory
+        self._out.made_on, self._out.memory = dict(made_on), memory
 
     def made_from(self, files: dict[str, str]) -> None:
         self._out.files = files
+
+    def made_in_batches_of(self, count: int) -> None:
+        if "batch_size" in self._out.made_on:
+            self._out.made_on["batch_size"] = min(count, self._out.made_on["batch_size"])
 
     def encode(self, image_id: str, outputs: dict[str, Tensor] | Arriving, variant: str) -> list[Ready]:
         arrays: Mapping[str, Encoded | Tensor]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from championship_sr.extract.commands.store import store
@@ -81,6 +82,29 @@ def named_devices(monkeypatch):
         monkeypatch.setattr(register, "made_on", made)
 
     return use
+
+
+@pytest.mark.parametrize(("tile_px", "sizes"), [(512, {0: 1, 1: 4}), (8, {0: 2, 1: 4})])
+def test_a_shard_records_the_batch_for_which_memory_sufficed(
+    make_config, save_photos, pretended_gpu, named_devices, monkeypatch, tile_px, sizes
+):
+    forward, failed = EDSR.forward, []
+
+    def short(self, x):
+        if len(x) > 2 and not failed:  # once, in the first shard
+            failed.append(len(x))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    config = make_config(images_per_shard=3, batch_size=4, tile_px=tile_px, halo_px=2)
+    save_photos([(96, 96)] * 6)
+    named_devices("GPU A")
+    monkeypatch.setattr(EDSR, "forward", short)
+    monkeypatch.setattr(job.Job, "register", _with_batch(4))
+    extract(config)
+    for shard, size in sizes.items():
+        record = json.loads(Path(config.store, f"experts/tiny/shard-{shard:05}.json").read_text())
+        assert failed and record["made_on"] == {"device": "GPU A", "batch_size": size}
 
 
 def test_a_store_of_two_devices_says_so(make_config, pretended_gpu, named_devices):

@@ -73,8 +73,9 @@ def laid_out(operator: OpOverload, args: tuple, result: Any) -> Any:
 def _laid_out_by(result: Tensor | None, *operands: Tensor) -> Tensor | None:
     """The result with channels last if they lie last in one of the operands."""
     formats = [suggest_memory_format(operand) for operand in operands]
-    channels_last = result is not None and torch.channels_last in formats
-    return result.contiguous(memory_format=torch.channels_last) if channels_last else result
+    if result is None or torch.channels_last not in formats:
+        return result
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def is_kernel(operator: OpOverload) -> bool:

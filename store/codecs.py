@@ -243,9 +243,7 @@ def fit_pca(samples: Iterable[np.ndarray], components: int) -> dict[str, np.ndar
         count, total, square = count + len(flat), total + flat.sum(0), square + flat.T @ flat
     channels = len(total) if count else 0
     if components > channels or count <= components:
-        raise StoreError(
-            f"pca{components}-int8: {channels} channels at {count} pixels do not span {components} components"
-        )
+        raise StoreError(f"pca{components}: {channels} channels at {count} pixels do not span {components} components")
     mean = total / count
     _, vectors = np.linalg.eigh(square / count - np.outer(mean, mean))
     basis = vectors[:, ::-1].T[:components]

@@ -104,7 +104,7 @@ def test_the_basis_does_not_depend_on_how_the_sample_is_cut():
 
 
 def test_a_sample_too_small_for_its_basis_is_refused():
-    with pytest.raises(StoreError, match="12 channels at 99 pixels do not span 13"):
+    with pytest.raises(StoreError, match=r"^pca13: 12 channels at 99 pixels do not span 13"):
         fit_pca([FEATURES], 13)
     with pytest.raises(StoreError, match="0 pixels"):
         fit_pca([], 2)

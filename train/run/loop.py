@@ -137,7 +137,8 @@ class Run:
         self._go_on()
         self.journal = Journal(out, self.step, config.tensorboard, self.unscored) if processes.first else None
         log.info("%s: %d steps on %d images, on %s", out, self.span.steps, len(training), processes.device)
-        log.info("%s", arithmetic(config, processes.size))
+        if processes.first:
+            log.warning("%s", arithmetic(config, processes.size))
 
     def close(self) -> None:
         if self.journal:

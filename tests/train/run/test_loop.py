@@ -61,6 +61,13 @@ def test_a_fusion_learns_from_experts_with_and_without_features(make_learnable, 
     assert [event["step"] for event in read_metrics(run) if event["event"] == "validation"] == [4]
 
 
+def test_a_run_begins_with_the_arithmetic_of_its_step_whatever_is_logged(shared_store, make_config, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="championship_sr")  # what is shown without --verbose
+    train(make_config(steps=1, data={"accumulation": 2}, validation={"hold_out": 0}), shared_store, tmp_path / "run")
+    (line,) = [line for line in caplog.messages if line.startswith("a step has")]
+    assert "= 1 x 2 x 1; the learning rate is 0.001" in line
+
+
 def test_images_that_a_store_gets_later_do_not_change_a_run(make_learnable, make_config, tmp_path):
     store = make_learnable(tmp_path / "store")
     run = train(make_config(steps=4), store, tmp_path / "run")

@@ -307,7 +307,7 @@ def _line(source: SourceInfo) -> str:
     parts += _provenance(source.identity)
     if len(source.devices) > 1:
         shares = (f"{device} ({counted(count, 'shard')})" for device, count in sorted(source.devices.items()))
-        parts.append(f"MADE ON SEVERAL DEVICES: {', '.join(shares)}")
+        parts.append(f"MADE IN SEVERAL WAYS: {' / '.join(shares)}")
     if source.missing_shards:
         count = counted(len(source.missing_shards), "shard")
         parts.append(f"lacks {count}, the first is {source.missing_shards[0]}")

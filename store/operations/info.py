@@ -39,7 +39,7 @@ class SourceInfo:
     bytes_per_lr_px: float  # on disk, of the shards that are there
     identity: Mapping[str, Any]
     notes: Mapping[str, Any]
-    devices: Mapping[str, int]  # device -> shards that it made; "cpu" also if the record names none
+    devices: Mapping[str, int]  # device and how it computed -> shards; "cpu" also if the record names none
     rebuilt_shards: int | None  # of a rebuild that has not been swapped in; None: there is no rebuild
 
 
@@ -104,9 +104,22 @@ def _devices(manifest: Manifest, name: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for shard in manifest.recorded_shards(name):
         with suppress(StoreError, FileNotFoundError):  # `verify` reports them
-            made_on = read_head(manifest.record_path(name, shard)).get("made_on")
-            counts[str(made_on["device"]) if isinstance(made_on, dict) and "device" in made_on else "cpu"] += 1
+            counts[_device(read_head(manifest.record_path(name, shard)).get("made_on"))] += 1
     return dict(counts)
+
+
+def _device(made_on: Any) -> str:
+    """The device in a record and what else decides the bytes, such as `H100, batch 4, cuDNN 91002`."""
+    if not isinstance(made_on, dict) or "device" not in made_on:
+        return "cpu"
+    parts = [str(made_on["device"])]
+    if "batch_size" in made_on:
+        parts.append(f"batch {made_on['batch_size']}")
+    if made_on.get("tf32"):
+        parts.append("TF32")
+    if made_on.get("cudnn"):
+        parts.append(f"cuDNN {made_on['cudnn']}")
+    return ", ".join(parts)
 
 
 def _array(spec: ArraySpec) -> ArrayInfo:

@@ -117,9 +117,9 @@ def test_a_store_of_two_devices_says_so(make_config, pretended_gpu, named_device
     named_devices("GPU B")
     extract(config)
     (tiny,) = (source for source in info(Path(config.store)).sources if source.name == "tiny")
-    assert tiny.devices == {"GPU A": 2, "GPU B": 1}
+    assert tiny.devices == {"GPU A, batch 1": 2, "GPU B, batch 1": 1}
     told = CliRunner().invoke(store, ["info", config.store]).output
-    assert "MADE ON SEVERAL DEVICES: GPU A (2 shards), GPU B (1 shard)" in told
+    assert "MADE IN SEVERAL WAYS: GPU A, batch 1 (2 shards) / GPU B, batch 1 (1 shard)" in told
 
 
 def test_an_extraction_can_be_told_to_keep_to_one_device(make_config, pretended_gpu, named_devices):

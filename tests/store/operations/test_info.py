@@ -28,6 +28,18 @@ def test_devices_are_counted_from_the_heads_of_records_alone(make_store, tmp_pat
     assert sum(sum(devices.values()) for devices in found.values()) == len(others) + 1
 
 
+def test_shards_are_told_apart_by_all_that_decides_their_bytes(make_store, tmp_path):
+    root = make_store(tmp_path / "s")
+    for path in heads_of(root):
+        content = path.read_text()
+        size = 2 if path.stem.endswith("0") else 4
+        made_on = {"device": "GPU A", "batch_size": size, "tf32": size == 4, "cudnn": 91002}
+        path.write_text(content.replace('\n "arrays"', f'\n "made_on": {json.dumps(made_on)},\n "arrays"', 1))
+    wanted = {"GPU A, batch 2, cuDNN 91002", "GPU A, batch 4, TF32, cuDNN 91002"}
+    devices = [set(source.devices) for source in info(root).sources if source.devices]
+    assert wanted in devices and all(found <= wanted for found in devices)
+
+
 def test_a_record_whose_keys_are_in_another_order_is_read_as_a_whole(make_store, tmp_path):
     path = heads_of(make_store(tmp_path / "s"))[0]
     content = json.loads(path.read_text())

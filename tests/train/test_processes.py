@@ -1,12 +1,14 @@
 """The mean over processes."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from championship_sr.train.processes import World
-from championship_sr.train.run.loop import arithmetic
+from championship_sr.train.run.loop import arithmetic, train
 from championship_sr.train.run.sources import whole_batch
 
 
@@ -33,3 +35,17 @@ def test_a_batch_size_for_each_process_grows_with_their_number(make_config):
     assert arithmetic(whole, 4).startswith(
         "a step has 12 windows: processes x micro-batches x windows = 4 x 3 x 1; the learning rate is 0.001 at its peak"
     )
+
+
+def test_processes_wait_for_hours_in_any_run_and_for_days_where_experts_are_run_first(make_config, monkeypatch):
+    asked = []
+
+    def world(device, timeout):
+        asked.append(timeout.total_seconds() / 3600)
+        raise InterruptedError
+
+    monkeypatch.setattr("championship_sr.train.run.loop.world", world)
+    for validation in ({}, {"hr": ["photos"], "hold_out": 0}):
+        with pytest.raises(InterruptedError):
+            train(make_config(validation=validation), "store", Path("run"))
+    assert 1 <= asked[0] <= 12 and asked[1] >= 72

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ from championship_sr.train.students.student import export_student, new_student
 
 log = logging.getLogger(__name__)
 
+# a process may have the larger validation images, fetch the first shards or write a checkpoint while the others wait
+LONGEST_PHASE = timedelta(hours=2)
+
 
 def train(
     config: TrainConfig,
@@ -68,8 +72,8 @@ def train(
     """
     store, out = store_place(store), Path(out)
     with ExitStack() as stack:
-        # making validation images or a teacher first may take one process hours, while the others wait
-        timeout = LONGEST_WAIT if config.validation.hr or config.teacher.of else None
+        # making validation images or a teacher first may take one process days, while the others wait
+        timeout = LONGEST_WAIT if config.validation.hr or config.teacher.of else LONGEST_PHASE
         processes, stopping = stack.enter_context(world(config.device, timeout)), stack.enter_context(stop_signals())
         source = stack.enter_context(closing(open_source(store, config, processes, trusted, stopping)))
         # resolved, so that an expert added to the store later does not change the run

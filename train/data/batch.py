@@ -1,6 +1,6 @@
 """Turns the raw windows of a step into its batch on the device, where codecs are decoded and windows turned."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ class Batch:
     features  expert -> (B, C, h, w); several arrays of an expert are joined along the channels
     places    (image id, y, x, variant) of each sample, in LR pixels of the upright image
     teacher   (B, 3, H, W), if the run has a teacher
+    check     raises NonFiniteError if live experts gave NaN or Inf, once the device has computed that
     """
 
     lr: Tensor
@@ -37,6 +38,7 @@ class Batch:
     features: dict[str, Tensor]
     places: list[tuple[str, int, int, str]]
     teacher: Tensor | None = None
+    check: Callable[[], None] | None = None
 
 
 def decoded_window(array: StoredArray, device: torch.device | str, *window: int) -> Tensor:

@@ -50,6 +50,8 @@ def _sampled_products(
     total = torch.zeros((), dtype=torch.float64)
     with closing(loader.batches(0, steps)) as batches:
         for batch in batches:
+            if batch.check:
+                batch.check()
             total = total + error_products(batch.images, batch.hr)
     parts = world.gather((total / steps).cpu().numpy())
     return np.mean(parts, axis=0), steps * data.batch_size

@@ -1,8 +1,9 @@
 """Experts in the step: the same windows as from a store, and the augmentations that need the experts."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from championship_sr.train.data.batch import Batch
 from championship_sr.train.data.loader import Loader
 from championship_sr.train.data.sampler import step_rng
 from championship_sr.train.data.uploads import to_device
+from championship_sr.train.run.watch import Reading
 
 if TYPE_CHECKING:
     from championship_sr.extract.experts.expert import LoadedExpert
@@ -39,14 +41,31 @@ class LiveExperts:
             self._stack.callback(expert.close)
 
     def __call__(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The experts' images (B, E, 3, H, W) and joined features, expert -> (B, C, h, w), of LR images in 0..1."""
+        """The experts' images (B, E, 3, H, W) and joined features, expert -> (B, C, h, w), of LR images in 0..1.
+
+        raises  NonFiniteError
+        """
+        images, features, check = self.unchecked(lr)
+        check()
+        return images, features
+
+    @torch.no_grad()
+    def unchecked(self, lr: Tensor) -> tuple[Tensor, dict[str, Tensor], Callable[[], None]]:
+        """The same without waiting for the device, and the check, which raises NonFiniteError."""
         images, features = [], {}
+        finite: dict[tuple[str, str], Tensor] = {}
         for name, expert in self.experts.items():
-            sr, taps = expert(lr)
-            images.append(sr)
+            sr, taps = expert.unchecked(lr)
+            finite |= {(name, array): all_finite(tensor) for array, tensor in {"sr": sr, **taps}.items()}
+            images.append(sr.clamp(0, 1))
             if taps:
                 features[name] = torch.cat(list(taps.values()), dim=1)
-        return torch.stack(images, dim=1), features
+        return torch.stack(images, dim=1), features, partial(self._check, tuple(finite), Reading(*finite.values()))
+
+    def _check(self, arrays: Sequence[tuple[str, str]], finite: Reading) -> None:
+        for (name, array), sound in zip(arrays, finite.read(), strict=True):
+            if not sound:
+                raise self.experts[name].non_finite(array)
 
     def close(self) -> None:
         self._stack.close()
@@ -103,8 +122,8 @@ class LiveLoader:
     def answered(self, step: int, batch: Batch) -> Batch:
         """The batch after the augmentations, with the experts' outputs for it."""
         lr, hr = self._augmented(step, batch.lr, batch.hr)
-        images, features = self.experts(lr)
-        return replace(batch, lr=lr, hr=hr, images=images, features=features)
+        images, features, check = self.experts.unchecked(lr)
+        return replace(batch, lr=lr, hr=hr, images=images, features=features, check=check)
 
     def _augmented(self, step: int, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         config, rng = self.config, step_rng(self.seed ^ PURPOSE, step)
@@ -125,6 +144,11 @@ class LiveLoader:
             hr = torch.where(blurred, gaussian_blur(hr, config.blur_sigma_px * scale), hr)
         # experts are given values that a file could hold
         return (lr * 255).round() / 255, hr
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether the tensor has neither NaN nor Inf, as one bool on its device."""
+    return torch.stack(tensor.aminmax()).isfinite().all()  # of which NaN becomes both
 
 
 def window_px(config: LiveConfig, crop_px: int) -> int:

@@ -195,7 +195,7 @@ class Run:
         values, stop_share = self.trainer.step(
             self.step, batch, weights=weights, learning_rate=self.rate(self.step), stop=stop
         )
-        self.watch(self.step, batch.places, self.trainer.must_be_finite(values), stop_share)
+        self.watch(self.step, batch.places, self.trainer.must_be_finite(values), stop_share, batch.check)
         self.meter.add(values, waited)
         self.step += 1
 

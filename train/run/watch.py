@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ class _Step(NamedTuple):
     number: int
     places: Sequence[tuple]
     reading: Reading  # what must be finite, and the share of processes that were asked to stop
+    check: Callable[[], None] | None  # of the step's input
 
 
 class Watch:
@@ -85,14 +86,22 @@ class Watch:
         self.stop_wanted = False  # by any process
         self._pending: deque[_Step] = deque()
 
-    def __call__(self, number: int, places: Sequence[tuple], checked: Tensor, stop: Tensor) -> None:
+    def __call__(
+        self,
+        number: int,
+        places: Sequence[tuple],
+        checked: Tensor,
+        stop: Tensor,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Remembers a step, and checks the one that lies `lag` steps back.
 
         checked  what must be finite, the same in every process
         stop     above 0 if any process was asked to stop
+        check    called before the numbers are looked at: it names what is wrong with the step's input
         raises   Diverged naming the step and the windows of the batch
         """
-        self._pending.append(_Step(number, places, Reading(checked, stop)))
+        self._pending.append(_Step(number, places, Reading(checked, stop), check))
         if len(self._pending) > self.lag:
             self._check(self._pending.popleft())
 
@@ -102,6 +111,8 @@ class Watch:
             self._check(self._pending.popleft())
 
     def _check(self, step: _Step) -> None:
+        if step.check:
+            step.check()
         checked, stop = step.reading.read()
         if not math.isfinite(checked):
             raise Diverged(self._message(step, checked))

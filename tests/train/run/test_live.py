@@ -1,5 +1,8 @@
 """Live experts give what the store holds of whole images, and the augmentations that need them are right."""
 
+from contextlib import closing
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +11,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 
+from championship_sr.extract.experts.expert import NonFiniteError
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError, WeightsError
+from championship_sr.train.bench.dispatch import META, dispatched
 from championship_sr.train.config import LiveConfig
+from championship_sr.train.processes import World
 from championship_sr.train.records.journal import read_metrics
-from championship_sr.train.run.live import coloured, gaussian_blur, rescaled, window_px
+from championship_sr.train.run.live import LiveExperts, coloured, gaussian_blur, rescaled, window_px
 from championship_sr.train.run.loop import train
+from championship_sr.train.run.watch import Watch
 
 SIDE = 16
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,41 @@ def test_live_training_takes_windows_changed_in_colour_sharpness_and_size(edsr_s
         for name, each in (("plain", {"enabled": True}), ("changed", live))
     )
     assert np.isfinite(losses(changed)).all() and losses(changed)[0] != losses(plain)[0]
+
+
+@pytest.fixture
+def two_experts(edsr_files):
+    """Both experts as live training runs them."""
+    from championship_sr.extract.config import ExpertConfig
+    from championship_sr.extract.experts.expert import load_expert
+
+    contents = [{"name": n, "weights": str(edsr_files / f"{n}.safetensors"), "tap": "conv_after_body"} for n in "ab"]
+    configs = [build(ExpertConfig, content, "test") for content in contents]
+    with closing(LiveExperts({c.name: load_expert(c, CPU, 4) for c in configs}, {})) as experts:
+        yield experts
+
+
+def test_live_experts_make_no_step_wait_for_the_device(two_experts):
+    for expert in two_experts.experts.values():
+        expert._network.model.to(META)
+        expert.device = META
+    counts = dispatched(partial(two_experts.unchecked, torch.empty(2, 3, 8, 8, device=META)))
+    assert not counts.synchronisations and counts.kernels > 20
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_expert_that_gives_no_numbers_is_named_before_the_loss_is_looked_at(two_experts, value):
+    expert = two_experts.experts["b"]
+    list(expert._network.model.parameters())[-1].data.fill_(value)  # the bias of its last convolution
+    lr, loss, stop = torch.rand(1, 3, 8, 8), torch.tensor(float("nan")), torch.zeros(())
+    images, _, check = two_experts.unchecked(lr)
+    assert images.shape == (1, 2, 3, 32, 32)
+    watch = Watch(World(CPU), "")
+    watch(0, [], loss, stop, check)
+    with pytest.raises(NonFiniteError, match=r"^expert b: sr contains NaN or Inf at precision fp32"):
+        watch.flush()
+    with pytest.raises(NonFiniteError, match="expert b: sr"):
+        two_experts(lr)
 
 
 def test_what_needs_the_experts_again_is_refused_on_a_store(edsr_store, make_config, tmp_path):

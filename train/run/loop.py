@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -246,7 +246,8 @@ class Run:
         bar.set_postfix({"loss": f"{means['loss']:.5f}", **best})
 
     def _reference_lines(self, validation: Validation) -> None:
-        scores = validation.references(self.fitted)
+        with self._memory_told("before the first step; run the same command again once memory is free"):
+            scores = validation.references(self.fitted)
         self._write(
             "reference",
             psnr={method: score.mean.psnr for method, score in scores.items()},
@@ -258,13 +259,9 @@ class Run:
         """Scores the moving average, whose checkpoint is saved already: a failure here loses nothing."""
         assert self.validation is not None, "nothing is due without images to score"
         began = time.perf_counter()
-        try:
+        saved = f"at step {self.step}, whose checkpoint is saved; continue with --resume once memory is free"
+        with self._memory_told(saved):
             scores = self.validation.score(self.trainer.ema.network)
-        except torch.OutOfMemoryError:
-            raise StoreError(
-                f"{self.out}: out of memory in validation at step {self.step}, whose checkpoint is saved; continue "
-                "with --resume once memory is free, or validate on smaller images"
-            ) from None
         psnr, ssim = scores.mean
         self.best, self.stale = (psnr, 0) if psnr > self.best else (self.best, self.stale + 1)
         self._write("validation", psnr=psnr, ssim=ssim, seconds=time.perf_counter() - began, images=scores.images)
@@ -275,6 +272,14 @@ class Run:
             checkpoint.prune(self.out, self.config.checkpoints, self.milestones)
         log.info("step %d: %.3f dB, SSIM %.4f", self.step, psnr, ssim)
         self.meter.restart()
+
+    @contextmanager
+    def _memory_told(self, then: str) -> Iterator[None]:
+        """Raises StoreError where memory runs out in the block: in validation, at this time."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise StoreError(f"{self.out}: out of memory in validation {then}, or validate on smaller images") from None
 
     def _write(self, event: str, **values) -> None:
         if self.journal:

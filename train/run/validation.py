@@ -90,20 +90,20 @@ class Validation:
             methods["teacher"] = _teacher_of
         if not self.experts:  # of a student
             return self._scores({"bicubic": lambda whole: enlarged(whole.lr, self.store.scale), **methods})
-        methods["mean"] = lambda whole: whole.images.mean(1)
         weights = torch.tensor([fitted[name] for name in self.experts], device=self.world.device)
-        methods["fitted"] = lambda whole: combined(whole.images, weights)
+        methods["mean"] = partial(self._tiled, lambda _lr, images, _features: images.mean(1))
+        methods["fitted"] = partial(self._tiled, lambda _lr, images, _features: combined(images, weights))
         return self._scores(methods)
 
     def score(self, network: nn.Module) -> ValidationScores:
         """The network's scores, in float32."""
         was_training = network.training
         network.eval()
-        scores = self._scores({"fusion": partial(self._fused, network)})["fusion"]
+        scores = self._scores({"fusion": partial(self._tiled, network)})["fusion"]
         network.train(was_training)
         return scores
 
-    def _fused(self, network: nn.Module, whole: WholeImage) -> Tensor:
+    def _tiled(self, network: Callable[..., Tensor], whole: WholeImage) -> Tensor:
         """The network's image; once memory runs out, in tiles, which are made smaller until they fit."""
         while True:
             try:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from championship_sr.store.disk import locks
 from championship_sr.store.errors import StoreError, WeightsError
 from championship_sr.store.shards.reader import Store
+from championship_sr.train.combination import combined
 from championship_sr.train.processes import World
 from championship_sr.train.records.checkpoint import Damaged, checkpoints, load_fusion
 from championship_sr.train.records.journal import read_metrics
@@ -184,7 +185,18 @@ def test_memory_that_is_short_in_validation_loses_nothing(four_steps, shared_sto
     assert kinds(run) == kinds(four_steps)
 
 
-def out_of_memory(*_):
+def test_memory_that_is_short_before_the_first_step_is_told_in_a_line(shared_store, make_config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as short:
+        short.setattr("championship_sr.train.run.sources.read_stored", out_of_memory)
+        with pytest.raises(StoreError, match="out of memory in validation before the first step; run the same command"):
+            train(make_config(**SHORT), shared_store, run)
+    assert not kinds(run)
+    train(make_config(**SHORT, ema_decay=0.5), shared_store, run)
+    assert kinds(run)[0] == ("reference", 0)
+
+
+def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("out of memory")
 
 
@@ -237,6 +249,26 @@ def test_validation_goes_on_in_tiles_where_memory_is_short(shared_store, make_co
             return images.mean(1)
 
     mean = whole.images.mean(1)
-    assert torch.equal(validation._fused(Short(), whole), mean)
+    assert torch.equal(validation._tiled(Short(), whole), mean)
     assert whole.lr.shape[-2] > 100 >= validation.tile_px
     assert "out of memory; continuing with tiles of" in caplog.text
+
+
+def test_the_references_are_made_in_tiles_where_memory_is_short(shared_store, make_config, tmp_path, monkeypatch):
+    source = open_source(shared_store, make_config(), World(CPU))
+    _, validation = make_validation(source, make_config(), tmp_path, World(CPU))
+    fitted = dict.fromkeys(source.entries, 1 / len(source.entries))
+    wanted = {method: scores.images for method, scores in validation.references(fitted).items()}
+    whole = max(max(validation.store.images[image].lr_size) for image in validation.images)
+    monkeypatch.setattr("championship_sr.train.run.validation.SMALLEST_TILE_PX", 4)
+
+    def short(images, weights):
+        if max(images.shape[-2:]) >= 4 * whole:
+            raise torch.OutOfMemoryError("out of memory")
+        return combined(images, weights)
+
+    monkeypatch.setattr("championship_sr.train.run.validation.combined", short)
+    monkeypatch.setattr("championship_sr.train.data.whole.HALO_PX", 1)
+    tiled = validation.references(fitted)
+    assert {method: scores.images for method, scores in tiled.items()} == wanted
+    assert validation.tile_px == whole // 2

@@ -16,8 +16,9 @@ from championship_sr.evaluate.config import EvaluateConfig
 from championship_sr.evaluate.diffusion.refine import Refiner
 from championship_sr.evaluate.inference.given import array_back, as_batch
 from championship_sr.evaluate.inference.inputs import Inputs, LiveInputs, chw, hwc, must_run
-from championship_sr.evaluate.inference.passes import PassOutputs, PixelsDone, run, run_ensemble
+from championship_sr.evaluate.inference.passes import PassOutputs, PixelsDone, run, run_ensemble, with_fitting_tiles
 from championship_sr.evaluate.inference.pictures import to_pil
+from championship_sr.evaluate.inference.tiles import FadedTiling
 from championship_sr.evaluate.methods import FUSION
 from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.device import pick_device
@@ -34,7 +35,6 @@ from championship_sr.train.records.folder import EXPERTS_FILE
 
 log = logging.getLogger(__name__)
 
-SMALLEST_TILE_PX = 64
 WEIGHTS = "weights"  # the folder of an exported run that holds its experts' weights
 Given = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -180,16 +180,14 @@ class Model:
         inputs  variant -> the inputs of the image in that variant
         """
         wanted = {FUSION: self.network} if networks else {}
-        while True:
-            try:
-                if self_ensemble:
-                    return run_ensemble(inputs, wanted, self.tiling, keep_experts=not networks, progress=progress)
-                return run(inputs("identity"), wanted, self.tiling, keep_experts=not networks, progress=progress)
-            except torch.OutOfMemoryError:
-                if self.tiling.tile_px <= SMALLEST_TILE_PX:
-                    raise
-                self.tiling = replace(self.tiling, tile_px=self.tiling.tile_px // 2)
-                log.warning("out of memory; continuing with tiles of %d LR pixels", self.tiling.tile_px)
+
+        def attempt(tiling: FadedTiling) -> PassOutputs:
+            if self_ensemble:
+                return run_ensemble(inputs, wanted, tiling, keep_experts=not networks, progress=progress)
+            return run(inputs("identity"), wanted, tiling, keep_experts=not networks, progress=progress)
+
+        outputs, self.tiling = with_fitting_tiles(attempt, self.tiling)
+        return outputs
 
     def _answering(self, given: Sequence[GivenImage]) -> list[LoadedExpert | GivenImage]:
         """What gives each expert's outputs, in the order of the network's inputs."""

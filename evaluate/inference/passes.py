@@ -1,8 +1,9 @@
 """Whole images through the fusion: from a store or from live experts, in tiles, one or eight times."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -14,6 +15,9 @@ from championship_sr.extract.device import float32_products
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 from championship_sr.train.data.uploads import to_device
 
+log = logging.getLogger(__name__)
+
+SMALLEST_TILE_PX = 64  # of tiles where memory is short
 PixelsDone = Callable[[int], object]  # called with the number of LR pixels that were done
 
 
@@ -62,6 +66,21 @@ def run(
         if progress:
             progress(ys.kept * xs.kept)
     return PassOutputs({name: image.cpu() for name, image in images.items()}, seconds)
+
+
+def with_fitting_tiles(
+    attempt: Callable[[FadedTiling], PassOutputs], tiling: FadedTiling
+) -> tuple[PassOutputs, FadedTiling]:
+    """The outputs, in tiles of half the side whenever a GPU runs out of memory, and the tiling that it sufficed for."""
+    while True:
+        try:
+            return attempt(tiling), tiling
+        except torch.OutOfMemoryError:
+            if tiling.tile_px <= SMALLEST_TILE_PX:
+                raise
+        # here, the tensors of the failed pass have been freed with the exception
+        tiling = replace(tiling, tile_px=tiling.tile_px // 2)
+        log.warning("out of memory; continuing with tiles of %d LR pixels", tiling.tile_px)
 
 
 def _elapsed(started: float, device: torch.device) -> float:

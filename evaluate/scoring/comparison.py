@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from championship_sr.evaluate.config import EvaluateConfig
-from championship_sr.evaluate.inference.inputs import hwc
-from championship_sr.evaluate.inference.passes import run, run_ensemble
+from championship_sr.evaluate.inference.inputs import Inputs, hwc
+from championship_sr.evaluate.inference.passes import PassOutputs, run, run_ensemble, with_fitting_tiles
+from championship_sr.evaluate.inference.tiles import FadedTiling
 from championship_sr.evaluate.methods import BEST_X8, EXPERT, FUSION, FUSION_X8, PER_IMAGE, PER_PIXEL
 from championship_sr.evaluate.metrics import METRICS, Protocol, Scorer, check_learned
 from championship_sr.evaluate.scoring.baselines import images_of, products_of
@@ -121,7 +122,7 @@ class _Comparison:
             raise UnreadableImage(f"{case.name}: of {size} pixels, nothing is left after cropping {self.border}")
         inputs = case.inputs("identity", self.plan.experts)
         with peak_memory(self.device) as peak:
-            result = run(inputs, self.networks, self.tiling, keep_experts=True)
+            result = self._fitting(lambda tiling: run(inputs, self.networks, tiling, keep_experts=True))
         experts = {name: result.images[name] for name in inputs.experts}
         images = images_of(lr, hr, experts, self.scale, self.plan.weights)
         images |= {name: hwc(result.images[name][:RGB]) for name in self.plan.networks}
@@ -156,8 +157,15 @@ class _Comparison:
         self.x8.setdefault(best, []).append(scorer(hwc(images[best])))
 
     def _ensembled(self, case: Case, experts: Sequence[str], networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        made = run_ensemble(lambda variant: case.inputs(variant, experts), networks, self.tiling, keep_experts=True)
-        return made.images
+        def inputs(variant: str) -> Inputs:
+            return case.inputs(variant, experts)
+
+        return self._fitting(lambda tiling: run_ensemble(inputs, networks, tiling, keep_experts=True)).images
+
+    def _fitting(self, attempt: Callable[[FadedTiling], PassOutputs]) -> PassOutputs:
+        """What the attempt gives, here and for all further images in tiles for which memory suffices."""
+        outputs, self.tiling = with_fitting_tiles(attempt, self.tiling)
+        return outputs
 
     def scores(self, lr: str, left_out: Sequence[str]) -> Scores:
         """What has been scored."""

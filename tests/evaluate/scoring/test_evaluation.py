@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from championship_sr.evaluate.inference import passes
 from championship_sr.evaluate.methods import (
     BEST_X8,
     BICUBIC,
@@ -56,6 +57,27 @@ def scores(run_root, store_root, config):
     return evaluate_store(
         run_root, store_root, options=ScoringOptions(self_ensemble=True, ablation=True), config=config
     )
+
+
+def test_scoring_goes_on_in_smaller_tiles_where_memory_is_short(
+    scores, run_root, store_root, config, monkeypatch, caplog
+):
+    run, tried = passes.run, []
+
+    def short(inputs, networks, tiling, **options):
+        tried.append(tiling.tile_px)
+        if tiling.tile_px > 100:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(inputs, networks, tiling, **options)
+
+    for module in ("scoring.comparison", "inference.passes"):
+        monkeypatch.setattr(f"championship_sr.evaluate.{module}.run", short)
+    options = ScoringOptions(self_ensemble=True, ablation=True)
+    made = evaluate_store(run_root, store_root, options=options, config=config)
+    assert made.values == scores.values
+    too_large = [size for size in tried if size > 100]
+    assert too_large and tried[: len(too_large)] == too_large  # no image after the first tries them again
+    assert "out of memory; continuing with tiles of" in caplog.text
 
 
 def test_every_value_is_that_of_the_stored_image(scores, run_root, store_root):

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError, WeightsError
 from championship_sr.train.bench.dispatch import META, dispatched
 from championship_sr.train.config import LiveConfig
+from championship_sr.train.data.batch import Batch
 from championship_sr.train.processes import World
 from championship_sr.train.records.journal import read_metrics
-from championship_sr.train.run.live import LiveExperts, coloured, gaussian_blur, rescaled, window_px
+from championship_sr.train.run.live import LiveExperts, LiveLoader, coloured, gaussian_blur, rescaled, window_px
 from championship_sr.train.run.loop import train
 from championship_sr.train.run.watch import Watch
 
@@ -101,7 +103,11 @@ def test_live_experts_make_no_step_wait_for_the_device(two_experts):
     for expert in two_experts.experts.values():
         expert._network.model.to(META)
         expert.device = META
-    counts = dispatched(partial(two_experts.unchecked, torch.empty(2, 3, 8, 8, device=META)))
+    loader = LiveLoader(
+        SimpleNamespace(sampler=None, samples_per_epoch=1), two_experts, LiveConfig(), crop_px=8, seed=0
+    )
+    lr, hr = torch.empty(2, 3, 8, 8, device=META), torch.empty(2, 3, 32, 32, device=META)
+    counts = dispatched(partial(loader.answered, 0, Batch(lr, hr, hr[:, None], {}, [("image", 0, 0, "identity")] * 2)))
     assert not counts.synchronisations and counts.kernels > 20
 
 

@@ -149,8 +149,9 @@ def main() -> None:
         if debug:
             raise
         status = fail(one_line(error), EXIT_FAILED)
-    except MemoryError as error:
-        if debug:
+    except (MemoryError, RuntimeError) as error:
+        # torch, which not every command loads, has an error of its own for a device's memory
+        if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
         status = fail(f"out of memory: {one_line(error)}", EXIT_FAILED)
     sys.exit(status if isinstance(status, int) else 0)

@@ -4,6 +4,7 @@ import sys
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from championship_sr import pipeline
@@ -33,6 +34,7 @@ def test_help_needs_no_torch():
         (WeightsError("half a network"), 1, "error: half a network\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (MemoryError("12.0 GiB"), 1, "error: out of memory: 12.0 GiB\n"),
+        (torch.OutOfMemoryError("of the device"), 1, "error: out of memory: of the device\n"),
         (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to continue\n"),
     ],
 )

@@ -106,10 +106,10 @@ class Demo:
         return stores
 
     def run(self, store: Path) -> Path:
-        """The folder of the run, trained to its end."""
+        """The folder of the run, trained to its end; it begins from the bundled fusion where there is one."""
         run = self.out / "runs" / f"{self.container}-{self.training.steps}-steps"
         with self.stages.running("train"):
-            train(self.training, store, run, resume=True)
+            train(self.training, store, run, resume=True, init=installed_run())
         return run
 
     def evaluate(self, run: Path, store: Path) -> tuple[Scores, Path]:
@@ -129,7 +129,7 @@ def told_of(bundled: Path) -> str:
     """What the two fusions of the table were trained on."""
     return (
         f"bundled fusion: trained on {trained_on(bundled) or 'other photographs'}; "
-        "fusion: on those of the demo alone. None of them is scored here"
+        "fusion: begins from it and goes on with those of the demo. None of them is scored here"
     )
 
 

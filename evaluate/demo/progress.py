@@ -9,10 +9,10 @@ import click
 
 # what each stage does, and its seconds on two quiet cores of an AMD EPYC
 STAGES = {
-    "photographs": ("writing the photographs", 1),
-    "extract": ("running the experts over the photographs", 24),
-    "train": ("training the fusion", 82),
-    "evaluate": ("scoring the held-out photographs and writing the report", 12),
+    "photographs": ("writing the photographs", 2),
+    "extract": ("running the experts over the photographs", 36),
+    "train": ("training the fusion", 45),
+    "evaluate": ("scoring the held-out photographs and writing the report", 7),
 }
 SHORTEST_S = 5  # a stage that typically takes less says nothing about the machine
 REUSED = 0.3  # a stage that takes less than this share of its typical time had nothing to do

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
 from championship_sr.evaluate.inference.tiles import FadedSpan, FadedTiling, even_spans
 from championship_sr.extract.device import float32_products
+from championship_sr.extract.experts.tiling import SMALLEST_TILE_PX
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 from championship_sr.train.data.uploads import to_device
 
 log = logging.getLogger(__name__)
 
-SMALLEST_TILE_PX = 64  # of tiles where memory is short
 PixelsDone = Callable[[int], object]  # called with the number of LR pixels that were done
 
 

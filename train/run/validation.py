@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from championship_sr.extract.device import float32_products
+from championship_sr.extract.experts.tiling import SMALLEST_TILE_PX
 from championship_sr.extract.images.bicubic import upscale
 from championship_sr.store.errors import ConfigError, StoreError
 from championship_sr.store.shards.reader import Store
@@ -22,7 +23,6 @@ from championship_sr.train.processes import World
 
 log = logging.getLogger(__name__)
 
-SMALLEST_TILE_PX = 64  # of tiles where memory is short
 PICTURE_PX = 192  # side of the windows that are shown
 
 

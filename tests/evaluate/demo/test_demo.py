@@ -9,10 +9,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from championship_sr.evaluate.bundled import installed_run
 from championship_sr.evaluate.demo import demo as module
 from championship_sr.evaluate.demo.photographs import VALIDATION
+from championship_sr.train.records.checkpoint import load_fusion
 
-TOLD = "bundled fusion: trained on other photographs; fusion: on those of the demo alone. None of them is scored here"
+TOLD = (
+    "bundled fusion: trained on other photographs; fusion: begins from it and goes on with those of the demo. None of "
+    "them is scored here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +71,16 @@ def test_the_table_says_what_the_bundled_fusion_was_trained_on(demo, run_root, t
 
 def test_checkpoints_are_chosen_by_the_photographs_that_are_not_trained_on():
     assert module.Demo(Path("demo")).training.validation.images == VALIDATION
+
+
+def test_the_fusion_begins_from_the_bundled_one(tmp_path, monkeypatch, run_root, store_root):
+    begun = []
+    monkeypatch.setattr(module, "train", lambda *_, **options: begun.append(options["init"]))
+    for bundled in (run_root, None):
+        monkeypatch.setattr(module, "installed_run", lambda bundled=bundled: bundled)
+        module.Demo(tmp_path).run(store_root)
+    assert begun == [run_root, None]
+
+
+def test_its_network_is_the_bundled_fusions():
+    assert module.Demo(Path("demo")).training.fusion == load_fusion(installed_run()).config.fusion

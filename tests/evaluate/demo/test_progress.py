@@ -22,9 +22,9 @@ def test_each_stage_is_announced_with_what_is_left_at_the_pace_so_far(clock, cap
             clock[0] += 3 * typical
     said = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in said] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
-    assert said[0].endswith("about 2 minutes left")  # nothing is known yet: 119 s
-    assert said[2].endswith("about 5 minutes left")  # three times (82 + 12) s
-    assert said[3].endswith("about 40 s left")
+    assert said[0].endswith("about 2 minutes left")  # nothing is known yet: 90 s
+    assert said[2].endswith("about 3 minutes left")  # three times (45 + 7) s
+    assert said[3].endswith("about 20 s left")
 
 
 def test_a_stage_that_found_its_work_done_says_nothing_about_the_pace(clock):
@@ -32,7 +32,7 @@ def test_a_stage_that_found_its_work_done_says_nothing_about_the_pace(clock):
     with stages.running("extract"):
         clock[0] += 0.2
     assert stages.pace() == 1.0
-    assert stages.left() == 1 + 82 / 2 + 12
+    assert stages.left() == 2 + 45 / 2 + 7
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(2, "about 10 s"), (42, "about 40 s"), (100, "about 2 minutes")])

@@ -137,7 +137,7 @@ def masks(cuts: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     places = places_of(rows, cols, device).to(dtype)
     steep = torch.addmm(places, cuts.flatten(1), steepness(rows, cols, device).to(dtype)).unflatten(-1, (3, -1))
     from_mean, to_tiers = below_mean(device).to(dtype), tiers_of(device).to(dtype)
-    passed = torch.bmm(from_mean.expand(len(cuts), -1, -1), F.logsigmoid(steep)).exp()
+    passed = torch.bmm(from_mean.expand(len(cuts), -1, -1), F.softplus(steep)).exp()
     tiers = torch.baddbmm(to_tiers[:, 2:], to_tiers[:, :2].expand(len(cuts), -1, -1), passed)
     return tiers.split([BLOCK**2, rows * (cols // 2 + 1)], dim=-1)
 
@@ -150,11 +150,12 @@ def taken_so_far(device: torch.device) -> Tensor:
 
 @constant
 def below_mean(device: torch.device) -> Tensor:
-    """What makes the logarithms of the low and the high mask of those of low, high and low at the mean.
+    """What makes the logarithms of the low and the high mask of the negative ones of low, high and low at the mean.
 
-    The mean itself is low, wherever the cut.
+    The mean itself is low, wherever the cut. Negative, as softplus gives them: the logarithm of a sigmoid, as other
+    programs compute an exported network, is minus infinity far from the cut, and a product of it with 0 no number.
     """
-    return torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]], device=device)
+    return torch.tensor([[-1.0, 0.0, 1.0], [0.0, -1.0, 0.0]], device=device)
 
 
 @constant
@@ -170,15 +171,15 @@ def places_of(rows: int, cols: int, device: torch.device) -> Tensor:
     fx = torch.fft.rfftfreq(cols, device=device)[None, :]
     radius = torch.sqrt(fy**2 + fx**2) / math.sqrt(0.5)
     places = torch.cat([zigzag(device).flatten(), radius.flatten()])
-    return SHARPNESS * torch.cat([-places, places, torch.zeros_like(places)])
+    return SHARPNESS * torch.cat([places, -places, torch.zeros_like(places)])
 
 
 @constant
 def steepness(rows: int, cols: int, device: torch.device) -> Tensor:
-    """(4, 3 * places): how low and high of the DCT and of the FFT enter each mask's sigmoid."""
+    """(4, 3 * places): how low and high of the DCT and of the FFT enter the exponent in each mask's sigmoid."""
     transform = torch.arange(BLOCK**2 + rows * (cols // 2 + 1), device=device) >= BLOCK**2
     dct, fft, none = (SHARPNESS * x.float() for x in (~transform, transform, transform & ~transform))
-    lines = [dct, none, dct], [none, -dct, none], [fft, none, fft], [none, -fft, none]
+    lines = [-dct, none, -dct], [none, dct, none], [-fft, none, -fft], [none, fft, none]
     return torch.stack([torch.cat(line) for line in lines])
 
 

@@ -32,9 +32,7 @@ class PretrainConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     ema_decay: float = 0.999
-    collapse_tail: bool = (
-        False  # train the linear layers at the end as one convolution; the file holds the whole network
-    )
+    collapse_tail: bool = False  # the linear layers at the end as one convolution while training
     local_attention: bool = False  # untrained window attention begins with near pixels
     half: bool = False  # write the weights in float16
     autocast: bool = True  # bfloat16 in the forward pass; weights and gradients stay float32

@@ -40,10 +40,6 @@ cache_option = click.option(
     "--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder."
 )
 cache_gb_option = click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
-cache_option = click.option(
-    "--cache", help="Folder for downloaded shards of a store at a URL. Default: in the user's cache folder."
-)
-cache_gb_option = click.option("--cache-gb", type=float, help="Largest size of that folder in GB. Default: 100.")
 scale_option = click.option("--scale", default=4, show_default=True, help="Upscaling factor of the experts.")
 precision_option = click.option(
     "--precision",

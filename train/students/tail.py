@@ -46,17 +46,14 @@ def restored(collapsed: nn.Module, whole: nn.Module) -> nn.Module:
     convolutions, factors, last = _stages(whole)
     for parameter in (parameter for layer in (*convolutions, last) for parameter in layer.parameters()):
         parameter.zero_()
-    rest = prod(factors)
-    for number, (convolution, factor) in enumerate(zip(convolutions, factors, strict=True)):
-        rows = torch.eye(COLOURS * rest**2) if number else weight
+    rest = prod(factors[1:])
+    first = dict(convolutions[0].named_parameters())
+    first["weight"][: len(weight)] = _by_stage(weight, factors[0], rest)
+    first["bias"][: len(bias)] = _by_stage(bias, factors[0], rest)
+    for convolution, factor in zip(convolutions[1:], factors[1:], strict=True):
+        handed = torch.eye(COLOURS * rest**2)
         rest //= factor
-        rows = _by_stage(rows, factor, rest)
-        if number:
-            convolution.weight[: len(rows), : rows.shape[1], 1, 1] = rows
-        else:
-            parameters = dict(convolution.named_parameters())
-            parameters["weight"][: len(rows)] = rows
-            parameters["bias"][: len(rows)] = _by_stage(bias, factor, rest)
+        convolution.weight[: len(handed), : len(handed), 1, 1] = _by_stage(handed, factor, rest)
     last.weight[:, :COLOURS, 1, 1] = torch.eye(COLOURS)
     return whole
 

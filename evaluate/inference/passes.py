@@ -13,6 +13,7 @@ from championship_sr.evaluate.inference.inputs import SPATIAL, Inputs
 from championship_sr.evaluate.inference.tiles import FadedSpan, FadedTiling, even_spans
 from championship_sr.extract.device import float32_products
 from championship_sr.extract.experts.tiling import SMALLEST_TILE_PX
+from championship_sr.extract.limits import now
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
 from championship_sr.train.data.uploads import to_device
 
@@ -55,11 +56,11 @@ def run(
     for ys, xs in product(*(even_spans(n, inputs.scale, tiling) for n in inputs.size)):
         started = time.perf_counter()
         lr, sr, features = inputs.window(ys.start, xs.start, ys.stop - ys.start, xs.stop - xs.start)
-        seconds["inputs"] += _elapsed(started, lr.device)
+        seconds["inputs"] += now(lr.device) - started
         for name, network in networks.items():
             started = time.perf_counter()
             image = network(lr, sr, features)
-            seconds[name] += _elapsed(started, lr.device)
+            seconds[name] += now(lr.device) - started
             add(name, image[0], ys, xs)
         for index, name in enumerate(inputs.experts if keep_experts else ()):
             add(name, sr[0, index], ys, xs)
@@ -81,12 +82,6 @@ def with_fitting_tiles(
         # here, the tensors of the failed pass have been freed with the exception
         tiling = replace(tiling, tile_px=tiling.tile_px // 2)
         log.warning("out of memory; continuing with tiles of %d LR pixels", tiling.tile_px)
-
-
-def _elapsed(started: float, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _add(total: Tensor, tile: Tensor, ys: FadedSpan, xs: FadedSpan, scale: int) -> None:

@@ -14,6 +14,7 @@ from championship_sr.extract.experts.networks import Network, load_network
 from championship_sr.extract.experts.taps import captured, possible_shapes
 from championship_sr.extract.experts.weights_file import weights_path
 from championship_sr.extract.images.pairs import image_files
+from championship_sr.extract.limits import now
 from championship_sr.extract.memory import peak_memory
 from championship_sr.store.errors import ConfigError, StoreError, WeightsError
 from championship_sr.store.format.variants import VARIANTS, inverse, transform
@@ -109,9 +110,7 @@ def check(expert: LoadedExpert) -> Checked:
     with peak_memory(expert.device) as peak:
         started = time.perf_counter()
         sr, features = expert(image)
-        if expert.device.type == "cuda":
-            torch.cuda.synchronize(expert.device)
-        seconds = time.perf_counter() - started
+        seconds = now(expert.device) - started
     again = expert(image)
     side = CHECKED_PX * expert.scale
     wrong = {name: t for name, t in features.items() if t.shape[2:] != image.shape[2:]}

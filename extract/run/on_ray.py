@@ -161,12 +161,22 @@ def run_on_ray(job: Job, entry: ExpertConfig, options: RayOptions, staging: Path
 
 @dataclass(eq=False)
 class _Member:
-    """One actor: where it is, once that is known, and the shard that it makes."""
+    """One actor: where its process runs, once it does, whether it holds the expert, and the shard that it makes."""
 
     actor: Any
-    where: Any  # a reference to its ActorPlace
     place: ActorPlace | None = None
+    loaded: bool = False
     shard: int | None = None
+
+    @property
+    def task(self) -> str:
+        if self.shard is not None:
+            return f"shard {self.shard}"
+        return "loading" if self.place else "starting"
+
+    @property
+    def where(self) -> str:
+        return str(self.place or "a node of the cluster")
 
 
 class _Crew:
@@ -179,8 +189,8 @@ class _Crew:
             num_cpus=shares.cpus, num_gpus=shares.gpus, runtime_env={"env_vars": {"PYTHONPATH": path}}
         )(Worker)
         self._waiting: dict[Any, _Member] = {}  # request to an actor -> the actor
+        self._started: list[_Member] = []  # processes without the expert: the first one makes room in the store alone
         self._idle: list[_Member] = []
-        self._hired: list[_Member] = []  # whose processes start while the first one loads the expert
         self._todo: deque[int] = deque()
         self._lost: Counter[int | None] = Counter()
         self._tiling: Tiling | None = None
@@ -190,20 +200,20 @@ class _Crew:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for member in (*self._waiting.values(), *self._idle, *self._hired):
+        for member in (*self._waiting.values(), *self._started, *self._idle):
             self._ray.kill(member.actor)  # frees the memory for the next expert
 
     def run(self) -> ExpertSummary:
         """Makes every shard that is missing."""
         started, told = time.monotonic(), False
-        self._hired = [self._hire() for _ in range(max(1, min(self._shares.actors, self._expected())))]
-        self._begin(self._hired.pop(0))  # the first one alone makes room in the store
+        for _ in range(max(1, min(self._shares.actors, self._expected()))):
+            self._hire()
         with progress(desc=self._name, unit="px", unit_scale=True, smoothing=0.1) as bar:
             while self._tiling is None or self._todo or self._busy():
                 ready, _ = self._ray.wait(list(self._waiting), timeout=PATIENCE_SECONDS)
                 for reference in ready:
                     self._take(reference, self._waiting.pop(reference), bar)
-                if not ready and not self._busy() and not told:
+                if not ready and not told and not any(member.place for member in self._waiting.values()):
                     told = True
                     log.warning(
                         "%s: waiting for a node with %d CPUs and %g GPUs free",
@@ -222,66 +232,77 @@ class _Crew:
         job = self._job
         return len(job.order if job.rebuild else set(job.order) & set(job.manifest.missing_shards(self._name)))
 
-    def _hire(self) -> _Member:
-        actor = self._worker.remote(*self._args)
-        return _Member(actor, actor.place.remote())
-
-    def _begin(self, member: _Member) -> None:
-        self._waiting[member.actor.begin.remote(self._tiling)] = member
+    def _hire(self) -> None:
+        member = _Member(self._worker.remote(*self._args))
+        self._waiting[member.actor.place.remote()] = member
 
     def _take(self, reference: Any, member: _Member, bar: tqdm) -> None:
-        """Handles an actor's result: it is ready, it has made its shard, or it is lost."""
-        what = f"shard {member.shard}" if member.shard is not None else "loading"
+        """Handles an actor's result: its process runs, it holds the expert, it has made its shard, or it is lost."""
         try:
             result = self._ray.get(reference)
-            member.place = self._ray.get(member.where)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             kind = type(cause) if isinstance(cause, (ConfigError, WeightsError)) else StoreError
             text = str(cause) if isinstance(cause, (kind, OSError)) else f"{type(cause).__name__}: {cause}"
-            raise kind(f"{self._name}: {what} on {self._ray.get(member.where)}: {text}") from None
+            raise kind(f"{self._name}: {member.task} on {member.where}: {text}") from None
         except self._ray.exceptions.RayActorError as error:
-            return self._replace(member, what, error)
-        if member.shard is None:
-            self._prepare(result, bar)
+            return self._replace(member, error)
+        if member.place is None:
+            member.place = result
+            self._started.append(member)
+        elif not member.loaded:
+            member.loaded = True
+            self._idle.append(member)
+            self._plan(result, bar)
         else:
             self._made.append(member.shard)
             bar.update(self._pixels([member.shard]))
-        self._give(member)
+            member.shard = None
+            self._idle.append(member)
+        self._give()
         nodes = {member.place.node for member in self._busy() if member.place}
         bar.set_postfix_str(f"{len(nodes)} nodes", refresh=False)
 
-    def _prepare(self, tiling: Tiling, bar: tqdm) -> None:
+    def _plan(self, tiling: Tiling, bar: tqdm) -> None:
         if self._tiling is not None:
             return
         job, self._tiling = self._job, tiling
         missing = set(job.manifest.missing_shards(self._name, job.rebuild))
         self._todo += [shard for shard in job.order if shard in missing]
         bar.total = self._pixels(self._todo)
-        while self._hired and len(self._waiting) + 1 < len(self._todo):
-            self._begin(self._hired.pop(0))
 
-    def _give(self, member: _Member) -> None:
-        member.shard = self._todo.popleft() if self._todo else None
-        if member.shard is None:
-            self._idle.append(member)
-        else:
+    def _give(self) -> None:
+        """Shards to the actors that hold the expert; the expert to as many others as there are shards left.
+
+        Before the store has room for the expert, one actor alone loads it: whichever runs first, for a node that has
+        just died may keep the others waiting and those that run keep their cores.
+        """
+        while self._todo and self._idle:
+            member = self._idle.pop()
+            member.shard = self._todo.popleft()
             self._waiting[member.actor.make.remote(member.shard, self._tiling)] = member
+        wanted = 1 if self._tiling is None else len(self._todo)
+        while self._started and self._loading() < wanted:
+            member = self._started.pop(0)
+            self._waiting[member.actor.begin.remote(self._tiling)] = member
 
-    def _replace(self, member: _Member, what: str, error: Exception) -> None:
+    def _loading(self) -> int:
+        return sum(member.place is not None and not member.loaded for member in self._waiting.values())
+
+    def _replace(self, member: _Member, error: Exception) -> None:
         """Gives a lost actor's shard to another one."""
-        where = member.place or "a node of the cluster"
         self._lost[member.shard] += 1
         if self._lost[member.shard] == TRIES:
-            raise StoreError(f"{self._name}: {what} has lost its worker {TRIES} times, last on {where}: {error}")
-        log.warning("%s: %s was lost with %s; another worker will make it", self._name, what, where)
+            raise StoreError(
+                f"{self._name}: {member.task} has lost its worker {TRIES} times, last on {member.where}: {error}"
+            )
+        log.warning("%s: %s was lost with %s; another worker will make it", self._name, member.task, member.where)
         self._ray.kill(member.actor)
         if member.shard is not None:
             self._todo.append(member.shard)
             if member.place:
                 lock = lock_path(self._job.manifest.root, self._name, member.shard, self._job.rebuild)
                 leases.revoke(lock, member.place.node, member.place.pid)
-        if self._idle:
-            self._give(self._idle.pop())
-        else:
-            self._begin(self._hire())
+        if not self._idle and not self._started:
+            self._hire()
+        self._give()

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +63,73 @@ def cluster(tmp_path_factory):
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+class ActorLost(Exception):
+    """What the stand-in for Ray raises in place of its RayActorError."""
+
+
+class StandIn:
+    """As much of Ray as a crew of actors needs, in this process, with some actors that are never placed or are lost.
+
+    nowhere  actors, by the order of their hiring, that no node ever starts
+    dying    actors that are lost when they load the expert
+    """
+
+    exceptions = SimpleNamespace(RayActorError=ActorLost, RayTaskError=KeyError)
+
+    def __init__(self, nowhere: set[int], dying: set[int]) -> None:
+        self.nowhere, self.dying, self.hired, self.killed = nowhere, dying, 0, []
+        self.loaders: list[int] = []
+
+    def remote(self, **_resources):
+        return lambda cls: SimpleNamespace(remote=lambda *args: self.hire(cls(*args)))
+
+    def hire(self, worker) -> SimpleNamespace:
+        actor, self.hired = self.hired, self.hired + 1
+
+        def begin(tiling):
+            self.loaders.append(actor)
+            if actor in self.dying:
+                raise ActorLost(f"actor {actor}")
+            return worker.begin(tiling)
+
+        def method(call):
+            return SimpleNamespace(remote=lambda *args: (actor, partial(call, *args)))
+
+        return SimpleNamespace(index=actor, place=method(worker.place), begin=method(begin), make=method(worker.make))
+
+    def wait(self, references, timeout):
+        ready = [reference for reference in references if reference[0] not in self.nowhere]
+        assert ready, "nothing that is waited for can ever come"
+        return ready[:1], references
+
+    def get(self, reference):
+        return reference[1]()
+
+    def kill(self, actor):
+        self.killed.append(actor.index)
+
+
+@pytest.mark.parametrize(
+    ("nowhere", "dying", "loaders"),
+    [
+        ({0}, set(), [1]),  # placed on a node that has just died, whose cores nobody else gives back
+        ({0, 2}, {1}, [1, 3]),  # so is the one that takes the place of a lost one
+        (set(), {0}, [0, 1]),
+    ],
+)
+def test_whichever_actor_runs_first_loads_the_expert(make_config, monkeypatch, nowhere, dying, loaders):
+    alone = make_config()
+    extract(alone)
+    config, ray = make_config(store=str(Path(alone.store).with_name("crew"))), StandIn(nowhere, dying)
+    ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 2}}]
+    monkeypatch.setattr(engine_ray, "connect", lambda *_args: ray)
+    monkeypatch.setattr(engine_ray.leases, "revoke", lambda *_args: None)
+    extract(config, cluster=RayOptions(actors=len(nowhere | dying) + 1, cpus_per_actor=1))
+    assert ray.loaders[: len(loaders)] == loaders
+    assert checksums(config.store) == checksums(alone.store)
+    assert sorted(set(ray.killed)) == list(range(ray.hired))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from championship_sr.store.config import UserPath, config_dataclass
 from championship_sr.train.data.sampler import Weighting
 from championship_sr.train.data.variants import Augment
 from championship_sr.train.fusion.config import FusionConfig
-from championship_sr.train.losses.combined import LOSSES, TEACHER
+from championship_sr.train.losses.combined import LOSSES, TAUGHT
 from championship_sr.train.schedule import (
     Curriculum,
     LearningRate,
@@ -154,6 +154,7 @@ class LossConfig:
     stages: tuple[StageConfig, ...] = (StageConfig("100 %", {"l1": 1.0}, "pixels"),)
     vgg_weights: UserPath | None = None  # None: torch's cache
     clip_weights: UserPath | None = None  # None: the cache of huggingface_hub
+    complement_share: Annotated[float, Field(gt=0, lt=1)] = 0.25  # of the student in the mean with its teacher
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -269,11 +270,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if parse_length(self.steps)[1] == "%":
             raise ValueError(f"steps={self.steps}: the length of a run must be in steps or epochs")
-        if TEACHER in self.losses.used and not self.teacher.of:
+        taught = [name for name in TAUGHT if name in self.losses.used]
+        if taught and not self.teacher.of:
             raise ValueError(
-                "losses: the loss teacher needs a teacher: set teacher.of to fitted, mean or a run's folder"
+                f"losses: the loss {taught[0]} needs a teacher: set teacher.of to fitted, mean or a run's folder"
             )
-        if self.teacher.of and TEACHER not in self.losses.used:
+        if self.teacher.of and not taught:
             raise ValueError(
                 "teacher: no stage learns from it; give the loss teacher a weight, for example "
                 "losses.stages=[{length: 100 %, weights: {l1: 1, teacher: 1}}]"

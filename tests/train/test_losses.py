@@ -16,7 +16,7 @@ from championship_sr.train.losses.combined import LOSSES, Criterion
 from championship_sr.train.losses.vgg import VGGPerceptual, load_features
 from championship_sr.train.losses.wavelet import StationaryWavelet
 
-PLAIN = [name for name in LOSSES if name not in ("vgg", "clip", "teacher")]
+PLAIN = [name for name in LOSSES if name not in ("vgg", "clip", "teacher", "complement")]
 
 
 def images(seed: int = 0, batch: int = 2, height: int = 40, width: int = 56) -> tuple[Tensor, Tensor]:
@@ -270,3 +270,16 @@ def test_the_wavelet_loss_makes_its_responses_once_for_a_size_and_can_then_be_tr
         loss.backward()
     assert torch.equal(loss, first) and sr.grad.abs().sum() > 0
     assert not counts.synchronisations  # that of another loss before it has made them
+
+
+def test_complement_is_the_error_of_the_mean_with_the_others():
+    rng = np.random.default_rng(1)
+    sr, hr, others = (torch.from_numpy(rng.random((2, 3, 8, 8)).astype(np.float32)) for _ in range(3))
+    criterion = Criterion(["complement"], share=0.25)
+    total, values = criterion(sr.requires_grad_(), hr, {"complement": 1.0}, others)
+    error = 0.25 * sr.detach().numpy() + 0.75 * others.numpy() - hr.numpy()
+    luma = np.tensordot(error, np.divide((65.481, 128.553, 24.966), 255), axes=(1, 0))
+    assert values["complement"].item() == pytest.approx(4 * (np.abs(error).mean() + np.abs(luma).mean()) / 2, rel=1e-5)
+    total.backward()
+    # one whose others err the other way gains by erring itself, which the distance to HR would forbid
+    assert np.all(np.sign(sr.grad.sum(1).numpy()) == np.sign(np.sign(error).mean(1) + np.sign(luma)))

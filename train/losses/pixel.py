@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from championship_sr.train.metrics import BT601_STUDIO
@@ -32,6 +33,26 @@ class Charbonnier(nn.Module):
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         return ((sr - hr).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+class Complement(nn.Module):
+    """Mean absolute difference, of RGB and of luma, between HR and the mean of this image and those of others.
+
+    It teaches an expert what the others lack, where the distance to HR alone teaches all of them the same: negative
+    correlation learning, with the others held fixed.
+
+    share   of the image in that mean, 1 / n for one of n experts; the value is divided by it, so that a gradient is
+            as large as one of L1
+    source  Liu and Yao 1999, "Ensemble learning via negative correlation"
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, sr: Tensor, hr: Tensor, others: Tensor) -> Tensor:
+        difference = torch.lerp(others, sr, self.share) - hr
+        return (difference.abs().mean() + _luma(difference).abs().mean()) / (2 * self.share)
 
 
 class PSNR(nn.Module):

@@ -24,6 +24,12 @@ __all__ = ["experts", "pretrain"]
 @click.option("--store", metavar="DIR|URL", help="Train from this feature store instead of folders.")
 @click.option("--teacher", metavar="fitted|mean|RUN", help="Also learn from a teacher, as in `train`; needs --store.")
 @click.option("--teacher-x8", is_flag=True, help="Average the teacher over the eight stored variants.")
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="EXPERT",
+    help="Also learn what this expert of the store lacks, for an expert to fuse with it; repeatable; needs --store.",
+)
 @device_option
 @click.option(
     "--set",
@@ -32,7 +38,7 @@ __all__ = ["experts", "pretrain"]
     metavar="KEY=VALUE",
     help="Override one value, for example pretrain.steps=100; repeatable.",
 )
-def pretrain(entry, out, hr, store, teacher, teacher_x8, device, assignments):
+def pretrain(entry, out, hr, store, teacher, teacher_x8, beside, device, assignments):
     """Train a small expert of your own; the same command continues from the last checkpoint."""
     from championship_sr.train.config import TeacherConfig
     from championship_sr.train.pretraining.pretrain import pretrain as run
@@ -45,4 +51,4 @@ def pretrain(entry, out, hr, store, teacher, teacher_x8, device, assignments):
         config = build(ExpertConfig, override(to_plain(config), given), str(entry))
     taught = TeacherConfig(of=teacher or "", x8=teacher_x8)
     where = out or Path("runs") / config.name
-    click.echo(run(config, where, device=device or "auto", store=store, teacher=taught))
+    click.echo(run(config, where, device=device or "auto", store=store, teacher=taught, beside=beside))

@@ -1,5 +1,6 @@
 """Trains a small expert from folders of HR images or from a store: a student with a short configuration."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from championship_sr.extract.run.extraction import extract
 from championship_sr.store.config import build
 from championship_sr.store.errors import ConfigError
 from championship_sr.train.config import TeacherConfig, TrainConfig
-from championship_sr.train.losses.combined import TEACHER
+from championship_sr.train.losses.combined import COMPLEMENT, TEACHER
 from championship_sr.train.records.folder import PAIRS_STORE, check_folder
 from championship_sr.train.run.loop import train
 
@@ -24,6 +25,7 @@ def pretrain(
     device: str = "auto",
     store: Path | str | None = None,
     teacher: TeacherConfig = NO_TEACHER,
+    beside: Sequence[str] = (),
 ) -> Path:
     """Trains the entry's network and returns the path of its weights, in the run `out`.
 
@@ -31,25 +33,36 @@ def pretrain(
 
     store    to train from; None: one with only the images, made in `out` from the folders of `pretrain.hr`
     teacher  of the store, to learn from besides HR
+    beside   experts of the store to complement: what is also trained is the mean with their images
     raises   ConfigError, StoreError, WeightsError
     """
     recipe = config.pretrain
     if recipe is None:
         raise ConfigError(f"{config.name}: has no pretrain section")
-    if teacher.of and not store:
+    if (teacher.of or beside) and not store:
         raise ConfigError("a teacher is made from a store's experts; give --store")
-    settings = train_config(config, recipe, device, teacher)
+    settings = train_config(config, recipe, device, teacher, beside)
     train(settings, store or _pairs_store(recipe, out), out, resume=True, changes=True)
     return out / f"{config.name}.safetensors"
 
 
-def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teacher: TeacherConfig) -> TrainConfig:
+def train_config(
+    config: ExpertConfig,
+    recipe: PretrainConfig,
+    device: str,
+    teacher: TeacherConfig = NO_TEACHER,
+    beside: Sequence[str] = (),
+) -> TrainConfig:
     """The training that a `pretrain` section stands for."""
+    if teacher.of and beside:
+        raise ConfigError("--teacher and --beside: an expert learns from its teacher or complements others; choose one")
     # what builds the network; the rest may change when the training continues
     student = replace(config, pretrain=PretrainConfig(**{key: getattr(recipe, key) for key in BUILDING}))
     weights = dict(recipe.losses)
     if teacher.of:
         weights = {name: weight / 2 for name, weight in weights.items()} | {TEACHER: 0.5}
+    if beside:
+        weights, teacher = weights | {COMPLEMENT: 1.0}, TeacherConfig(of="mean", experts=tuple(beside))
     content = {
         "student": student,
         "teacher": teacher,
@@ -60,7 +73,10 @@ def train_config(config: ExpertConfig, recipe: PretrainConfig, device: str, teac
             "augment": "stored",
             "weighting": "images",
         },
-        "losses": {"stages": [{"length": "100 %", "weights": weights}]},
+        "losses": {
+            "stages": [{"length": "100 %", "weights": weights}],
+            "complement_share": 1 / (1 + max(1, len(beside))),
+        },
         "optimiser": {
             "kind": recipe.optimiser,
             "learning_rate": recipe.learning_rate,

@@ -378,4 +378,4 @@ def seed_everything(seed: int) -> None:
 def new_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     """The losses that any stage uses."""
     files = {"vgg": config.losses.vgg_weights, "clip": config.losses.clip_weights}
-    return Criterion(config.losses.used, files).to(device)
+    return Criterion(config.losses.used, files, config.losses.complement_share).to(device)

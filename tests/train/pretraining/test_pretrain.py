@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from championship_sr.extract.config import ExpertConfig, load_expert_config
 from championship_sr.extract.experts.architecture import build_network
 from championship_sr.extract.experts.expert import load_expert
+from championship_sr.store.config import read_yaml
 from championship_sr.store.errors import ConfigError, StoreError
+from championship_sr.store.shards.reader import Store
 from championship_sr.train.config import TeacherConfig, learning_rate, span
 from championship_sr.train.pretraining.commands import experts
 from championship_sr.train.pretraining.pretrain import pretrain, train_config
@@ -116,6 +118,21 @@ def test_a_store_and_its_teacher_take_the_place_of_folders(make_entry, make_lear
         pretrain(make_entry(), tmp_path / "none", device="cpu", teacher=TeacherConfig(of="fitted"))
     with pytest.raises(ConfigError, match="no folder of HR images; give --hr or --store"):
         pretrain(make_entry(hr=[]), tmp_path / "none", device="cpu")
+
+
+def test_an_expert_is_trained_beside_others(make_entry, make_learnable, tmp_path):
+    store, run = make_learnable(tmp_path / "store"), tmp_path / "run"
+    others = sorted(Store(store).experts)
+    pretrain(make_entry(hr=[]), run, device="cpu", store=store, beside=others)
+    event = next(event for event in read_metrics(run) if event["event"] == "train")
+    assert set(event["losses"]) == {"l1", "complement"}
+    config = read_yaml(run / "config.yaml")["train"]
+    assert config["teacher"] == {"of": "mean", "experts": others, "x8": False}
+    assert config["losses"]["complement_share"] == pytest.approx(1 / (1 + len(others)))
+    with pytest.raises(ConfigError, match="a teacher is made from a store's experts; give --store"):
+        pretrain(make_entry(), tmp_path / "none", device="cpu", beside=others)
+    with pytest.raises(ConfigError, match=r"--teacher and --beside: .* choose one"):
+        pretrain(make_entry(), run, device="cpu", store=store, beside=others, teacher=TeacherConfig(of="mean"))
 
 
 def test_unknown_networks_and_folders_without_images_are_refused(make_entry, tmp_path):

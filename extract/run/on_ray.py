@@ -161,11 +161,10 @@ def run_on_ray(job: Job, entry: ExpertConfig, options: RayOptions, staging: Path
 
 @dataclass(eq=False)
 class _Member:
-    """One actor: where its process runs, once it does, whether it holds the expert, and the shard that it makes."""
+    """One actor: where its process runs, once it does, and the shard that it makes, once it holds the expert."""
 
     actor: Any
     place: ActorPlace | None = None
-    loaded: bool = False
     shard: int | None = None
 
     @property
@@ -250,8 +249,7 @@ class _Crew:
         if member.place is None:
             member.place = result
             self._started.append(member)
-        elif not member.loaded:
-            member.loaded = True
+        elif member.shard is None:
             self._idle.append(member)
             self._plan(result, bar)
         else:
@@ -287,7 +285,7 @@ class _Crew:
             self._waiting[member.actor.begin.remote(self._tiling)] = member
 
     def _loading(self) -> int:
-        return sum(member.place is not None and not member.loaded for member in self._waiting.values())
+        return sum(member.task == "loading" for member in self._waiting.values())
 
     def _replace(self, member: _Member, error: Exception) -> None:
         """Gives a lost actor's shard to another one."""

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from championship_sr.store.codecs import fit_pca, get_codec
 from championship_sr.store.format.description import assign_shards
@@ -17,6 +19,10 @@ from championship_sr.store.format.manifest import Manifest
 from championship_sr.store.format.variants import variant_size
 from championship_sr.store.shards.writer import write_shard
 from tests.s3_server import bucket, keys, proxy, s3_port  # noqa: F401  (fixtures)
+
+# tqdm's own lock is shared with forked processes: one that a test kills while holding it would stop all that follow
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # nor may a thread hold it when a process is forked
 
 SIZES = ((12, 17), (9, 8), (16, 16))
 

@@ -249,12 +249,12 @@ class _Crew:
         if member.place is None:
             member.place = result
             self._started.append(member)
-        elif member.shard is None:
-            self._idle.append(member)
-            self._plan(result, bar)
         else:
-            self._made.append(member.shard)
-            bar.update(self._pixels([member.shard]))
+            if member.shard is None:
+                self._plan(result, bar)
+            else:
+                self._made.append(member.shard)
+                bar.update(self._pixels([member.shard]))
             member.shard = None
             self._idle.append(member)
         self._give()

@@ -58,11 +58,12 @@ def train_config(
         raise ConfigError("--teacher and --beside: an expert learns from its teacher or complements others; choose one")
     # what builds the network; the rest may change when the training continues
     student = replace(config, pretrain=PretrainConfig(**{key: getattr(recipe, key) for key in BUILDING}))
-    weights = dict(recipe.losses)
+    weights, mixing = dict(recipe.losses), {}
     if teacher.of:
         weights = {name: weight / 2 for name, weight in weights.items()} | {TEACHER: 0.5}
     if beside:
         weights, teacher = weights | {COMPLEMENT: 1.0}, TeacherConfig(of="mean", experts=tuple(beside))
+        mixing = {"complement_share": 1 / (1 + len(beside))}
     content = {
         "student": student,
         "teacher": teacher,
@@ -73,10 +74,7 @@ def train_config(
             "augment": "stored",
             "weighting": "images",
         },
-        "losses": {
-            "stages": [{"length": "100 %", "weights": weights}],
-            "complement_share": 1 / (1 + max(1, len(beside))),
-        },
+        "losses": {"stages": [{"length": "100 %", "weights": weights}], **mixing},
         "optimiser": {
             "kind": recipe.optimiser,
             "learning_rate": recipe.learning_rate,
